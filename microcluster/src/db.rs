@@ -1,0 +1,6 @@
+//! The database: SQLite, replicated by Raft. The only door to SQL and to Raft.
+
+mod log_store;
+mod raft_types;
+
+pub use raft_types::{NodeId, Peer};
