@@ -1,5 +1,6 @@
 //! The database: SQLite, replicated by Raft. The only door to SQL and to Raft.
 
+mod entry_codec;
 mod log_store;
 mod raft_types;
 
