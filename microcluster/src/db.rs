@@ -1,5 +1,8 @@
 //! The database: SQLite, replicated by Raft. The only door to SQL and to Raft.
 
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 // Until the database uses them.
 #[allow(dead_code)]
 mod entry_codec;

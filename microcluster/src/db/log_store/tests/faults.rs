@@ -173,6 +173,23 @@ async fn all_that_wait_hear_of_the_error() {
 }
 
 #[tokio::test]
+async fn a_change_of_many_groups_ends_with_the_first_that_fails() {
+    let disk = Disk::default();
+    let log = open(&disk, tiny()).unwrap();
+    append(&log, 1, 0..3).await;
+    let before = content(&log).await;
+    disk.fail(Operation::Sync, ErrorKind::Other);
+    let syncs = disk.syncs();
+    let large: Vec<_> = (3..20).map(|index| entry(1, index, 1 << 20)).collect();
+    assert!(log.clone().blocking_append(large).await.is_err());
+    assert_eq!(disk.syncs(), syncs + 1);
+    log.close().await;
+    let found = content(&open(&disk, tiny()).unwrap()).await;
+    assert!(found.entries.starts_with(&before.entries));
+    assert!(found.entries.len() < 10, "{} entries", found.entries.len());
+}
+
+#[tokio::test]
 async fn a_segment_that_cannot_be_removed_is_removed_when_the_log_is_opened() {
     let disk = Disk::default();
     let log = open(&disk, tiny()).unwrap();
