@@ -7,6 +7,7 @@ use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AnyError, OptionalSend, RaftLogReader};
 
 use super::error::LogError;
+use super::format::Mark;
 use super::state::State;
 use super::writer::{Change, Done};
 use super::{LogReader, LogStore};
@@ -68,7 +69,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        let change = |state: &mut State| Ok(Some((Change::Vote(*vote), state.ticket())));
+        let change = |state: &mut State| Ok(Some((Mark::Vote(*vote), state.ticket())));
         Ok(self
             .change(change)
             .await
@@ -112,7 +113,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let change = |state: &mut State| {
             Ok(state
                 .purge(log_id)
-                .map(|ticket| (Change::Purge(log_id), ticket)))
+                .map(|ticket| (Mark::Purge(log_id), ticket)))
         };
         Ok(self.change(change).await.map_err(write_error)?)
     }
