@@ -46,8 +46,7 @@ fn raw(criterion: &mut Criterion, count: usize) -> Result<(), Box<dyn Error>> {
     criterion.bench_function(&format!("raw/{count}"), |bencher| {
         bencher.iter(|| {
             offset = (offset + bytes.len() as u64) % (63 << 20);
-            file.write_all_at(&bytes, offset)
-                .and_then(|()| file.sync_data())
+            file.write_all_at(&bytes, offset).and_then(|()| file.sync_data())
         });
     });
     Ok(())

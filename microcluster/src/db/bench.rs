@@ -26,18 +26,11 @@ impl Log {
     ///
     /// If it cannot be opened.
     pub fn open(dir: &Path, allocate_bytes: u64, command_bytes: usize) -> io::Result<Self> {
-        let options = LogOptions {
-            allocate_bytes,
-            ..LogOptions::default()
-        };
+        let options = LogOptions { allocate_bytes, ..LogOptions::default() };
         let store = LogStore::open(dir, options).map_err(io::Error::other)?;
         let next = store.stats().last_index.map_or(0, |last| last + 1);
         let command = Bytes::from(vec![b'x'; command_bytes]);
-        Ok(Self {
-            store,
-            next,
-            command,
-        })
+        Ok(Self { store, next, command })
     }
 
     /// Appends `count` entries and returns when they are durable.
@@ -46,14 +39,10 @@ impl Log {
     ///
     /// If the disk refuses.
     pub async fn append(&mut self, count: u64) -> io::Result<()> {
-        let entries: Vec<Entry> = (self.next..self.next + count)
-            .map(|index| entry(index, self.command.clone()))
-            .collect();
+        let entries: Vec<Entry> =
+            (self.next..self.next + count).map(|index| entry(index, self.command.clone())).collect();
         self.next += count;
-        self.store
-            .blocking_append(entries)
-            .await
-            .map_err(io::Error::other)
+        self.store.blocking_append(entries).await.map_err(io::Error::other)
     }
 }
 
@@ -65,8 +54,5 @@ pub fn encode(count: u64, command: &Bytes, out: &mut Vec<u8>) {
 }
 
 fn entry(index: u64, command: Bytes) -> Entry {
-    Entry {
-        log_id: LogId::new(CommittedLeaderId::new(1, 1), index),
-        payload: EntryPayload::Normal(Command(command)),
-    }
+    Entry { log_id: LogId::new(CommittedLeaderId::new(1, 1), index), payload: EntryPayload::Normal(Command(command)) }
 }

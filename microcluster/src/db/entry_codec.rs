@@ -91,9 +91,7 @@ pub(crate) fn decode_entry(bytes: Bytes) -> Result<Entry, CodecError> {
     let payload = match kind {
         KIND_BLANK if payload.is_empty() => EntryPayload::Blank,
         KIND_BLANK => {
-            return Err(CodecError::Trailing {
-                count: payload.len(),
-            });
+            return Err(CodecError::Trailing { count: payload.len() });
         }
         KIND_NORMAL => EntryPayload::Normal(Command(payload)),
         KIND_MEMBERSHIP => EntryPayload::Membership(decode_membership(&payload)?),
@@ -138,11 +136,7 @@ fn decode_entry_header(bytes: &[u8]) -> Result<(u8, LogId), CodecError> {
 
 fn decode_membership(payload: &[u8]) -> Result<Membership<NodeId, Peer>, CodecError> {
     let (membership, rest) = postcard::take_from_bytes(payload).map_err(CodecError::Membership)?;
-    if rest.is_empty() {
-        Ok(membership)
-    } else {
-        Err(CodecError::Trailing { count: rest.len() })
-    }
+    if rest.is_empty() { Ok(membership) } else { Err(CodecError::Trailing { count: rest.len() }) }
 }
 
 #[cfg(test)]
@@ -155,17 +149,14 @@ mod tests {
     use super::*;
 
     fn entries() -> impl Strategy<Value = Entry> {
-        let peer =
-            ("[a-z]{0,8}", "[0-9.:]{0,16}").prop_map(|(name, address)| Peer { name, address });
+        let peer = ("[a-z]{0,8}", "[0-9.:]{0,16}").prop_map(|(name, address)| Peer { name, address });
         let membership = (
             proptest::collection::vec(proptest::collection::btree_set(any::<u64>(), 0..4), 0..3),
             proptest::collection::btree_map(any::<u64>(), peer, 0..5),
         )
-            .prop_map(
-                |(configs, nodes): (Vec<BTreeSet<u64>>, BTreeMap<u64, Peer>)| {
-                    EntryPayload::Membership(Membership::new(configs, nodes))
-                },
-            );
+            .prop_map(|(configs, nodes): (Vec<BTreeSet<u64>>, BTreeMap<u64, Peer>)| {
+                EntryPayload::Membership(Membership::new(configs, nodes))
+            });
         let command = proptest::collection::vec(any::<u8>(), 0..200)
             .prop_map(|bytes| EntryPayload::Normal(Command(Bytes::from(bytes))));
         let payload = prop_oneof![Just(EntryPayload::Blank), command, membership];
@@ -219,9 +210,7 @@ mod tests {
         };
         let bytes = encoded(&entry);
         let decoded = decode_entry(bytes.clone()).unwrap();
-        let EntryPayload::Normal(command) = decoded.payload else {
-            panic!("a normal entry")
-        };
+        let EntryPayload::Normal(command) = decoded.payload else { panic!("a normal entry") };
         assert_eq!(command.0.as_ptr(), bytes[ENTRY_HEADER_BYTES..].as_ptr());
     }
 
@@ -233,14 +222,8 @@ mod tests {
         assert_eq!(error.to_string(), "log entry has the unknown kind 9");
         bytes[0] = 7;
         let error = decode_entry(Bytes::from(bytes.clone())).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "log entry has format version 7, this build reads version 1"
-        );
+        assert_eq!(error.to_string(), "log entry has format version 7, this build reads version 1");
         let error = decode_entry(Bytes::from(bytes).slice(..10));
-        assert!(matches!(
-            error,
-            Err(CodecError::UnknownVersion { found: 7 })
-        ));
+        assert!(matches!(error, Err(CodecError::UnknownVersion { found: 7 })));
     }
 }

@@ -98,12 +98,7 @@ pub(crate) struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self {
-            segment_bytes: 8 << 20,
-            allocate_bytes: 256 << 10,
-            cache_bytes: 4 << 20,
-            read_bytes: 1 << 20,
-        }
+        Self { segment_bytes: 8 << 20, allocate_bytes: 256 << 10, cache_bytes: 4 << 20, read_bytes: 1 << 20 }
     }
 }
 
@@ -163,16 +158,10 @@ impl LogStore {
     fn open_in(storage: Box<dyn Storage>, options: LogOptions) -> Result<Self, LogError> {
         // Offsets in a segment have 32 bits, and a group may exceed its end.
         let segment_bytes = options.segment_bytes.min(1 << 30);
-        let options = LogOptions {
-            segment_bytes,
-            ..options
-        };
+        let options = LogOptions { segment_bytes, ..options };
         let recovered = recovery::recover(&*storage)?;
         let shared = Arc::new(Shared::new(storage, recovered.index, options.cache_bytes));
-        let reader = LogReader {
-            shared: Arc::clone(&shared),
-            read_bytes_max: options.read_bytes,
-        };
+        let reader = LogReader { shared: Arc::clone(&shared), read_bytes_max: options.read_bytes };
         let newest = {
             let state = shared.lock();
             state.find(shared.storage(), state.newest(), u64::MAX)
@@ -180,17 +169,10 @@ impl LogStore {
         let newest = newest.read()?;
         shared.lock().warm(newest);
         let dir = shared.storage().path("");
-        let (requests, thread) =
-            writer::spawn(shared, options, recovered.tail, recovered.last_group)
-                .map_err(LogError::io("start the thread that writes", dir))?;
-        let owner = Owner {
-            requests,
-            thread: Mutex::new(thread),
-        };
-        Ok(Self {
-            owner: Arc::new(owner),
-            reader,
-        })
+        let (requests, thread) = writer::spawn(shared, options, recovered.tail, recovered.last_group)
+            .map_err(LogError::io("start the thread that writes", dir))?;
+        let owner = Owner { requests, thread: Mutex::new(thread) };
+        Ok(Self { owner: Arc::new(owner), reader })
     }
 
     /// Writes what is queued and ends the writer. Reading goes on; every change is refused.
@@ -198,13 +180,7 @@ impl LogStore {
         // An error means that the writer has ended already.
         let _ = self.owner.requests.send(Request::Close).await;
         let owner = Arc::clone(&self.owner);
-        let join = spawn_blocking(move || {
-            owner
-                .thread
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .join()
-        });
+        let join = spawn_blocking(move || owner.thread.lock().unwrap_or_else(PoisonError::into_inner).join());
         // It fails only if the runtime shuts down meanwhile; then dropping the owner joins.
         let _ = join.await;
     }
@@ -252,11 +228,7 @@ impl LogStore {
             })
             .await?;
         // A writer that is gone without an answer has not done it.
-        if queued {
-            receiver.await.unwrap_or(Err(LogError::Closed))
-        } else {
-            Ok(())
-        }
+        if queued { receiver.await.unwrap_or(Err(LogError::Closed)) } else { Ok(()) }
     }
 
     async fn truncate_since(&self, since: u64) -> Result<(), LogError> {
@@ -266,18 +238,10 @@ impl LogStore {
             return Ok(());
         }
         let last = match since.checked_sub(1) {
-            Some(before) if purged.is_none_or(|purged| purged.index != before) => {
-                self.log_id(before).await?
-            }
+            Some(before) if purged.is_none_or(|purged| purged.index != before) => self.log_id(before).await?,
             _ => purged,
         };
-        self.change(|state| {
-            Ok(Some((
-                Mark::Truncate { since, last },
-                state.truncate(since, last),
-            )))
-        })
-        .await
+        self.change(|state| Ok(Some((Mark::Truncate { since, last }, state.truncate(since, last))))).await
     }
 
     /// The log id of an entry; `None` before the first one of a log that was never purged.
@@ -291,16 +255,11 @@ impl LogReader {
     /// The entries of `range` that there are, from the first on as far as `bytes_max` goes; at least
     /// one, if there is one.
     async fn entries(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        let found = self
-            .shared
-            .lock()
-            .find(self.shared.storage(), range, bytes_max);
+        let found = self.shared.lock().find(self.shared.storage(), range, bytes_max);
         if !found.needs_io() {
             return found.read();
         }
         // An error means that the runtime shuts down.
-        spawn_blocking(move || found.read())
-            .await
-            .map_err(|_| LogError::Closed)?
+        spawn_blocking(move || found.read()).await.map_err(|_| LogError::Closed)?
     }
 }

@@ -71,16 +71,9 @@ pub(crate) enum LogError {
 
 impl LogError {
     /// For `map_err` on an operation on a file.
-    pub(super) fn io(
-        action: &'static str,
-        file: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(action: &'static str, file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let file = file.into();
-        move |source| Self::Io {
-            action,
-            file,
-            source,
-        }
+        move |source| Self::Io { action, file, source }
     }
 
     /// The error with its causes on one line, for those who cannot be given the error itself.

@@ -44,10 +44,7 @@ impl Directory {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
             fs::create_dir_all(path)?;
-            if let Some(parent) = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-            {
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 File::open(parent)?.sync_all()?;
             }
         }
@@ -67,22 +64,12 @@ impl Storage for Directory {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600);
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
         Ok(Arc::new(options.open(self.0.join(name))?))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
-        Ok(Arc::new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(self.0.join(name))?,
-        ))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(self.0.join(name))?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

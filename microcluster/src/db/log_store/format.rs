@@ -92,9 +92,7 @@ pub(super) fn check_prologue(segment: u64, file: &[u8]) -> Result<(), FormatErro
     }
     let found = read_u64(content, 12);
     if found != segment {
-        return Err(FormatError::Malformed(format!(
-            "the file is segment {found} by its content"
-        )));
+        return Err(FormatError::Malformed(format!("the file is segment {found} by its content")));
     }
     Ok(())
 }
@@ -113,11 +111,7 @@ pub(super) fn group_at(segment: u64, file: &[u8], offset: usize) -> Option<Group
     let header = GroupHeader::decode(segment, file, offset)?;
     let body_offset = offset + GROUP_HEADER_BYTES;
     let body = file.get(body_offset..)?.get(..header.body_len as usize)?;
-    (crc32c::crc32c(body) == header.body_crc).then_some(Group {
-        number: header.number,
-        body_offset,
-        body,
-    })
+    (crc32c::crc32c(body) == header.body_crc).then_some(Group { number: header.number, body_offset, body })
 }
 
 /// Looks behind `offset` for the header of a group with a number above `number`: the proof that
@@ -125,10 +119,7 @@ pub(super) fn group_at(segment: u64, file: &[u8], offset: usize) -> Option<Group
 pub(super) fn later_group(segment: u64, file: &[u8], offset: usize, number: u64) -> Option<usize> {
     let mut from = offset + 1;
     loop {
-        from += file
-            .get(from..)?
-            .iter()
-            .position(|&byte| byte == GROUP_MAGIC[0])?;
+        from += file.get(from..)?.iter().position(|&byte| byte == GROUP_MAGIC[0])?;
         // The header has a checksum of its own, so that what looks like one costs no more than this.
         if GroupHeader::decode(segment, file, from).is_some_and(|header| header.number > number) {
             return Some(from);
@@ -187,13 +178,8 @@ impl GroupHeader {
 
     fn decode(segment: u64, file: &[u8], offset: usize) -> Option<Self> {
         let bytes = file.get(offset..)?.first_chunk::<GROUP_HEADER_BYTES>()?;
-        let valid = bytes[..4] == GROUP_MAGIC
-            && read_u32(bytes, 20) == crc_at(segment, offset as u64, &bytes[..20]);
-        valid.then(|| Self {
-            number: read_u64(bytes, 8),
-            body_len: read_u32(bytes, 4),
-            body_crc: read_u32(bytes, 16),
-        })
+        let valid = bytes[..4] == GROUP_MAGIC && read_u32(bytes, 20) == crc_at(segment, offset as u64, &bytes[..20]);
+        valid.then(|| Self { number: read_u64(bytes, 8), body_len: read_u32(bytes, 4), body_crc: read_u32(bytes, 16) })
     }
 }
 
@@ -208,10 +194,7 @@ fn encode_prologue(segment: u64, out: &mut Vec<u8>) {
 
 /// A checksum that holds at one place of one segment only: bytes left over from elsewhere fail it.
 fn crc_at(segment: u64, offset: u64, content: &[u8]) -> u32 {
-    let place = crc32c::crc32c_append(
-        crc32c::crc32c(&segment.to_le_bytes()),
-        &offset.to_le_bytes(),
-    );
+    let place = crc32c::crc32c_append(crc32c::crc32c(&segment.to_le_bytes()), &offset.to_le_bytes());
     crc32c::crc32c_append(place, content)
 }
 

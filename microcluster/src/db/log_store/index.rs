@@ -68,22 +68,12 @@ impl Index {
     /// Adds a new, newest segment.
     pub(super) fn add_segment(&mut self, sequence: u64, file: Arc<dyn LogFile>) {
         let first = self.standing.last.map_or(0, |last| last.index + 1);
-        self.segments.push_back(Segment {
-            sequence,
-            file,
-            bytes: 0,
-            first,
-            positions: Vec::new(),
-        });
+        self.segments.push_back(Segment { sequence, file, bytes: 0, first, positions: Vec::new() });
     }
 
     /// Entries that the standing counts and no segment holds: what was deleted behind the log's back.
     pub(super) fn missing(&self) -> Option<u64> {
-        self.missing.filter(|&missing| {
-            self.standing
-                .purged
-                .is_none_or(|purged| purged.index < missing)
-        })
+        self.missing.filter(|&missing| self.standing.purged.is_none_or(|purged| purged.index < missing))
     }
 
     /// Applies one record to the view. An entry goes to the newest segment.
@@ -103,16 +93,11 @@ impl Index {
 
     /// The segment and the position of an entry.
     pub(super) fn find(&self, index: u64) -> Option<(&Segment, Position)> {
-        let after = self
-            .segments
-            .partition_point(|segment| segment.first <= index);
+        let after = self.segments.partition_point(|segment| segment.first <= index);
         // The last of them has the entry, unless it holds no entries at all.
         self.segments.iter().take(after).rev().find_map(|segment| {
             let at = usize::try_from(index - segment.first).ok()?;
-            segment
-                .positions
-                .get(at)
-                .map(|&position| (segment, position))
+            segment.positions.get(at).map(|&position| (segment, position))
         })
     }
 
@@ -122,11 +107,7 @@ impl Index {
         while self.segments.len() > 1 {
             let live = self.segments.front().is_some_and(|oldest| {
                 let last = oldest.first + oldest.positions.len() as u64;
-                !oldest.positions.is_empty()
-                    && self
-                        .standing
-                        .purged
-                        .is_none_or(|purged| purged.index + 1 < last)
+                !oldest.positions.is_empty() && self.standing.purged.is_none_or(|purged| purged.index + 1 < last)
             });
             if live {
                 break;
@@ -148,10 +129,7 @@ impl Index {
         if let Some(last) = self.standing.last
             && log_id.index != last.index + 1
         {
-            return Err(Discontinuity {
-                expected: last.index + 1,
-                found: log_id.index,
-            });
+            return Err(Discontinuity { expected: last.index + 1, found: log_id.index });
         }
         if let Some(newest) = self.segments.back_mut() {
             if newest.positions.is_empty() {
@@ -166,9 +144,7 @@ impl Index {
     fn drop_from(&mut self, since: u64) {
         for segment in self.segments.iter_mut().rev() {
             let keep = since.saturating_sub(segment.first);
-            segment
-                .positions
-                .truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+            segment.positions.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
             if segment.positions.is_empty() {
                 // Never upwards: `find` relies on their order.
                 segment.first = segment.first.min(since);

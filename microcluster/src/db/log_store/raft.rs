@@ -18,21 +18,11 @@ impl RaftLogReader<TypeConfig> for LogReader {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, StorageError> {
-        Ok(self
-            .entries(indices(&range), u64::MAX)
-            .await
-            .map_err(read_error)?)
+        Ok(self.entries(indices(&range), u64::MAX).await.map_err(read_error)?)
     }
 
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Entry>, StorageError> {
-        Ok(self
-            .entries(start..end, self.read_bytes_max)
-            .await
-            .map_err(read_error)?)
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        Ok(self.entries(start..end, self.read_bytes_max).await.map_err(read_error)?)
     }
 }
 
@@ -44,11 +34,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         self.reader().try_get_log_entries(range).await
     }
 
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Entry>, StorageError> {
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
         self.reader().limited_get_log_entries(start, end).await
     }
 }
@@ -58,10 +44,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let (last_purged_log_id, last_log_id) = self.shared().lock().ends();
-        Ok(LogState {
-            last_purged_log_id,
-            last_log_id,
-        })
+        Ok(LogState { last_purged_log_id, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -70,21 +53,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let change = |state: &mut State| Ok(Some((Mark::Vote(*vote), state.ticket())));
-        Ok(self
-            .change(change)
-            .await
-            .map_err(|error| StorageIOError::write_vote(AnyError::new(&error)))?)
+        Ok(self.change(change).await.map_err(|error| StorageIOError::write_vote(AnyError::new(&error)))?)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         Ok(self.shared().lock().vote())
     }
 
-    async fn append<I>(
-        &mut self,
-        entries: I,
-        callback: LogFlushed<TypeConfig>,
-    ) -> Result<(), StorageError>
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -92,29 +68,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut entries: Vec<Entry> = entries.into_iter().collect();
         let queue = self.queue(|state| {
             let ticket = state.append(&mut entries)?;
-            Ok(Some((
-                Change::Append(entries),
-                ticket,
-                Done::Flushed(callback),
-            )))
+            Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
         });
         queue.await.map_err(write_error)?;
         Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        Ok(self
-            .truncate_since(log_id.index)
-            .await
-            .map_err(write_error)?)
+        Ok(self.truncate_since(log_id.index).await.map_err(write_error)?)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        let change = |state: &mut State| {
-            Ok(state
-                .purge(log_id)
-                .map(|ticket| (Mark::Purge(log_id), ticket)))
-        };
+        let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
         Ok(self.change(change).await.map_err(write_error)?)
     }
 }

@@ -49,13 +49,7 @@ impl Found {
     }
 
     /// Adds an entry that is in a segment. All of these come before those in memory.
-    pub(super) fn push_stored(
-        &mut self,
-        index: u64,
-        segment: &Segment,
-        position: Position,
-        storage: &dyn Storage,
-    ) {
+    pub(super) fn push_stored(&mut self, index: u64, segment: &Segment, position: Position, storage: &dyn Storage) {
         if let Some(stretch) = self.stored.last_mut()
             && stretch.takes(segment.sequence, position)
         {
@@ -87,15 +81,10 @@ impl Stretch {
     }
 
     fn read(self, entries: &mut Vec<Entry>) -> Result<(), LogError> {
-        let end = self
-            .entries
-            .last()
-            .map_or(self.start, |(_, position)| position.end());
+        let end = self.entries.last().map_or(self.start, |(_, position)| position.end());
         // The difference of two 32-bit offsets.
         let mut bytes = BytesMut::zeroed((end - self.start) as usize);
-        self.file
-            .read_at(&mut bytes, self.start)
-            .map_err(LogError::io("read", &self.path))?;
+        self.file.read_at(&mut bytes, self.start).map_err(LogError::io("read", &self.path))?;
         let bytes = bytes.freeze();
         for &(index, position) in &self.entries {
             entries.push(self.decode(&bytes, index, position)?);
@@ -107,23 +96,14 @@ impl Stretch {
         let offset = u64::from(position.offset);
         let at = (offset - self.start) as usize;
         let record = bytes.slice(at..at + position.len as usize);
-        let damaged = |what| LogError::Damaged {
-            file: self.path.clone(),
-            offset,
-            what,
-        };
+        let damaged = |what| LogError::Damaged { file: self.path.clone(), offset, what };
         match format::decode_entry_record(self.segment, offset, record) {
             Ok(entry) if entry.log_id.index == index => Ok(entry),
-            Ok(entry) => Err(damaged(format!(
-                "entry {} is where entry {index} was",
-                entry.log_id.index
-            ))),
+            Ok(entry) => Err(damaged(format!("entry {} is where entry {index} was", entry.log_id.index))),
             Err(FormatError::Malformed(what)) => Err(damaged(what)),
-            Err(FormatError::UnknownVersion(found)) => Err(LogError::UnknownVersion {
-                file: self.path.clone(),
-                offset,
-                found,
-            }),
+            Err(FormatError::UnknownVersion(found)) => {
+                Err(LogError::UnknownVersion { file: self.path.clone(), offset, found })
+            }
         }
     }
 }

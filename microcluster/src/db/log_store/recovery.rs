@@ -46,33 +46,21 @@ pub(super) fn segment_name(sequence: u64) -> String {
 /// Reads the log in `storage`. On return all of it is on stable storage.
 pub(super) fn recover(storage: &dyn Storage) -> Result<Recovered, LogError> {
     let (leftovers, segments) = list_segments(storage)?;
-    let mut scan = Scan {
-        storage,
-        recovered: Recovered::default(),
-        bytes: Vec::new(),
-    };
+    let mut scan = Scan { storage, recovered: Recovered::default(), bytes: Vec::new() };
     for (at, &segment) in segments.iter().enumerate() {
         scan.segment(segment, at == 0, at + 1 == segments.len())?;
     }
     let mut recovered = scan.recovered;
     if let (Some(missing), Some(&oldest)) = (recovered.index.missing(), segments.first()) {
         let what = format!("the segment is missing, and with it entries up to {missing}");
-        return Err(LogError::Damaged {
-            file: storage.path(&segment_name(oldest - 1)),
-            offset: 0,
-            what,
-        });
+        return Err(LogError::Damaged { file: storage.path(&segment_name(oldest - 1)), offset: 0, what });
     }
     if let Some(tail) = &recovered.tail {
         // The last group may have come no further than the page cache before the process ended.
         // From here on the member acts on it, so it must not go away any more.
         let name = segment_name(tail.segment);
-        tail.file
-            .sync()
-            .map_err(LogError::io("sync", storage.path(&name)))?;
-        storage
-            .sync_dir()
-            .map_err(LogError::io("sync the directory of", storage.path(&name)))?;
+        tail.file.sync().map_err(LogError::io("sync", storage.path(&name)))?;
+        storage.sync_dir().map_err(LogError::io("sync the directory of", storage.path(&name)))?;
     }
     let removable = recovered.index.take_removable();
     remove_segments(storage, leftovers.into_iter().chain(removable));
@@ -92,9 +80,7 @@ pub(super) fn remove_segments(storage: &dyn Storage, segments: impl IntoIterator
 /// The segments of the log, in order. What precedes a gap comes separately: segments are deleted
 /// oldest first, but a power failure may bring any of them back.
 fn list_segments(storage: &dyn Storage) -> Result<(Vec<u64>, Vec<u64>), LogError> {
-    let names = storage
-        .list()
-        .map_err(LogError::io("list", storage.path("")))?;
+    let names = storage.list().map_err(LogError::io("list", storage.path("")))?;
     let mut segments: Vec<u64> = names.iter().filter_map(|name| parse_name(name)).collect();
     segments.sort_unstable();
     let gap = segments.windows(2).rposition(|pair| pair[0] + 1 != pair[1]);
@@ -122,28 +108,18 @@ impl Scan<'_> {
         let file = self.storage.open(&name).map_err(io("open"))?;
         let len = file.len().map_err(io("measure"))?;
         let size = usize::try_from(len).map_err(|_| {
-            io("read")(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "the segment does not fit in memory",
-            ))
+            io("read")(io::Error::new(io::ErrorKind::FileTooLarge, "the segment does not fit in memory"))
         })?;
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.resize(size, 0);
         file.read_at(&mut bytes, 0).map_err(io("read"))?;
-        let contents = Contents {
-            segment,
-            bytes: &bytes,
-            oldest,
-            newest,
-        };
+        let contents = Contents { segment, bytes: &bytes, oldest, newest };
 
         let Some(end) = self.replay(&contents, &file)? else {
             // Its first group was never acknowledged: the log goes on where the segment before ends.
             info!(file = %self.storage.path(&name).display(), "removing a segment whose creation was interrupted");
             self.storage.remove(&name).map_err(io("remove"))?;
-            self.storage
-                .sync_dir()
-                .map_err(io("sync the directory of"))?;
+            self.storage.sync_dir().map_err(io("sync the directory of"))?;
             return Ok(());
         };
         let mut allocated = len;
@@ -159,22 +135,13 @@ impl Scan<'_> {
             file.sync().map_err(io("sync"))?;
         }
         self.bytes = bytes;
-        self.recovered.tail = Some(Tail {
-            segment,
-            file,
-            position: end as u64,
-            allocated,
-        });
+        self.recovered.tail = Some(Tail { segment, file, position: end as u64, allocated });
         Ok(())
     }
 
     /// Replays the groups of a segment and returns where they end; `None` if not even the first was
     /// written in full.
-    fn replay(
-        &mut self,
-        contents: &Contents<'_>,
-        file: &Arc<dyn LogFile>,
-    ) -> Result<Option<usize>, LogError> {
+    fn replay(&mut self, contents: &Contents<'_>, file: &Arc<dyn LogFile>) -> Result<Option<usize>, LogError> {
         match format::check_prologue(contents.segment, contents.bytes) {
             Ok(()) => {}
             Err(FormatError::Malformed(what)) => return self.torn_start(contents, what),
@@ -188,9 +155,7 @@ impl Scan<'_> {
         } else if first.number != self.recovered.last_group + 1 {
             return Err(self.lost_end(&first));
         }
-        self.recovered
-            .index
-            .add_segment(contents.segment, Arc::clone(file));
+        self.recovered.index.add_segment(contents.segment, Arc::clone(file));
         let mut end = format::PROLOGUE_BYTES;
         while let Some(group) = contents.group_at(end) {
             self.group(contents, &group, end)?;
@@ -203,18 +168,10 @@ impl Scan<'_> {
         Ok(Some(end))
     }
 
-    fn group(
-        &mut self,
-        contents: &Contents<'_>,
-        group: &Group<'_>,
-        at: usize,
-    ) -> Result<(), LogError> {
+    fn group(&mut self, contents: &Contents<'_>, group: &Group<'_>, at: usize) -> Result<(), LogError> {
         let expected = self.recovered.last_group + 1;
         if group.number != expected {
-            let what = format!(
-                "group {} follows where group {expected} should",
-                group.number
-            );
+            let what = format!("group {} follows where group {expected} should", group.number);
             return Err(self.damaged(contents, at, what));
         }
         let starts_segment = at == format::PROLOGUE_BYTES;
@@ -236,12 +193,7 @@ impl Scan<'_> {
         Ok(())
     }
 
-    fn record(
-        &mut self,
-        contents: &Contents<'_>,
-        offset: usize,
-        record: &Record,
-    ) -> Result<(), LogError> {
+    fn record(&mut self, contents: &Contents<'_>, offset: usize, record: &Record) -> Result<(), LogError> {
         if let Record::Mark(Mark::Begin(standing)) = record
             && !contents.oldest
             && standing != self.recovered.index.standing()
@@ -250,10 +202,7 @@ impl Scan<'_> {
             return Err(self.damaged(contents, offset, what));
         }
         self.recovered.index.apply(record).map_err(|gap| {
-            let what = format!(
-                "entry {} follows where entry {} should",
-                gap.found, gap.expected
-            );
+            let what = format!("entry {} follows where entry {} should", gap.found, gap.expected);
             self.damaged(contents, offset, what)
         })
     }
@@ -264,16 +213,13 @@ impl Scan<'_> {
             return Ok(());
         }
         if !contents.newest {
-            let what = "a group is not intact, and a later segment shows that it had been synced"
-                .to_owned();
+            let what = "a group is not intact, and a later segment shows that it had been synced".to_owned();
             return Err(self.damaged(contents, end, what));
         }
         match contents.later_group(end, self.recovered.last_group + 1) {
             None => Ok(()),
             Some(later) => {
-                let what = format!(
-                    "a group is not intact, and one at byte {later} shows that it had been synced"
-                );
+                let what = format!("a group is not intact, and one at byte {later} shows that it had been synced");
                 Err(self.damaged(contents, end, what))
             }
         }
@@ -293,21 +239,10 @@ impl Scan<'_> {
 
     /// The segment before this one ends too early.
     fn lost_end(&self, first: &Group<'_>) -> LogError {
-        let (segment, offset) = self
-            .recovered
-            .tail
-            .as_ref()
-            .map_or((FIRST, 0), |tail| (tail.segment, tail.position));
+        let (segment, offset) = self.recovered.tail.as_ref().map_or((FIRST, 0), |tail| (tail.segment, tail.position));
         let last = self.recovered.last_group;
-        let what = format!(
-            "group {last} is the last here, and the next segment starts with group {}",
-            first.number
-        );
-        LogError::Damaged {
-            file: self.storage.path(&segment_name(segment)),
-            offset,
-            what,
-        }
+        let what = format!("group {last} is the last here, and the next segment starts with group {}", first.number);
+        LogError::Damaged { file: self.storage.path(&segment_name(segment)), offset, what }
     }
 
     fn error(&self, contents: &Contents<'_>, offset: usize, error: FormatError) -> LogError {
@@ -323,11 +258,7 @@ impl Scan<'_> {
 
     fn damaged(&self, contents: &Contents<'_>, offset: usize, what: String) -> LogError {
         let file = self.storage.path(&segment_name(contents.segment));
-        LogError::Damaged {
-            file,
-            offset: offset as u64,
-            what,
-        }
+        LogError::Damaged { file, offset: offset as u64, what }
     }
 }
 

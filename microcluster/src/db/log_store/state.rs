@@ -38,10 +38,7 @@ impl Shared {
             fsyncs: 0,
             appended: 0,
         };
-        Self {
-            storage,
-            state: Mutex::new(state),
-        }
+        Self { storage, state: Mutex::new(state) }
     }
 
     /// The files.
@@ -104,9 +101,7 @@ impl State {
 
     /// Refuses once a write has failed.
     pub(super) fn check(&self) -> Result<(), LogError> {
-        self.stopped
-            .as_ref()
-            .map_or(Ok(()), |reason| Err(LogError::Stopped(Arc::clone(reason))))
+        self.stopped.as_ref().map_or(Ok(()), |reason| Err(LogError::Stopped(Arc::clone(reason))))
     }
 
     /// From now on `check` refuses.
@@ -134,10 +129,7 @@ impl State {
                 return Err(LogError::NotConsecutive { expected, found });
             }
             if command_bytes(entry) > format::ENTRY_BYTES_MAX {
-                return Err(LogError::TooLarge {
-                    bytes: command_bytes(entry),
-                    bytes_max: format::ENTRY_BYTES_MAX,
-                });
+                return Err(LogError::TooLarge { bytes: command_bytes(entry), bytes_max: format::ENTRY_BYTES_MAX });
             }
             expected = Some(found + 1);
         }
@@ -159,11 +151,7 @@ impl State {
     /// Drops the entries from `since` on; `last` is what the log then ends with.
     pub(super) fn truncate(&mut self, since: u64, last: Option<LogId>) -> u64 {
         self.last = last;
-        while self
-            .cache
-            .back()
-            .is_some_and(|cached| cached.entry.log_id.index >= since)
-        {
+        while self.cache.back().is_some_and(|cached| cached.entry.log_id.index >= since) {
             self.cache_bytes -= self.cache.pop_back().map_or(0, |cached| cached.bytes);
         }
         self.ticket()
@@ -174,11 +162,7 @@ impl State {
         match Purge::new(self.purged, self.last, upto) {
             Purge::Nothing => return None,
             Purge::Prefix => {
-                while self
-                    .cache
-                    .front()
-                    .is_some_and(|cached| cached.entry.log_id.index <= upto.index)
-                {
+                while self.cache.front().is_some_and(|cached| cached.entry.log_id.index <= upto.index) {
                     self.cache_pop_front();
                 }
             }
@@ -206,10 +190,7 @@ impl State {
     pub(super) fn settle(&mut self, ticket: u64) -> Result<(), LogError> {
         self.check()?;
         while self.cache_bytes > self.cache_bytes_max
-            && self
-                .cache
-                .front()
-                .is_some_and(|cached| cached.ticket <= ticket)
+            && self.cache.front().is_some_and(|cached| cached.ticket <= ticket)
         {
             self.cache_pop_front();
         }
@@ -221,14 +202,9 @@ impl State {
     pub(super) fn find(&self, storage: &dyn Storage, range: Range<u64>, bytes_max: u64) -> Found {
         let mut found = Found::default();
         let Some(last) = self.last else { return found };
-        let start = self
-            .purged
-            .map_or(range.start, |purged| range.start.max(purged.index + 1));
+        let start = self.purged.map_or(range.start, |purged| range.start.max(purged.index + 1));
         let end = range.end.min(last.index + 1);
-        let cached_from = self
-            .cache
-            .front()
-            .map_or(last.index + 1, |cached| cached.entry.log_id.index);
+        let cached_from = self.cache.front().map_or(last.index + 1, |cached| cached.entry.log_id.index);
         let mut bytes = 0;
         for index in start..end.min(cached_from) {
             let Some((segment, position)) = self.index.find(index) else {
@@ -243,12 +219,7 @@ impl State {
             found.push_stored(index, segment, position, storage);
         }
         let from = usize::try_from(start.saturating_sub(cached_from)).unwrap_or(usize::MAX);
-        for cached in self
-            .cache
-            .iter()
-            .skip(from)
-            .take_while(|cached| cached.entry.log_id.index < end)
-        {
+        for cached in self.cache.iter().skip(from).take_while(|cached| cached.entry.log_id.index < end) {
             bytes += cached.bytes;
             if bytes > bytes_max && !found.is_empty() {
                 return found;
@@ -281,12 +252,7 @@ impl State {
     pub(super) fn stats(&self) -> LogStats {
         let segments = self.index.segments();
         let first = self.purged.map_or_else(
-            || {
-                segments
-                    .iter()
-                    .find_map(Segment::first_live)
-                    .or_else(|| self.first_cached())
-            },
+            || segments.iter().find_map(Segment::first_live).or_else(|| self.first_cached()),
             |purged| Some(purged.index + 1),
         );
         let last_index = self.last.map(|last| last.index);
@@ -307,11 +273,7 @@ impl State {
     fn cache_push(&mut self, entry: Entry, ticket: u64) {
         let bytes = command_bytes(&entry) as u64 + ENTRY_OVERHEAD_BYTES;
         self.cache_bytes += bytes;
-        self.cache.push_back(Cached {
-            entry,
-            bytes,
-            ticket,
-        });
+        self.cache.push_back(Cached { entry, bytes, ticket });
     }
 
     fn cache_pop_front(&mut self) {

@@ -18,12 +18,7 @@ use disk::Disk;
 
 /// Sizes so small that a few entries bring about all that happens in a long life.
 fn tiny() -> LogOptions {
-    LogOptions {
-        segment_bytes: 2000,
-        allocate_bytes: 512,
-        cache_bytes: 600,
-        read_bytes: 500,
-    }
+    LogOptions { segment_bytes: 2000, allocate_bytes: 512, cache_bytes: 600, read_bytes: 500 }
 }
 
 fn open(disk: &Disk, options: LogOptions) -> Result<LogStore, LogError> {
@@ -36,24 +31,13 @@ fn log_id(term: u64, index: u64) -> LogId {
 
 /// An entry with `bytes` of payload that tell its term and its index.
 fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-    let payload: Vec<u8> = format!("{term}/{index} ")
-        .into_bytes()
-        .into_iter()
-        .cycle()
-        .take(bytes)
-        .collect();
+    let payload: Vec<u8> = format!("{term}/{index} ").into_bytes().into_iter().cycle().take(bytes).collect();
     let payload = EntryPayload::Normal(Command(Bytes::from(payload)));
-    Entry {
-        log_id: log_id(term, index),
-        payload,
-    }
+    Entry { log_id: log_id(term, index), payload }
 }
 
 async fn append(log: &LogStore, term: u64, indices: impl IntoIterator<Item = u64>) {
-    let entries: Vec<Entry> = indices
-        .into_iter()
-        .map(|index| entry(term, index, 100))
-        .collect();
+    let entries: Vec<Entry> = indices.into_iter().map(|index| entry(term, index, 100)).collect();
     log.clone().blocking_append(entries).await.unwrap();
 }
 
@@ -71,10 +55,5 @@ async fn content(log: &LogStore) -> Content {
     let vote = log.read_vote().await.unwrap();
     let state = log.get_log_state().await.unwrap();
     let entries = log.try_get_log_entries(..).await.unwrap();
-    Content {
-        vote,
-        purged: state.last_purged_log_id,
-        last: state.last_log_id,
-        entries,
-    }
+    Content { vote, purged: state.last_purged_log_id, last: state.last_log_id, entries }
 }

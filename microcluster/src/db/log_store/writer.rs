@@ -48,9 +48,7 @@ pub(super) enum Done {
 impl Done {
     fn tell(self, result: Result<(), LogError>) {
         match self {
-            Self::Flushed(callback) => {
-                callback.log_io_completed(result.map_err(|error| error.to_io()))
-            }
+            Self::Flushed(callback) => callback.log_io_completed(result.map_err(|error| error.to_io())),
             // Nobody listens any more when the caller was cancelled; the change stays.
             Self::Reply(sender) => drop(sender.send(result)),
         }
@@ -96,9 +94,7 @@ pub(super) fn spawn(
         waiting: Vec::new(),
         ticket: 0,
     };
-    let handle = thread::Builder::new()
-        .name("raft-log".to_owned())
-        .spawn(move || writer.run(receiver))?;
+    let handle = thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(receiver))?;
     Ok((sender, WriterThread(Some(handle))))
 }
 
@@ -189,8 +185,7 @@ impl Writer {
             }
             full => {
                 let standing = *self.shared.lock().index().standing();
-                self.group
-                    .start(full.as_ref().map_or(FIRST, |tail| tail.segment + 1), 0);
+                self.group.start(full.as_ref().map_or(FIRST, |tail| tail.segment + 1), 0);
                 self.group.mark(&Mark::Begin(standing));
                 self.open = Some(Place::NewSegment);
             }
@@ -232,15 +227,8 @@ impl Writer {
             (_, tail) => {
                 let segment = tail.map_or(FIRST, |tail| tail.segment + 1);
                 let name = segment_name(segment);
-                let file = storage
-                    .create(&name)
-                    .map_err(LogError::io("create", storage.path(&name)))?;
-                Tail {
-                    segment,
-                    file,
-                    position: 0,
-                    allocated: 0,
-                }
+                let file = storage.create(&name).map_err(LogError::io("create", storage.path(&name)))?;
+                Tail { segment, file, position: 0, allocated: 0 }
             }
         };
         let name = segment_name(tail.segment);
@@ -252,9 +240,7 @@ impl Writer {
             tail.allocated = end.next_multiple_of(self.options.allocate_bytes.max(1));
             bytes.resize((tail.allocated - tail.position) as usize, 0);
         }
-        tail.file
-            .write_at(bytes, tail.position)
-            .map_err(io("write"))?;
+        tail.file.write_at(bytes, tail.position).map_err(io("write"))?;
         tail.file.sync().map_err(io("sync"))?;
         if matches!(place, Place::NewSegment) {
             storage.sync_dir().map_err(io("sync the directory of"))?;
@@ -270,19 +256,14 @@ impl Writer {
         let mut state = self.shared.lock();
         if let Some(tail) = &self.tail {
             if matches!(place, Place::NewSegment) {
-                state
-                    .index_mut()
-                    .add_segment(tail.segment, Arc::clone(&tail.file));
+                state.index_mut().add_segment(tail.segment, Arc::clone(&tail.file));
             }
             if let Some(newest) = state.index_mut().newest_mut() {
                 newest.bytes = tail.position;
             }
         }
         // `State::append` refuses what does not continue the log, so this does not happen.
-        let gap = |gap: Discontinuity| LogError::NotConsecutive {
-            expected: gap.expected,
-            found: gap.found,
-        };
+        let gap = |gap: Discontinuity| LogError::NotConsecutive { expected: gap.expected, found: gap.found };
         state.flushed(&self.records).map_err(gap)?;
         state.settle(self.ticket)?;
         Ok(state.index_mut().take_removable())

@@ -95,12 +95,7 @@ impl From<CodecError> for FormatError {
 }
 
 /// Appends the record of an entry to `out`, whose first byte is at `base` of the segment.
-pub(super) fn encode_entry_record(
-    entry: &Entry,
-    segment: u64,
-    base: u64,
-    out: &mut Vec<u8>,
-) -> Position {
+pub(super) fn encode_entry_record(entry: &Entry, segment: u64, base: u64, out: &mut Vec<u8>) -> Position {
     frame(KIND_ENTRY, segment, base, out, |out| {
         entry_codec::encode_entry(entry, out);
     })
@@ -130,11 +125,7 @@ pub(super) fn encode_mark_record(mark: &Mark, segment: u64, base: u64, out: &mut
 }
 
 /// Checks and decodes one entry record read from `offset` of a segment.
-pub(crate) fn decode_entry_record(
-    segment: u64,
-    offset: u64,
-    record: Bytes,
-) -> Result<Entry, FormatError> {
+pub(crate) fn decode_entry_record(segment: u64, offset: u64, record: Bytes) -> Result<Entry, FormatError> {
     let Some(header) = record.first_chunk::<RECORD_HEADER_BYTES>() else {
         return Err("the entry's record is cut".into());
     };
@@ -147,9 +138,7 @@ pub(crate) fn decode_entry_record(
     if header[9] != KIND_ENTRY {
         return Err("the record is not an entry".into());
     }
-    Ok(entry_codec::decode_entry(
-        record.slice(RECORD_HEADER_BYTES..),
-    )?)
+    Ok(entry_codec::decode_entry(record.slice(RECORD_HEADER_BYTES..))?)
 }
 
 /// Decodes a record of a group whose checksum holds.
@@ -161,14 +150,8 @@ pub(super) fn decode_record(offset: usize, record: &[u8]) -> Result<Record, Form
         return Err(FormatError::UnknownVersion(header[8].into()));
     }
     if header[9] == KIND_ENTRY {
-        let position = Position {
-            offset: offset as u32,
-            len: record.len() as u32,
-        };
-        return Ok(Record::Entry(
-            entry_codec::decode_entry_log_id(payload)?,
-            position,
-        ));
+        let position = Position { offset: offset as u32, len: record.len() as u32 };
+        return Ok(Record::Entry(entry_codec::decode_entry_log_id(payload)?, position));
     }
     let mut fields = Fields(payload);
     let mark = match header[9] {
@@ -177,23 +160,13 @@ pub(super) fn decode_record(offset: usize, record: &[u8]) -> Result<Record, Form
         KIND_TRUNCATE => fields.truncate(),
         KIND_PURGE => fields.log_id().map(Mark::Purge),
         kind => {
-            return Err(FormatError::Malformed(format!(
-                "a record has the unknown kind {kind}"
-            )));
+            return Err(FormatError::Malformed(format!("a record has the unknown kind {kind}")));
         }
     };
-    mark.filter(|_| fields.0.is_empty())
-        .map(Record::Mark)
-        .ok_or_else(|| "a record is not what its kind says".into())
+    mark.filter(|_| fields.0.is_empty()).map(Record::Mark).ok_or_else(|| "a record is not what its kind says".into())
 }
 
-fn frame(
-    kind: u8,
-    segment: u64,
-    base: u64,
-    out: &mut Vec<u8>,
-    payload: impl FnOnce(&mut Vec<u8>),
-) -> Position {
+fn frame(kind: u8, segment: u64, base: u64, out: &mut Vec<u8>, payload: impl FnOnce(&mut Vec<u8>)) -> Position {
     let start = out.len();
     out.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
     out[start + 8] = RECORD_VERSION;
@@ -206,10 +179,7 @@ fn frame(
     let payload_len = (len - RECORD_HEADER_BYTES) as u32;
     out[start..][..4].copy_from_slice(&payload_len.to_le_bytes());
     out[start + 4..][..4].copy_from_slice(&crc.to_le_bytes());
-    Position {
-        offset: offset as u32,
-        len: len as u32,
-    }
+    Position { offset: offset as u32, len: len as u32 }
 }
 
 /// Reads the fields of a record one after the other.
@@ -240,21 +210,13 @@ impl<'a> Fields<'a> {
 
     fn vote(&mut self) -> Option<Vote> {
         let (term, node_id, committed) = (self.number()?, self.number()?, self.flag()?);
-        let vote = if committed {
-            Vote::new_committed(term, node_id)
-        } else {
-            Vote::new(term, node_id)
-        };
+        let vote = if committed { Vote::new_committed(term, node_id) } else { Vote::new(term, node_id) };
         Some(vote)
     }
 
     /// The outer `None` is an error, the inner one the value.
     fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
-        if self.flag()? {
-            read(self).map(Some)
-        } else {
-            Some(None)
-        }
+        if self.flag()? { read(self).map(Some) } else { Some(None) }
     }
 
     fn standing(&mut self) -> Option<Standing> {
@@ -266,10 +228,7 @@ impl<'a> Fields<'a> {
     }
 
     fn truncate(&mut self) -> Option<Mark> {
-        Some(Mark::Truncate {
-            since: self.number()?,
-            last: self.option(Self::log_id)?,
-        })
+        Some(Mark::Truncate { since: self.number()?, last: self.option(Self::log_id)? })
     }
 }
 

@@ -37,13 +37,7 @@ async fn sample() -> Sample {
     let all = content(&log).await;
     log.close().await;
     let newest = disk.names().pop().unwrap();
-    Sample {
-        disk,
-        before_last,
-        all,
-        newest,
-        last_group,
-    }
+    Sample { disk, before_last, all, newest, last_group }
 }
 
 fn bytes_in_newest(log: &super::LogStore) -> usize {
@@ -51,11 +45,7 @@ fn bytes_in_newest(log: &super::LogStore) -> usize {
 }
 
 /// The content of the log in `disk` with one file changed.
-async fn reopened(
-    disk: &Disk,
-    name: &str,
-    change: impl FnOnce(&mut Vec<u8>),
-) -> Result<Content, LogError> {
+async fn reopened(disk: &Disk, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<Content, LogError> {
     let disk = disk.copy();
     let mut bytes = disk.contents(name);
     change(&mut bytes);
@@ -85,40 +75,23 @@ fn assert_damaged(result: Result<Content, LogError>, name: &str, how: &str) {
 async fn the_sample_opens_unchanged() {
     let sample = sample().await;
     assert!(sample.disk.names().len() > 3);
-    assert_eq!(
-        reopened(&sample.disk, &sample.newest, |_| {})
-            .await
-            .unwrap(),
-        sample.all
-    );
+    assert_eq!(reopened(&sample.disk, &sample.newest, |_| {}).await.unwrap(), sample.all);
 }
 
 #[tokio::test]
 async fn a_tail_torn_anywhere_is_cut() {
     let sample = sample().await;
     for at in sample.last_group.clone() {
-        let ends = reopened(&sample.disk, &sample.newest, |bytes| bytes.truncate(at))
-            .await
-            .unwrap();
+        let ends = reopened(&sample.disk, &sample.newest, |bytes| bytes.truncate(at)).await.unwrap();
         assert_eq!(ends, sample.before_last, "the file ends at byte {at}");
         if at > sample.last_group.start {
-            let zeros = reopened(&sample.disk, &sample.newest, |bytes| {
-                bytes[at - 1..].fill(0)
-            })
-            .await;
+            let zeros = reopened(&sample.disk, &sample.newest, |bytes| bytes[at - 1..].fill(0)).await;
             // The byte may have been zero.
             if at < sample.last_group.end {
-                assert_eq!(
-                    zeros.unwrap(),
-                    sample.before_last,
-                    "zeros from byte {}",
-                    at - 1
-                );
+                assert_eq!(zeros.unwrap(), sample.before_last, "zeros from byte {}", at - 1);
             }
         }
-        let flipped = reopened(&sample.disk, &sample.newest, |bytes| bytes[at] ^= 0x10)
-            .await
-            .unwrap();
+        let flipped = reopened(&sample.disk, &sample.newest, |bytes| bytes[at] ^= 0x10).await.unwrap();
         assert_eq!(flipped, sample.before_last, "another byte {at}");
     }
 }
@@ -142,32 +115,19 @@ async fn damage_before_the_tail_is_refused_and_named() {
         let used = if name == sample.newest {
             sample.last_group.start
         } else {
-            sample
-                .disk
-                .contents(&name)
-                .iter()
-                .rposition(|&byte| byte != 0)
-                .unwrap()
+            sample.disk.contents(&name).iter().rposition(|&byte| byte != 0).unwrap()
         };
         for _ in 0..300 {
             let at = rng.random_range(0..used);
             let bit = 1 << rng.random_range(0..8);
             let result = reopened(&sample.disk, &name, |bytes| bytes[at] ^= bit).await;
-            assert_damaged(
-                result,
-                &name,
-                &format!("bit {bit:#x} of byte {at} of {name}"),
-            );
+            assert_damaged(result, &name, &format!("bit {bit:#x} of byte {at} of {name}"));
         }
         for _ in 0..100 {
             let at = rng.random_range(0..used - 30);
             let end = rng.random_range(at + 20..used);
             let result = reopened(&sample.disk, &name, |bytes| bytes[at..end].fill(0)).await;
-            assert_damaged(
-                result,
-                &name,
-                &format!("bytes {at}..{end} of {name} are lost"),
-            );
+            assert_damaged(result, &name, &format!("bytes {at}..{end} of {name} are lost"));
         }
     }
 }
@@ -177,17 +137,9 @@ async fn an_earlier_segment_that_ends_early_is_refused() {
     let sample = sample().await;
     let names = sample.disk.names();
     let name = &names[1];
-    let used = sample
-        .disk
-        .contents(name)
-        .iter()
-        .rposition(|&byte| byte != 0)
-        .unwrap();
+    let used = sample.disk.contents(name).iter().rposition(|&byte| byte != 0).unwrap();
     // Also on the boundary of a group, where only the next segment shows it.
-    for end in (0..used)
-        .step_by(7)
-        .chain(boundaries(&sample.disk.contents(name)))
-    {
+    for end in (0..used).step_by(7).chain(boundaries(&sample.disk.contents(name))) {
         let result = reopened(&sample.disk, name, |bytes| bytes.truncate(end)).await;
         assert_damaged(result, name, &format!("{name} ends at byte {end}"));
     }
@@ -223,10 +175,7 @@ async fn a_missing_segment_is_refused_and_named() {
 async fn a_segment_in_the_place_of_another_is_refused() {
     let sample = sample().await;
     let names = sample.disk.names();
-    let (first, second) = (
-        sample.disk.contents(&names[0]),
-        sample.disk.contents(&names[1]),
-    );
+    let (first, second) = (sample.disk.contents(&names[0]), sample.disk.contents(&names[1]));
     assert_damaged(
         reopened(&sample.disk, &names[1], |bytes| *bytes = first).await,
         &names[1],
@@ -261,12 +210,7 @@ async fn a_segment_whose_creation_was_interrupted_is_removed() {
     let names = sample.disk.names();
     let next = segment_name(names.len() as u64 + 1);
     let start = sample.disk.contents(&names[1]);
-    for bytes in [
-        vec![],
-        vec![0; 512],
-        start[..10].to_vec(),
-        start[..60].to_vec(),
-    ] {
+    for bytes in [vec![], vec![0; 512], start[..10].to_vec(), start[..60].to_vec()] {
         let disk = sample.disk.copy();
         disk.put(&next, bytes);
         let log = open(&disk, tiny()).unwrap();
@@ -276,27 +220,15 @@ async fn a_segment_whose_creation_was_interrupted_is_removed() {
     // Of the very first one, too.
     let disk = Disk::default();
     disk.put(&segment_name(1), vec![1; 100]);
-    assert_eq!(
-        content(&open(&disk, tiny()).unwrap()).await,
-        Content::default()
-    );
+    assert_eq!(content(&open(&disk, tiny()).unwrap()).await, Content::default());
 }
 
 #[tokio::test]
 async fn a_lone_segment_that_is_damaged_is_not_taken_for_an_interrupted_creation() {
     let disk = Disk::default();
-    let log = open(
-        &disk,
-        LogOptions {
-            segment_bytes: 1,
-            ..tiny()
-        },
-    )
-    .unwrap();
+    let log = open(&disk, LogOptions { segment_bytes: 1, ..tiny() }).unwrap();
     append(&log, 1, 0..3).await;
-    openraft::storage::RaftLogStorage::purge(&mut log.clone(), super::log_id(1, 2))
-        .await
-        .unwrap();
+    openraft::storage::RaftLogStorage::purge(&mut log.clone(), super::log_id(1, 2)).await.unwrap();
     log.close().await;
     let names = disk.names();
     assert_eq!(names, [segment_name(2)]);
@@ -329,13 +261,6 @@ async fn damage_behind_an_open_log_is_found_by_the_read() {
     let log = open(&disk, tiny()).unwrap();
     let name = &disk.names()[0];
     disk.flip(name, 300);
-    let error = openraft::RaftLogReader::try_get_log_entries(&mut log.clone(), 0..10)
-        .await
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("the Raft log is damaged: 00000000000000000001.log at byte"),
-        "{error}"
-    );
+    let error = openraft::RaftLogReader::try_get_log_entries(&mut log.clone(), 0..10).await.unwrap_err();
+    assert!(error.to_string().contains("the Raft log is damaged: 00000000000000000001.log at byte"), "{error}");
 }

@@ -166,14 +166,7 @@ impl Disk {
         let mut state = self.lock();
         state.inodes += 1;
         let inode = state.inodes;
-        state.files.insert(
-            inode,
-            Contents {
-                live: bytes.clone(),
-                durable: bytes,
-                pending: Vec::new(),
-            },
-        );
+        state.files.insert(inode, Contents { live: bytes.clone(), durable: bytes, pending: Vec::new() });
         state.names.insert(name.to_owned(), inode);
         state.durable_names.insert(name.to_owned(), inode);
     }
@@ -210,11 +203,7 @@ impl State {
             Some(left) => *left -= 1,
             None => {}
         }
-        if let Some(at) = self
-            .faults
-            .iter()
-            .position(|(fault, _)| *fault == operation)
-        {
+        if let Some(at) = self.faults.iter().position(|(fault, _)| *fault == operation) {
             return Err(self.faults.remove(at).1.into());
         }
         Ok(())
@@ -254,12 +243,7 @@ fn write(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 
 impl Storage for Disk {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self
-            .operate(Operation::Other)?
-            .names
-            .keys()
-            .cloned()
-            .collect())
+        Ok(self.operate(Operation::Other)?.names.keys().cloned().collect())
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
@@ -269,21 +253,13 @@ impl Storage for Disk {
         state.files.insert(inode, Contents::default());
         state.names.insert(name.to_owned(), inode);
         state.pending_names.push((name.to_owned(), Some(inode)));
-        Ok(Arc::new(Handle {
-            disk: self.clone(),
-            inode,
-            boot: state.boot,
-        }))
+        Ok(Arc::new(Handle { disk: self.clone(), inode, boot: state.boot }))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
         let state = self.operate(Operation::Other)?;
         let inode = *state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(Handle {
-            disk: self.clone(),
-            inode,
-            boot: state.boot,
-        }))
+        Ok(Arc::new(Handle { disk: self.clone(), inode, boot: state.boot }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -312,11 +288,7 @@ struct Handle {
 }
 
 impl Handle {
-    fn with<T>(
-        &self,
-        operation: Operation,
-        run: impl FnOnce(&mut Contents) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn with<T>(&self, operation: Operation, run: impl FnOnce(&mut Contents) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.disk.operate(operation)?;
         if state.boot != self.boot {
             return Err(io::Error::other("the process that opened the file is gone"));
@@ -332,10 +304,7 @@ impl LogFile for Handle {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.with(Operation::Other, |file| {
-            let found = file
-                .live
-                .get(offset as usize..)
-                .and_then(|rest| rest.get(..buf.len()));
+            let found = file.live.get(offset as usize..).and_then(|rest| rest.get(..buf.len()));
             buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
             Ok(())
         })
@@ -344,8 +313,7 @@ impl LogFile for Handle {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.with(Operation::Write, |file| {
             write(&mut file.live, offset as usize, bytes);
-            file.pending
-                .push(Change::Write(offset as usize, bytes.to_vec()));
+            file.pending.push(Change::Write(offset as usize, bytes.to_vec()));
             Ok(())
         })
     }

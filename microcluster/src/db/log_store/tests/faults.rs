@@ -28,10 +28,7 @@ async fn changes_that_wait_share_one_sync() {
     assert!(poll!(&mut appends[0]).is_pending());
     disk.wait_for_held_sync();
     for append in &mut appends[1..] {
-        assert!(
-            poll!(append).is_pending(),
-            "acknowledged before the sync returned"
-        );
+        assert!(poll!(append).is_pending(), "acknowledged before the sync returned");
     }
     let readable = log.clone().try_get_log_entries(..).await.unwrap();
     assert_eq!(readable.len(), 102, "readable as soon as it is queued");
@@ -42,11 +39,7 @@ async fn changes_that_wait_share_one_sync() {
 
     let after = log.stats();
     assert_eq!(after.appended - before.appended, 101);
-    assert_eq!(
-        after.fsyncs - before.fsyncs,
-        2,
-        "one for the first, one for all that waited meanwhile"
-    );
+    assert_eq!(after.fsyncs - before.fsyncs, 2, "one for the first, one for all that waited meanwhile");
 }
 
 #[tokio::test]
@@ -79,11 +72,7 @@ async fn refuses(operation: Operation, kind: ErrorKind, name: &str) {
     let mut next = 12;
     let failed = loop {
         assert!(next < 100, "{operation:?} never failed");
-        match log
-            .clone()
-            .blocking_append((next..next + 4).map(|index| entry(1, index, 200)))
-            .await
-        {
+        match log.clone().blocking_append((next..next + 4).map(|index| entry(1, index, 200))).await {
             Ok(()) => next += 4,
             Err(error) => break error,
         }
@@ -94,12 +83,7 @@ async fn refuses(operation: Operation, kind: ErrorKind, name: &str) {
     assert!(log.clone().save_vote(&Vote::new(2, 1)).await.is_err());
     assert!(log.clone().truncate(log_id(1, 3)).await.is_err());
     assert!(log.clone().purge(log_id(1, 2)).await.is_err());
-    assert!(
-        log.clone()
-            .blocking_append([entry(1, 99, 1)])
-            .await
-            .is_err()
-    );
+    assert!(log.clone().blocking_append([entry(1, 99, 1)]).await.is_err());
     assert_eq!(disk.syncs(), syncs, "a failed sync is not tried again");
     log.close().await;
     drop(log);
@@ -112,42 +96,22 @@ async fn refuses(operation: Operation, kind: ErrorKind, name: &str) {
 
 #[tokio::test]
 async fn a_full_disk_stops_the_log() {
-    refuses(
-        Operation::Write,
-        ErrorKind::StorageFull,
-        "cannot write 0000000000000000000",
-    )
-    .await;
+    refuses(Operation::Write, ErrorKind::StorageFull, "cannot write 0000000000000000000").await;
 }
 
 #[tokio::test]
 async fn a_failed_sync_stops_the_log() {
-    refuses(
-        Operation::Sync,
-        ErrorKind::Other,
-        "cannot sync 0000000000000000000",
-    )
-    .await;
+    refuses(Operation::Sync, ErrorKind::Other, "cannot sync 0000000000000000000").await;
 }
 
 #[tokio::test]
 async fn a_segment_that_cannot_be_created_stops_the_log() {
-    refuses(
-        Operation::Create,
-        ErrorKind::StorageFull,
-        "cannot create 0000000000000000000",
-    )
-    .await;
+    refuses(Operation::Create, ErrorKind::StorageFull, "cannot create 0000000000000000000").await;
 }
 
 #[tokio::test]
 async fn a_directory_that_cannot_be_synced_stops_the_log() {
-    refuses(
-        Operation::SyncDir,
-        ErrorKind::Other,
-        "cannot sync the directory of 0000000000000000000",
-    )
-    .await;
+    refuses(Operation::SyncDir, ErrorKind::Other, "cannot sync the directory of 0000000000000000000").await;
 }
 
 #[tokio::test]
@@ -205,11 +169,7 @@ async fn a_segment_that_cannot_be_removed_is_removed_when_the_log_is_opened() {
     assert_eq!(disk.names().len(), log.stats().segments);
     assert_eq!(
         content(&log).await,
-        Content {
-            purged: Some(log_id(1, 60)),
-            last: Some(log_id(1, 60)),
-            ..Content::default()
-        }
+        Content { purged: Some(log_id(1, 60)), last: Some(log_id(1, 60)), ..Content::default() }
     );
 }
 
@@ -220,16 +180,8 @@ async fn a_closed_log_refuses_changes_and_can_be_read() {
     append(&log, 1, 0..30).await;
     log.close().await;
     let refused = log.clone().save_vote(&Vote::new(2, 1)).await.unwrap_err();
-    assert!(
-        refused.to_string().contains(&LogError::Closed.to_string()),
-        "{refused}"
-    );
-    assert!(
-        log.clone()
-            .blocking_append([entry(1, 30, 1)])
-            .await
-            .is_err()
-    );
+    assert!(refused.to_string().contains(&LogError::Closed.to_string()), "{refused}");
+    assert!(log.clone().blocking_append([entry(1, 30, 1)]).await.is_err());
     assert_eq!(content(&log).await.entries.len(), 30);
     log.close().await;
 }
@@ -240,18 +192,11 @@ async fn an_append_that_leaves_a_hole_or_overlaps_is_refused() {
     let log = open(&disk, tiny()).unwrap();
     append(&log, 1, 0..3).await;
     for index in [2, 4] {
-        let refused = log
-            .clone()
-            .blocking_append([entry(1, index, 1)])
-            .await
-            .unwrap_err();
+        let refused = log.clone().blocking_append([entry(1, index, 1)]).await.unwrap_err();
         let message = format!("cannot append entry {index} to a log whose next entry is 3");
         assert!(refused.to_string().contains(&message), "{refused}");
     }
-    let refused = log
-        .clone()
-        .blocking_append([entry(1, 3, 1), entry(1, 5, 1)])
-        .await;
+    let refused = log.clone().blocking_append([entry(1, 3, 1), entry(1, 5, 1)]).await;
     assert!(refused.is_err());
     append(&log, 1, 3..5).await;
     assert_eq!(content(&log).await.entries.len(), 5);

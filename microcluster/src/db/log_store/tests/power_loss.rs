@@ -45,17 +45,13 @@ async fn round(seed: u64) -> u64 {
             Err(super::LogError::Io { .. }) => {
                 // The power failed while the log was being opened.
                 disk.lose_power(&mut rng);
-                open(&disk, options)
-                    .unwrap_or_else(|error| panic!("seed {seed}, life {life}: {error}"))
+                open(&disk, options).unwrap_or_else(|error| panic!("seed {seed}, life {life}: {error}"))
             }
             Err(error) => panic!("seed {seed}, life {life}: {error}"),
         };
         // Reading costs power too; what is found is read with the power on.
         let found = log_content(&log, &disk).await;
-        assert!(
-            possible.contains(&found),
-            "seed {seed}, life {life}: found {found:#?}\nexpected one of {possible:#?}"
-        );
+        assert!(possible.contains(&found), "seed {seed}, life {life}: found {found:#?}\nexpected one of {possible:#?}");
         possible = live(&log, found, &disk, &mut rng, seed).await;
         torn += u64::from(possible.len() > 1);
         drop(log);
@@ -76,13 +72,7 @@ async fn log_content(log: &LogStore, disk: &Disk) -> Content {
 }
 
 /// Changes the log until the power fails or enough was done. Returns what may be found afterwards.
-async fn live(
-    log: &LogStore,
-    start: Content,
-    disk: &Disk,
-    rng: &mut StdRng,
-    seed: u64,
-) -> Vec<Content> {
+async fn live(log: &LogStore, start: Content, disk: &Disk, rng: &mut StdRng, seed: u64) -> Vec<Content> {
     let mut model = start;
     for _ in 0..rng.random_range(1..60) {
         let count = rng.random_range(1..5);
@@ -110,10 +100,7 @@ async fn live(
         );
         if acknowledged < results.len() {
             let refused = log.clone().save_vote(&Vote::new(u64::MAX, 1)).await;
-            assert!(
-                refused.is_err(),
-                "seed {seed}: a change was taken after an error"
-            );
+            assert!(refused.is_err(), "seed {seed}: a change was taken after an error");
             return states.split_off(acknowledged);
         }
         check_range(log, &model, disk, rng, seed).await;
@@ -126,28 +113,13 @@ async fn check_range(log: &LogStore, model: &Content, disk: &Disk, rng: &mut Std
     let end = rng.random_range(start..=model.next() + 2);
     let power = disk.pause_power();
     let found = log.clone().try_get_log_entries(start..end).await.unwrap();
-    let limited = log
-        .clone()
-        .limited_get_log_entries(start, end)
-        .await
-        .unwrap();
+    let limited = log.clone().limited_get_log_entries(start, end).await.unwrap();
     disk.resume_power(power);
-    let expected: Vec<Entry> = model
-        .entries
-        .iter()
-        .filter(|entry| (start..end).contains(&entry.log_id.index))
-        .cloned()
-        .collect();
+    let expected: Vec<Entry> =
+        model.entries.iter().filter(|entry| (start..end).contains(&entry.log_id.index)).cloned().collect();
     assert_eq!(found, expected, "seed {seed}: entries {start}..{end}");
-    assert!(
-        expected.starts_with(&limited),
-        "seed {seed}: entries {start}..{end}, limited"
-    );
-    assert_eq!(
-        limited.is_empty(),
-        expected.is_empty(),
-        "seed {seed}: entries {start}..{end}, limited"
-    );
+    assert!(expected.starts_with(&limited), "seed {seed}: entries {start}..{end}, limited");
+    assert_eq!(limited.is_empty(), expected.is_empty(), "seed {seed}: entries {start}..{end}, limited");
 }
 
 #[derive(Debug)]
@@ -166,19 +138,12 @@ impl Step {
             1 if live > 0 => Self::Truncate(model.entries[rng.random_range(live / 2..live)].log_id),
             2 | 3 if live > 0 => Self::Purge(model.entries[rng.random_range(0..live)].log_id),
             // A snapshot that is ahead of the log.
-            4 if rng.random_bool(0.2) => Self::Purge(log_id(
-                model.term() + 1,
-                model.next() + rng.random_range(0..3),
-            )),
+            4 if rng.random_bool(0.2) => Self::Purge(log_id(model.term() + 1, model.next() + rng.random_range(0..3))),
             _ => {
                 let term = model.term() + u64::from(rng.random_bool(0.1));
                 let next = model.next();
                 let count = rng.random_range(1..5);
-                Self::Append(
-                    (next..next + count)
-                        .map(|index| entry(term, index, rng.random_range(0..300)))
-                        .collect(),
-                )
+                Self::Append((next..next + count).map(|index| entry(term, index, rng.random_range(0..300))).collect())
             }
         }
     }
@@ -192,25 +157,14 @@ impl Step {
             }
             Self::Vote(vote) => model.vote = Some(*vote),
             Self::Truncate(since) => {
-                model
-                    .entries
-                    .retain(|entry| entry.log_id.index < since.index);
-                model.last = model
-                    .entries
-                    .last()
-                    .map(|entry| entry.log_id)
-                    .or(model.purged);
+                model.entries.retain(|entry| entry.log_id.index < since.index);
+                model.last = model.entries.last().map(|entry| entry.log_id).or(model.purged);
             }
             Self::Purge(upto) => {
                 // Entries of an earlier term than a committed one do not continue it.
-                model
-                    .entries
-                    .retain(|entry| entry.log_id.index > upto.index && entry.log_id > *upto);
+                model.entries.retain(|entry| entry.log_id.index > upto.index && entry.log_id > *upto);
                 model.purged = Some(*upto);
-                model.last = model
-                    .entries
-                    .last()
-                    .map_or(Some(*upto), |entry| Some(entry.log_id));
+                model.last = model.entries.last().map_or(Some(*upto), |entry| Some(entry.log_id));
             }
         }
     }

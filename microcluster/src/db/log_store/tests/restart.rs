@@ -57,10 +57,7 @@ async fn every_kind_of_change_survives_a_restart() {
         let expected: Vec<_> = (31..60).map(|index| entry(2, index, 100)).collect();
         assert_eq!(found.entries, expected);
         assert_eq!(found.vote, Some(Vote::new_committed(2, 1)));
-        assert_eq!(
-            (found.purged, found.last),
-            (Some(log_id(2, 30)), Some(log_id(2, 59)))
-        );
+        assert_eq!((found.purged, found.last), (Some(log_id(2, 30)), Some(log_id(2, 59))));
         log.close().await;
     }
 }
@@ -74,34 +71,22 @@ async fn segments_are_rotated_and_purged_whole() {
     }
     let full = log.stats();
     assert!(full.segments > 5, "{full:?}");
-    assert_eq!(
-        (full.first_index, full.last_index, full.appended),
-        (Some(0), Some(99), 100)
-    );
+    assert_eq!((full.first_index, full.last_index, full.appended), (Some(0), Some(99), 100));
     assert_eq!(segments(&dir), full.segments);
 
     log.purge(log_id(1, 49)).await.unwrap();
     log = reopen(&dir, log, tiny()).await;
     let half = log.stats();
-    assert!(
-        (full.segments / 2 - 1..=full.segments / 2 + 1).contains(&half.segments),
-        "{half:?}"
-    );
+    assert!((full.segments / 2 - 1..=full.segments / 2 + 1).contains(&half.segments), "{half:?}");
     assert_eq!((half.first_index, half.last_index), (Some(50), Some(99)));
     assert_eq!(segments(&dir), half.segments);
 
     log.purge(log_id(1, 99)).await.unwrap();
     log = reopen(&dir, log, tiny()).await;
     let empty = log.stats();
-    assert_eq!(
-        (empty.first_index, empty.last_index, empty.segments),
-        (None, Some(99), 1)
-    );
+    assert_eq!((empty.first_index, empty.last_index, empty.segments), (None, Some(99), 1));
     append(&log, 1, [100]).await;
-    assert_eq!(
-        content(&reopen(&dir, log, tiny()).await).await.entries,
-        [entry(1, 100, 100)]
-    );
+    assert_eq!(content(&reopen(&dir, log, tiny()).await).await.entries, [entry(1, 100, 100)]);
 }
 
 #[tokio::test]
@@ -114,10 +99,7 @@ async fn purging_is_never_taken_back() {
     log.truncate(log_id(1, 5)).await.unwrap();
     let log = reopen(&dir, log, tiny()).await;
     let found = content(&log).await;
-    assert_eq!(
-        (found.purged, found.last),
-        (Some(log_id(1, 20)), Some(log_id(1, 20)))
-    );
+    assert_eq!((found.purged, found.last), (Some(log_id(1, 20)), Some(log_id(1, 20))));
     // What is purged need not be kept again; what follows must.
     append(&log, 2, 18..23).await;
     let found = content(&reopen(&dir, log, tiny()).await).await;
@@ -160,19 +142,12 @@ async fn a_read_is_bounded_but_never_empty() {
     let dir = TempDir::new().unwrap();
     let log = open(&dir, tiny());
     append(&log, 1, 0..30).await;
-    log.clone()
-        .blocking_append([entry(1, 30, 5_000), entry(1, 31, 5_000)])
-        .await
-        .unwrap();
+    log.clone().blocking_append([entry(1, 30, 5_000), entry(1, 31, 5_000)]).await.unwrap();
     let mut reader = log.clone().get_log_reader().await;
     let mut next = 0;
     while next < 30 {
         let found = reader.limited_get_log_entries(next, 30).await.unwrap();
-        assert!(
-            (1..=4).contains(&found.len()),
-            "{} entries of 136 bytes for 500",
-            found.len()
-        );
+        assert!((1..=4).contains(&found.len()), "{} entries of 136 bytes for 500", found.len());
         assert_eq!(found[0], entry(1, next, 100));
         next += found.len() as u64;
     }
@@ -189,10 +164,7 @@ async fn a_reader_survives_the_purge_of_what_it_reads() {
     let dir = TempDir::new().unwrap();
     let mut log = open(&dir, tiny());
     append(&log, 1, 0..50).await;
-    let found = log
-        .shared()
-        .lock()
-        .find(log.shared().storage(), 0..50, u64::MAX);
+    let found = log.shared().lock().find(log.shared().storage(), 0..50, u64::MAX);
     assert!(found.needs_io());
     log.purge(log_id(1, 49)).await.unwrap();
     log.close().await;

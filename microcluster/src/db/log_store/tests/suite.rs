@@ -9,8 +9,8 @@ use tempfile::TempDir;
 
 use super::{LogOptions, LogStore, tiny};
 use crate::db::raft_types::{
-    Applied, Entry, LogId, Snapshot, SnapshotFile, SnapshotMeta, StorageError, StoredMembership,
-    TemporaryFile, TypeConfig,
+    Applied, Entry, LogId, Snapshot, SnapshotFile, SnapshotMeta, StorageError, StoredMembership, TemporaryFile,
+    TypeConfig,
 };
 
 #[test]
@@ -20,11 +20,7 @@ fn openraft_suite_passes_with_production_sizes() {
 
 #[test]
 fn openraft_suite_passes_when_everything_is_read_from_small_segments() {
-    let options = LogOptions {
-        segment_bytes: 100,
-        cache_bytes: 0,
-        ..tiny()
-    };
+    let options = LogOptions { segment_bytes: 100, cache_bytes: 0, ..tiny() };
     Suite::test_all(Builder(options)).unwrap();
 }
 
@@ -49,9 +45,7 @@ struct Machine {
 impl Machine {
     fn file() -> Box<SnapshotFile> {
         // Never created: there is nothing to put into it.
-        Box::new(SnapshotFile(Arc::new(TemporaryFile(
-            "/nonexistent/snapshot".into(),
-        ))))
+        Box::new(SnapshotFile(Arc::new(TemporaryFile("/nonexistent/snapshot".into()))))
     }
 }
 
@@ -62,10 +56,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
             last_membership: self.membership.clone(),
             snapshot_id: format!("{:?}", self.applied),
         };
-        Ok(Snapshot {
-            meta,
-            snapshot: Self::file(),
-        })
+        Ok(Snapshot { meta, snapshot: Self::file() })
     }
 }
 
@@ -102,17 +93,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(Self::file())
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        snapshot: Box<SnapshotFile>,
-    ) -> Result<(), StorageError> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotFile>) -> Result<(), StorageError> {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.snapshot = Some(Snapshot {
-            meta: meta.clone(),
-            snapshot,
-        });
+        self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot });
         Ok(())
     }
 
