@@ -1,0 +1,76 @@
+//! Who waits for the outcome of which request: the writer thread answers them as soon as the
+//! transaction that holds their request is committed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::apply::Answered;
+use super::command::{Outcome, RequestId};
+
+/// Where a proposed batch ended up: the index of its log entry, 0 while that is not known.
+#[derive(Debug, Default)]
+pub(crate) struct Landed(AtomicU64);
+
+impl Landed {
+    /// The log index, once the batch was applied here.
+    pub fn index(&self) -> Option<u64> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            index => Some(index),
+        }
+    }
+}
+
+/// The outcome of a request and the log index that it was applied at.
+pub(crate) type Answer = (u64, Outcome);
+
+struct Waiter {
+    answer: oneshot::Sender<Answer>,
+    landed: Arc<Landed>,
+}
+
+/// The requests in flight on this member.
+#[derive(Default)]
+pub(crate) struct Waiters(Mutex<HashMap<RequestId, Waiter>>);
+
+impl Waiters {
+    /// Registers before the request is proposed. A resend replaces the one before it.
+    pub fn register(&self, id: RequestId, landed: Arc<Landed>) -> oneshot::Receiver<Answer> {
+        let (answer, receiver) = oneshot::channel();
+        self.lock().insert(id, Waiter { answer, landed });
+        receiver
+    }
+
+    /// Forgets requests that will not be answered; their receivers see the channel close.
+    pub fn forget(&self, ids: impl IntoIterator<Item = RequestId>, landed: &Arc<Landed>) {
+        let mut waiters = self.lock();
+        for id in ids {
+            if waiters.get(&id).is_some_and(|waiter| Arc::ptr_eq(&waiter.landed, landed)) {
+                waiters.remove(&id);
+            }
+        }
+    }
+
+    /// Answers those of the applied requests that somebody waits for here.
+    pub fn answer(&self, answered: Vec<Answered>) {
+        let mut waiters = self.lock();
+        if waiters.is_empty() {
+            return;
+        }
+        for (id, index, outcome) in answered {
+            if let Some(waiter) = waiters.remove(&id) {
+                waiter.landed.0.store(index, Ordering::Release);
+                // A receiver that is gone has given up; the outcome stays with the session.
+                let _ = waiter.answer.send((index, outcome));
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Waiter>> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
