@@ -61,7 +61,8 @@ impl Applier {
     pub fn open(path: &Path) -> Result<Applier, ApplyError> {
         let executor = Executor::open(path)?;
         let connection = executor.engine();
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {}; COMMIT", sessions::TABLE))?;
+        connection
+            .execute_batch(&format!("BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {}; COMMIT", sessions::TABLE))?;
         let position = read_position(connection)?;
         let sessions = Sessions::load(connection)?;
         Ok(Applier { executor, sessions, position })
@@ -98,10 +99,10 @@ impl Applier {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         for entry in entries {
             if let EntryPayload::Normal(command) = &entry.payload {
-                let index = entry.log_id.index;
+                let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
                 let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
                 for request in &batch.requests {
-                    let Some(outcome) = self.apply_request(request)? else {
+                    let Some(outcome) = self.apply_request(request, term)? else {
                         self.abandon()?;
                         return Ok(None);
                     };
@@ -128,11 +129,11 @@ impl Applier {
     /// One entry, each of its requests in a transaction of its own. A crash in between is no harm: the sessions know
     /// which requests were applied when the entry comes again.
     fn apply_alone(&mut self, entry: &Entry, answers: &mut Vec<Answered>) -> Result<(), ApplyError> {
-        let index = entry.log_id.index;
+        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
         if let EntryPayload::Normal(command) = &entry.payload {
             let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
             for request in &batch.requests {
-                let outcome = self.apply_request_alone(request)?;
+                let outcome = self.apply_request_alone(request, term)?;
                 answers.push((request.id, index, outcome));
             }
         }
@@ -144,10 +145,10 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_request_alone(&mut self, request: &Request) -> Result<Outcome, ApplyError> {
+    fn apply_request_alone(&mut self, request: &Request, term: u64) -> Result<Outcome, ApplyError> {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         let mut failure = Failure::Sql { message: "a trigger rolled the whole transaction back".to_owned() };
-        if let Some(outcome) = self.apply_request(request)? {
+        if let Some(outcome) = self.apply_request(request, term)? {
             self.sessions.save(self.executor.engine())?;
             match self.executor.engine_execute("COMMIT", []) {
                 Ok(_) => return Ok(outcome),
@@ -167,8 +168,13 @@ impl Applier {
     }
 
     /// One request in a savepoint. `None`: it rolled the whole transaction back.
-    fn apply_request(&mut self, request: &Request) -> Result<Option<Outcome>, ApplyError> {
+    fn apply_request(&mut self, request: &Request, term: u64) -> Result<Option<Outcome>, ApplyError> {
         if let Some(outcome) = self.sessions.earlier_outcome(request.id) {
+            return Ok(Some(outcome));
+        }
+        if request.only_in_term.is_some_and(|only| only != term) {
+            let outcome = Outcome::Failed(Failure::Conflict);
+            self.sessions.remember(request, &outcome);
             return Ok(Some(outcome));
         }
         let asked_before = self.executor.asks_for_connection_state();

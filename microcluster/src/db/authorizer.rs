@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use serde::{Deserialize, Serialize};
 
 use super::command::Scope;
 
@@ -16,26 +17,71 @@ pub(crate) const CORE_PREFIX: &str = "core_";
 
 /// The pragmas that only tell something.
 const READING_PRAGMAS: &[&str] = &[
-    "application_id", "collation_list", "compile_options", "data_version", "database_list", "encoding",
-    "foreign_key_check", "foreign_key_list", "foreign_keys", "freelist_count", "function_list", "index_info",
-    "index_list", "index_xinfo", "integrity_check", "journal_mode", "module_list", "page_count", "page_size",
-    "pragma_list", "quick_check", "schema_version", "table_info", "table_list", "table_xinfo", "user_version",
+    "application_id",
+    "collation_list",
+    "compile_options",
+    "data_version",
+    "database_list",
+    "encoding",
+    "foreign_key_check",
+    "foreign_key_list",
+    "foreign_keys",
+    "freelist_count",
+    "function_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "integrity_check",
+    "journal_mode",
+    "module_list",
+    "page_count",
+    "page_size",
+    "pragma_list",
+    "quick_check",
+    "schema_version",
+    "table_info",
+    "table_list",
+    "table_xinfo",
+    "user_version",
 ];
 /// Those of them whose value is a question, not a setting.
 const PRAGMAS_WITH_ARGUMENT: &[&str] = &[
-    "foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo", "integrity_check",
-    "quick_check", "table_info", "table_list", "table_xinfo",
+    "foreign_key_check",
+    "foreign_key_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "integrity_check",
+    "quick_check",
+    "table_info",
+    "table_list",
+    "table_xinfo",
 ];
 /// Functions whose result depends on the connection, the machine or the version.
-const REFUSED_FUNCTIONS: &[&str] = &["load_extension", "sqlite_version", "sqlite_source_id", "total_changes", "fts3_tokenizer"];
+const REFUSED_FUNCTIONS: &[&str] =
+    &["load_extension", "sqlite_version", "sqlite_source_id", "total_changes", "fts3_tokenizer"];
 
 /// The tables that SQL reads and writes, those behind views, triggers and foreign keys included.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Touched {
     pub reads: BTreeSet<String>,
     pub writes: BTreeSet<String>,
     /// It changes the schema: that counts as a write to everything.
     pub schema: bool,
+}
+
+impl Touched {
+    /// Adds what `more` touches.
+    pub fn add(&mut self, more: &Touched) {
+        for (ours, theirs) in [(&mut self.reads, &more.reads), (&mut self.writes, &more.writes)] {
+            for table in theirs {
+                if !ours.contains(table) {
+                    ours.insert(table.clone());
+                }
+            }
+        }
+        self.schema |= more.schema;
+    }
 }
 
 /// Who is using the connection just now.
@@ -64,7 +110,12 @@ struct Inner {
 impl Guard {
     /// Installs the authorizer; it starts in [`Mode::Engine`].
     pub fn install(connection: &mut Connection) -> rusqlite::Result<Guard> {
-        let guard = Guard(Arc::new(Mutex::new(Inner { mode: Mode::Engine, touched: Touched::default(), refusal: None, asks_for_connection_state: false })));
+        let guard = Guard(Arc::new(Mutex::new(Inner {
+            mode: Mode::Engine,
+            touched: Touched::default(),
+            refusal: None,
+            asks_for_connection_state: false,
+        })));
         let own = guard.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| own.lock().decide(&context)))?;
         Ok(guard)
@@ -75,6 +126,11 @@ impl Guard {
         let mut inner = self.lock();
         inner.mode = mode;
         inner.refusal = None;
+    }
+
+    /// As [`Guard::set_mode`], but keeps a refusal, and answers the mode before.
+    pub fn swap_mode(&self, mode: Mode) -> Mode {
+        std::mem::replace(&mut self.lock().mode, mode)
     }
 
     /// Why the last statement was refused, if it was.
@@ -126,7 +182,9 @@ impl Inner {
                     self.touched.reads.insert((*table_name).to_owned());
                 }
             }
-            AuthAction::Insert { table_name } | AuthAction::Update { table_name, .. } | AuthAction::Delete { table_name } => {
+            AuthAction::Insert { table_name }
+            | AuthAction::Update { table_name, .. }
+            | AuthAction::Delete { table_name } => {
                 // Changing the schema shows as writes to sqlite_master and its kin.
                 if table_name.starts_with("sqlite_") && *table_name != "sqlite_sequence" {
                     self.touched.schema = true;
@@ -185,7 +243,9 @@ impl Inner {
             return Some(format!("table {table} belongs to the replication and cannot be changed by SQL"));
         }
         if scope == Scope::User && starts_with_ignoring_case(table, CORE_PREFIX) {
-            return Some(format!("table {table} belongs to the cluster: it changes through joins, removals and tokens alone"));
+            return Some(format!(
+                "table {table} belongs to the cluster: it changes through joins, removals and tokens alone"
+            ));
         }
         None
     }

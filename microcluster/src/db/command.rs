@@ -85,6 +85,8 @@ pub(crate) struct Request {
     pub time_ms: i64,
     /// Seeds `random()` and `randomblob()`.
     pub seed: u64,
+    /// An interactive transaction was checked against the log of this term alone: under another it conflicts.
+    pub only_in_term: Option<u64>,
     /// Whose rights the statements have.
     pub scope: Scope,
     pub body: Body,
@@ -118,11 +120,25 @@ pub(crate) enum Outcome {
 /// An error as the replicated state keeps it: the same on every member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Failure {
-    Constraint { unique: bool, message: String },
-    Sql { message: String },
-    Refused { message: String },
-    ResultTooLarge { size: u64, limit: u64 },
-    TooManySteps { limit: u64 },
+    Constraint {
+        unique: bool,
+        message: String,
+    },
+    Sql {
+        message: String,
+    },
+    Refused {
+        message: String,
+    },
+    ResultTooLarge {
+        size: u64,
+        limit: u64,
+    },
+    TooManySteps {
+        limit: u64,
+    },
+    /// The interactive transaction has to run again, on fresher state.
+    Conflict,
     /// The request came back after its origin had declared it answered, or after its session expired.
     Stale,
     /// Applied once; its rows were too large to be kept for a resend.
@@ -141,6 +157,7 @@ impl From<Failure> for Error {
             Failure::TooManySteps { limit } => Error::TooManySteps { limit },
             // The origin gave the request up before, and has told its caller so; nobody waits for this one.
             Failure::Stale => Error::Conflict { attempts: 1 },
+            Failure::Conflict => Error::Conflict { attempts: 1 },
             Failure::ResultLost => Error::ResultLost,
         }
     }
@@ -161,6 +178,20 @@ pub(crate) enum DecodeError {
     Empty,
     #[error("a log entry cannot be decoded")]
     Malformed(#[from] postcard::Error),
+}
+
+impl Request {
+    /// About how many bytes the request takes in the log.
+    pub fn size(&self) -> usize {
+        let body = match &self.body {
+            Body::Script(script) => script.len(),
+            Body::Statements(statements) => statements
+                .iter()
+                .map(|statement| statement.sql.len() + statement.parameters.iter().map(Value::size).sum::<usize>())
+                .sum(),
+        };
+        body + 48
+    }
 }
 
 impl Batch {

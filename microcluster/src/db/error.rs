@@ -129,10 +129,13 @@ impl From<rusqlite::Error> for Error {
             rusqlite::Error::SqliteFailure(failure, message) => {
                 let message = message.clone().unwrap_or_else(|| failure.to_string());
                 match failure.code {
-                    ErrorCode::ConstraintViolation => Error::Constraint { unique: is_unique(failure.extended_code), message },
-                    ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::SystemIoFailure | ErrorCode::DiskFull => {
-                        Error::Fatal(message)
+                    ErrorCode::ConstraintViolation => {
+                        Error::Constraint { unique: is_unique(failure.extended_code), message }
                     }
+                    ErrorCode::DatabaseCorrupt
+                    | ErrorCode::NotADatabase
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DiskFull => Error::Fatal(message),
                     ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
                         Error::Busy { detail: "the local database file is locked" }
                     }
@@ -148,5 +151,6 @@ impl From<rusqlite::Error> for Error {
 
 fn is_unique(extended_code: i32) -> bool {
     use rusqlite::ffi;
-    [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID].contains(&extended_code)
+    [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_CONSTRAINT_ROWID]
+        .contains(&extended_code)
 }

@@ -1,6 +1,7 @@
 //! A writing connection: runs requests, bounded in steps and in the size of their results, and sorts
 //! what SQLite answers into outcomes (the same on every member) and failures of this machine.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags, StatementStatus};
 
-use super::authorizer::{Guard, Mode};
-use super::command::{Body, Failure, QueryResult, Request, Value};
+use super::authorizer::{Guard, Mode, Touched};
+use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
 use super::determinism::{self, Surroundings};
+use super::error::Error;
 
 /// The most that the results of one request may take.
 pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
@@ -31,6 +33,8 @@ pub(crate) struct Executor {
     guard: Guard,
     surroundings: Arc<Surroundings>,
     looks: Arc<AtomicU64>,
+    /// Whose rights a closure's statements have.
+    scope: Cell<Scope>,
 }
 
 impl Executor {
@@ -54,7 +58,7 @@ impl Executor {
             Some(move || own.fetch_add(1, Ordering::Relaxed) + 1 > STEPS_MAX / STEPS_PER_LOOK as u64),
         )?;
         let guard = Guard::install(&mut connection)?;
-        Ok(Executor { connection, guard, surroundings, looks })
+        Ok(Executor { connection, guard, surroundings, looks, scope: Cell::new(Scope::User) })
     }
 
     /// The connection for the engine's own statements, unguarded.
@@ -85,6 +89,81 @@ impl Executor {
         }
     }
 
+    /// Starts a closure's SQL: its time, its random numbers and its rights.
+    pub fn begin_closure(&self, time_ms: i64, seed: u64, scope: Scope) {
+        self.surroundings.begin_request(time_ms, seed);
+        self.scope.set(scope);
+        self.guard.take_touched();
+    }
+
+    /// Runs the `index`th writing statement of a closure; when it fails it has changed nothing.
+    pub fn run_in_closure(&self, index: u64, statement: &super::command::Statement) -> Result<QueryResult, Error> {
+        self.engine_execute("SAVEPOINT statement", ())?;
+        self.surroundings.begin_statement(index);
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let mut collected = Collected::default();
+        let ran = match self.connection.prepare_cached(&statement.sql) {
+            Ok(mut prepared) => self.run_one(&mut prepared, &statement.parameters, &mut collected),
+            Err(error) => Err(error.into()),
+        };
+        let failure = match ran {
+            Ok(()) => None,
+            Err(Stop::Failure(failure)) => Some(failure.into()),
+            Err(Stop::Sqlite(error)) if is_overtaken(&error) => Some(Error::Conflict { attempts: 1 }),
+            Err(Stop::Sqlite(error)) => Some(self.sort(error)?.into()),
+        };
+        if self.connection.is_autocommit() {
+            // The statement rolled the whole transaction back; what the closure did before it is gone.
+            let rolled_back = || Error::Sql { message: "the statement rolled the whole transaction back".to_owned() };
+            return Err(failure.unwrap_or_else(rolled_back));
+        }
+        if failure.is_some() {
+            self.engine_execute("ROLLBACK TO statement", ())?;
+        }
+        self.engine_execute("RELEASE statement", ())?;
+        match (failure, collected.results.pop()) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(result)) => Ok(result),
+            (None, None) => Ok(QueryResult::Changed { rows_affected: 0 }),
+        }
+    }
+
+    /// Runs a reading statement of a closure.
+    pub fn read_in_closure<T>(
+        &self,
+        sql: &str,
+        query: impl FnOnce(&mut rusqlite::Statement<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        self.looks.store(0, Ordering::Relaxed);
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let result = self.connection.prepare_cached(sql).and_then(|mut prepared| query(&mut prepared));
+        result.map_err(|error| match self.sort(error) {
+            Ok(failure) => failure.into(),
+            Err(error) => error.into(),
+        })
+    }
+
+    /// What `sql` would touch.
+    pub fn analyze(&self, sql: &str) -> Result<Touched, Error> {
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let before = self.guard.take_touched();
+        let prepared = self.connection.prepare(sql).map(|_| ());
+        let mut touched = self.guard.take_touched();
+        prepared.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))?;
+        touched.add(&before);
+        Ok(touched)
+    }
+
+    /// What the statements compiled since the last call touch.
+    pub fn take_touched(&self) -> Touched {
+        self.guard.take_touched()
+    }
+
+    /// SQLite's rowid of the last insert.
+    pub fn last_insert_rowid(&self) -> i64 {
+        self.connection.last_insert_rowid()
+    }
+
     /// Whether a statement prepared so far asks for `last_insert_rowid()` or `changes()`.
     pub fn asks_for_connection_state(&self) -> bool {
         self.guard.asks_for_connection_state()
@@ -110,7 +189,12 @@ impl Executor {
         Ok(())
     }
 
-    fn run_one(&self, prepared: &mut rusqlite::Statement<'_>, parameters: &[Value], collected: &mut Collected) -> Result<(), Stop> {
+    fn run_one(
+        &self,
+        prepared: &mut rusqlite::Statement<'_>,
+        parameters: &[Value],
+        collected: &mut Collected,
+    ) -> Result<(), Stop> {
         self.looks.store(0, Ordering::Relaxed);
         prepared.reset_status(StatementStatus::VmStep);
         let changes_before = self.connection.total_changes();
@@ -123,7 +207,11 @@ impl Executor {
             }
             // A statement that changes no rows leaves the count of the one before it.
             Queried::None => QueryResult::Changed {
-                rows_affected: if self.connection.total_changes() == changes_before { 0 } else { self.connection.changes() },
+                rows_affected: if self.connection.total_changes() == changes_before {
+                    0
+                } else {
+                    self.connection.changes()
+                },
             },
         };
         collected.size += result.size();
@@ -153,11 +241,16 @@ impl Executor {
             ) => Err(error),
             Some(ErrorCode::OperationInterrupted) => Ok(Failure::TooManySteps { limit: STEPS_MAX }),
             _ => Ok(match error.into() {
-                super::error::Error::Constraint { unique, message } => Failure::Constraint { unique, message },
+                Error::Constraint { unique, message } => Failure::Constraint { unique, message },
                 other => Failure::Sql { message: other.to_string() },
             }),
         }
     }
+}
+
+/// Whether a transaction that has read wants to write to a state that has changed since.
+fn is_overtaken(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_BUSY_SNAPSHOT)
 }
 
 #[derive(Default)]
@@ -185,7 +278,11 @@ pub(crate) enum Queried {
 }
 
 /// Runs one prepared statement to its end and collects its rows, up to `bytes_max`.
-pub(crate) fn query(prepared: &mut rusqlite::Statement<'_>, parameters: &[Value], bytes_max: usize) -> rusqlite::Result<Queried> {
+pub(crate) fn query(
+    prepared: &mut rusqlite::Statement<'_>,
+    parameters: &[Value],
+    bytes_max: usize,
+) -> rusqlite::Result<Queried> {
     if prepared.column_count() == 0 {
         prepared.execute(rusqlite::params_from_iter(parameters))?;
         return Ok(Queried::None);

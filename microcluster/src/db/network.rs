@@ -14,7 +14,8 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use client::{CallError, Peers};
-pub(crate) use message::{Call, Pong, Reply};
+pub use message::Pong;
+pub(crate) use message::{Call, Reply};
 pub(crate) use raft_network::NetworkFactory;
 pub(crate) use server::{Service, serve};
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::authorizer::{Guard, Mode};
+use super::authorizer::{Guard, Mode, Touched};
+use super::command::Scope;
 use super::error::Error;
 use super::executor::STATEMENTS_CACHED;
 
@@ -130,17 +131,35 @@ impl Reader {
         result
     }
 
-    fn engine(&self, sql: &str) -> rusqlite::Result<()> {
-        self.guard.set_mode(Mode::Engine);
-        let done = self.connection.prepare_cached(sql)?.execute([]).map(|_| ());
+    /// What the statements that `prepare` prepares would touch; `None` if one cannot be prepared.
+    pub fn analyze(&self, scope: Scope, prepare: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Option<Touched> {
+        self.guard.set_mode(Mode::Write(scope));
+        self.guard.take_touched();
+        let prepared = prepare(&self.connection);
+        let touched = self.guard.take_touched();
         self.guard.set_mode(Mode::Read);
+        prepared.ok().map(|()| touched)
+    }
+
+    /// From here on statements that write may be compiled, to be told apart; they cannot be run.
+    pub fn as_writer(&self, scope: Scope) {
+        self.guard.set_mode(Mode::Write(scope));
+    }
+
+    fn engine(&self, sql: &str) -> rusqlite::Result<()> {
+        let mode = self.guard.swap_mode(Mode::Engine);
+        let done = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]).map(|_| ()));
+        self.guard.swap_mode(mode);
         done
     }
 }
 
 /// A connection that cannot write.
 pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON")?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON",
+    )?;
     Ok(connection)
 }

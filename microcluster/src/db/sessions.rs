@@ -43,8 +43,9 @@ impl Sessions {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let state: Vec<u8> = row.get(1)?;
-            let session = postcard::from_bytes(&state)
-                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Blob, error.into()))?;
+            let session = postcard::from_bytes(&state).map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Blob, error.into())
+            })?;
             sessions.insert(row.get::<_, i64>(0)?.cast_unsigned(), session);
         }
         Ok(Sessions { sessions, changed: BTreeSet::new() })
@@ -79,7 +80,8 @@ impl Sessions {
         for origin in std::mem::take(&mut self.changed) {
             match self.sessions.get(&origin) {
                 Some(session) => {
-                    let state = postcard::to_stdvec(session).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+                    let state = postcard::to_stdvec(session)
+                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
                     connection
                         .prepare_cached("INSERT OR REPLACE INTO microcluster_sessions(origin, state) VALUES (?1, ?2)")?
                         .execute((origin.cast_signed(), state))?;
@@ -123,7 +125,15 @@ mod tests {
 
     fn request(origin: u64, sequence: u64, answered_below: u64, time_ms: i64) -> Request {
         let id = RequestId { origin, sequence };
-        Request { id, answered_below, time_ms, seed: 0, scope: Scope::User, body: Body::Script(String::new()) }
+        Request {
+            id,
+            answered_below,
+            time_ms,
+            seed: 0,
+            only_in_term: None,
+            scope: Scope::User,
+            body: Body::Script(String::new()),
+        }
     }
 
     fn done(rows_affected: u64) -> Outcome {

@@ -20,12 +20,12 @@ pub(crate) fn current(dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Puts `file`, a complete SQLite file in the same folder, in force in place of the current one, and says
-/// where it is now. The old one is left for [`remove_others`]: connections may still be open on it.
+/// where it is now. The old one is left for [`remove`]: connections may still be open on it.
 pub(crate) fn install(dir: &Path, file: &Path) -> io::Result<PathBuf> {
     let name = fs::read_to_string(dir.join(POINTER))?;
     let generation = parse_generation(name.trim())? + 1;
     let path = dir.join(generation_name(generation));
-    remove_with_wal(&path)?;
+    remove(&path)?;
     File::open(file)?.sync_all()?;
     fs::rename(file, &path)?;
     sync_dir(dir)?;
@@ -41,7 +41,7 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_other_state = name.starts_with("state-") && name.ends_with(".db") && path != current;
         if is_other_state || name.starts_with("snapshot-") {
-            remove_with_wal(&path)?;
+            remove(&path)?;
         }
     }
     Ok(())
@@ -78,10 +78,13 @@ fn parse_generation(name: &str) -> io::Result<u64> {
     name.strip_prefix("state-")
         .and_then(|rest| rest.strip_suffix(".db"))
         .and_then(|number| number.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("the file {POINTER} names no state file: {name:?}")))
+        .ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("the file {POINTER} names no state file: {name:?}"))
+        })
 }
 
-fn remove_with_wal(path: &Path) -> io::Result<()> {
+/// Removes a state file and what SQLite keeps beside it.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     for path in [path.to_owned(), with_suffix(path, "-wal"), with_suffix(path, "-shm")] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

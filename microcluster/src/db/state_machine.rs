@@ -9,10 +9,13 @@ use std::sync::Arc;
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder};
 
-use super::raft_types::{Applied, Entry, LogId, Snapshot, SnapshotData, SnapshotMeta, StorageError, StorageIOError, StoredMembership, TypeConfig};
+use super::raft_types::{
+    Applied, Entry, LogId, Snapshot, SnapshotData, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
+    TypeConfig,
+};
 use super::writer::{Shared, Writer, WriterError};
 
-pub(crate) use snapshot::{IncomingSnapshot, PinnedSnapshot, SnapshotError};
+pub(crate) use snapshot::{IncomingSnapshot, PinnedSnapshot};
 
 /// The SQLite state behind openraft's trait.
 #[derive(Clone)]
@@ -34,6 +37,11 @@ impl StateMachine {
         &self.shared
     }
 
+    /// The folder of the state.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     async fn pinned(&self) -> Result<Snapshot, StorageError> {
         let shared = Arc::clone(&self.shared);
         let pinned = tokio::task::spawn_blocking(move || PinnedSnapshot::take(&shared.readers))
@@ -50,7 +58,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
-        let position = self.writer.position().await.map_err(|error| StorageIOError::read_state_machine(AnyError::new(&error)))?;
+        let position =
+            self.writer.position().await.map_err(|error| StorageIOError::read_state_machine(AnyError::new(&error)))?;
         Ok((position.last_applied, position.membership))
     }
 
@@ -81,14 +90,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             SnapshotData::Incoming(incoming) => incoming,
             SnapshotData::Pinned(pinned) => {
                 let dir = self.dir.clone();
-                let copied = tokio::task::spawn_blocking(move || pinned.copy_to(&dir)).await.map_err(|error| failed(AnyError::new(&error)))?;
+                let copied = tokio::task::spawn_blocking(move || pinned.copy_to(&dir))
+                    .await
+                    .map_err(|error| failed(AnyError::new(&error)))?;
                 Arc::new(copied.map_err(|error| failed(AnyError::new(&error)))?)
             }
         };
-        let position = self.writer.install(incoming.path().to_owned()).await.map_err(|error| failed(AnyError::new(&error)))?;
+        let position =
+            self.writer.install(incoming.path().to_owned()).await.map_err(|error| failed(AnyError::new(&error)))?;
         if position.last_applied != meta.last_log_id {
             let found = position.last_applied;
-            return Err(failed(AnyError::error(format!("the snapshot's file stands at {found:?}, not where it was announced"))).into());
+            return Err(failed(AnyError::error(format!(
+                "the snapshot's file stands at {found:?}, not where it was announced"
+            )))
+            .into());
         }
         Ok(())
     }
@@ -103,7 +118,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     /// The state file is the snapshot: it is enough to bring it onto stable storage. The log is purged only behind this.
     async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
-        let synced = self.writer.sync().await.map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)))?;
+        let synced =
+            self.writer.sync().await.map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)))?;
         let mut snapshot = self.pinned().await?;
         // The view may be newer than what was synced; the log may go only up to the synced index.
         snapshot.meta.last_log_id = synced.last_applied;

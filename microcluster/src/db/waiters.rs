@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::apply::Answered;
 use super::command::{Outcome, RequestId};
+use super::sequencer::SubmitError;
 
 /// Where a proposed batch ended up: the index of its log entry, 0 while that is not known.
 #[derive(Debug, Default)]
@@ -25,10 +27,17 @@ impl Landed {
 }
 
 /// The outcome of a request and the log index that it was applied at.
-pub(crate) type Answer = (u64, Outcome);
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub index: u64,
+    pub outcome: Outcome,
+}
+
+/// Where an answer goes.
+pub(crate) type AnswerSender = oneshot::Sender<Result<Answer, SubmitError>>;
 
 struct Waiter {
-    answer: oneshot::Sender<Answer>,
+    answer: AnswerSender,
     landed: Arc<Landed>,
 }
 
@@ -38,18 +47,18 @@ pub(crate) struct Waiters(Mutex<HashMap<RequestId, Waiter>>);
 
 impl Waiters {
     /// Registers before the request is proposed. A resend replaces the one before it.
-    pub fn register(&self, id: RequestId, landed: Arc<Landed>) -> oneshot::Receiver<Answer> {
-        let (answer, receiver) = oneshot::channel();
+    pub fn register(&self, id: RequestId, answer: AnswerSender, landed: Arc<Landed>) {
         self.lock().insert(id, Waiter { answer, landed });
-        receiver
     }
 
-    /// Forgets requests that will not be answered; their receivers see the channel close.
-    pub fn forget(&self, ids: impl IntoIterator<Item = RequestId>, landed: &Arc<Landed>) {
+    /// Tells those of a batch that was not taken into the log why.
+    pub fn fail(&self, ids: &[RequestId], landed: &Arc<Landed>, error: &SubmitError) {
         let mut waiters = self.lock();
         for id in ids {
-            if waiters.get(&id).is_some_and(|waiter| Arc::ptr_eq(&waiter.landed, landed)) {
-                waiters.remove(&id);
+            if waiters.get(id).is_some_and(|waiter| Arc::ptr_eq(&waiter.landed, landed))
+                && let Some(waiter) = waiters.remove(id)
+            {
+                let _ = waiter.answer.send(Err(error.clone()));
             }
         }
     }
@@ -64,7 +73,7 @@ impl Waiters {
             if let Some(waiter) = waiters.remove(&id) {
                 waiter.landed.0.store(index, Ordering::Release);
                 // A receiver that is gone has given up; the outcome stays with the session.
-                let _ = waiter.answer.send((index, outcome));
+                let _ = waiter.answer.send(Ok(Answer { index, outcome }));
             }
         }
     }

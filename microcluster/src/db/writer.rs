@@ -153,9 +153,9 @@ impl State {
         let _entered = self.shared.gate.enter_as_writer();
         let path = state_file::install(&self.dir, file)?;
         self.applier = Applier::open(&path)?;
-        self.path.clone_from(&path);
+        let old = std::mem::replace(&mut self.path, path.clone());
         self.shared.readers.switch(path);
-        state_file::remove_others(&self.dir)?;
+        state_file::remove(&old)?;
         let position = self.applier.position().clone();
         self.shared.applied.send_replace(position.last_applied.map_or(0, |log_id| log_id.index));
         Ok(position)

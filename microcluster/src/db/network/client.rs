@@ -67,7 +67,9 @@ impl Peers {
         let calls = self.sender(id, address);
         let (reply, receiver) = oneshot::channel();
         calls.try_send(Pending { call, reply }).map_err(|_| CallError::Full { address: address.to_owned() })?;
-        receiver.await.unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
     }
 
     /// A connection of its own to node `id`, greeted: for snapshots.
@@ -203,20 +205,29 @@ async fn read_replies(mut frames: Frames, in_flight: InFlight) -> Arc<str> {
             (kind::REPLY, Err(error)) => return error.to_string().into(),
             (kind, _) => return MessageError::Kind(kind).to_string().into(),
         };
-        let waiting = in_flight.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiting| waiting.remove(&frame.number));
+        let waiting = in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .and_then(|waiting| waiting.remove(&frame.number));
         if let Some(waiting) = waiting {
             let _ = waiting.send(Ok(reply));
         }
     }
 }
 
-async fn connect(connector: &dyn PeerConnector, id: NodeId, address: &str) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
+async fn connect(
+    connector: &dyn PeerConnector,
+    id: NodeId,
+    address: &str,
+) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
     let greeted = async {
         let stream = connector.connect(address.to_owned()).await?;
         let (reader, mut writer) = tokio::io::split(stream);
         let mut frames = FramedRead::new(reader, message::frames());
         let mut hello = Vec::new();
-        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id }).map_err(io::Error::other)?;
+        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id })
+            .map_err(io::Error::other)?;
         writer.write_all(&hello).await?;
         writer.flush().await?;
         match next_frame(&mut frames).await?.decode().map_err(io::Error::other)? {
@@ -229,9 +240,9 @@ async fn connect(connector: &dyn PeerConnector, id: NodeId, address: &str) -> io
             }
         }
     };
-    tokio::time::timeout(CONNECT_TIMEOUT, greeted)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}"))))
+    tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}")))
+    })
 }
 
 /// The next frame; the end of the stream is an error.

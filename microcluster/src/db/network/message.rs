@@ -10,7 +10,7 @@ use tokio_util::codec::LengthDelimitedCodec;
 
 use crate::db::entry_codec::{self, CodecError};
 use crate::db::raft_types::{LogId, NodeId, Peer, TypeConfig, Vote};
-use crate::db::sequencer::{SubmitError, Submission};
+use crate::db::sequencer::{Submission, SubmitError};
 use crate::db::waiters::Answer;
 
 /// The version of everything in this file. Said in the first frame of each connection.
@@ -154,7 +154,12 @@ impl Frame {
 }
 
 /// Appends a whole frame, length included, to `buffer`.
-pub(crate) fn put_frame<T: Serialize>(buffer: &mut Vec<u8>, kind: u8, number: u64, body: &T) -> Result<(), MessageError> {
+pub(crate) fn put_frame<T: Serialize>(
+    buffer: &mut Vec<u8>,
+    kind: u8,
+    number: u64,
+    body: &T,
+) -> Result<(), MessageError> {
     let start = begin_frame(buffer, kind, number);
     *buffer = postcard::to_extend(body, std::mem::take(buffer))?;
     end_frame(buffer, start);
@@ -239,5 +244,10 @@ fn decode_append(body: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, Messag
         }
         entries.push(entry_codec::decode_entry(rest.split_to(length))?);
     }
-    Ok(AppendEntriesRequest { vote: head.vote, prev_log_id: head.prev_log_id, leader_commit: head.leader_commit, entries })
+    Ok(AppendEntriesRequest {
+        vote: head.vote,
+        prev_log_id: head.prev_log_id,
+        leader_commit: head.leader_commit,
+        entries,
+    })
 }

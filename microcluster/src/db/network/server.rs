@@ -118,4 +118,3 @@ async fn run(service: &Service, call: Call) -> Reply {
         },
     }
 }
-
