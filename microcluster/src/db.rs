@@ -30,6 +30,9 @@ mod sessions;
 mod state_file;
 mod state_machine;
 mod status;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod transaction;
 mod waiters;
 mod writer;
