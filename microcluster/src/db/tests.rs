@@ -1,6 +1,7 @@
 //! The database as its users see it: clusters in one process, over a network that can be cut.
 
 mod kit;
+mod suite;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

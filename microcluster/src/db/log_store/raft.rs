@@ -64,9 +64,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<Entry> = entries.into_iter().collect();
+        let mut entries: Vec<Entry> = entries.into_iter().collect();
         let queue = self.queue(|state| {
-            let ticket = state.append(&entries)?;
+            let ticket = state.append(&mut entries)?;
             Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
         });
         queue.await.map_err(write_error)?;

@@ -121,9 +121,14 @@ impl State {
     }
 
     /// Appends entries and returns their ticket.
-    pub(super) fn append(&mut self, entries: &[Entry]) -> Result<u64, LogError> {
+    ///
+    /// Those up to the last one purged are left out: what is purged is applied.
+    pub(super) fn append(&mut self, entries: &mut Vec<Entry>) -> Result<u64, LogError> {
+        if let Some(purged) = self.purged {
+            entries.retain(|entry| entry.log_id.index > purged.index);
+        }
         let mut expected = self.last.map(|last| last.index + 1);
-        for entry in entries {
+        for entry in entries.iter() {
             let found = entry.log_id.index;
             if let Some(expected) = expected.filter(|&expected| expected != found) {
                 return Err(LogError::NotConsecutive { expected, found });
