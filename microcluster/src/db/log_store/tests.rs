@@ -6,7 +6,6 @@ mod disk;
 mod faults;
 mod power_loss;
 mod restart;
-mod suite;
 
 use bytes::Bytes;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
