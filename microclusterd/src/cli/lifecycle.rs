@@ -1,10 +1,13 @@
 //! `microctl waitready` and `microctl shutdown`: the daemon's start and end.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use microcluster_client::{Client, Error};
+use microcluster_client::{Client, Error, Server};
+use tokio::net::UnixStream;
 
 use super::duration::{DurationError, parse_duration};
 
@@ -40,6 +43,7 @@ pub struct Shutdown {
 impl Shutdown {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
         let deadline = Instant::now() + self.timeout;
+        let process = Process::behind(client.server()).await;
         match client.timeout(self.timeout).shutdown().await {
             // It may end faster than its answer travels.
             Ok(()) | Err(Error::Interrupted { .. }) => {}
@@ -47,7 +51,8 @@ impl Shutdown {
         }
         loop {
             let answer = client.timeout(STOPPED_INTERVAL * 10).status().await;
-            if let Err(Error::Unreachable { .. }) = answer {
+            let unreachable = matches!(answer, Err(Error::Unreachable { .. }));
+            if unreachable && process.as_ref().is_none_or(Process::has_ended) {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -57,6 +62,39 @@ impl Shutdown {
                 );
             }
             tokio::time::sleep(STOPPED_INTERVAL).await;
+        }
+    }
+}
+
+/// The process behind a control socket. A daemon that closes its socket still holds its state directory
+/// for a moment, and one that is started in this moment is refused.
+struct Process {
+    stat: PathBuf,
+}
+
+impl Process {
+    async fn behind(server: &Server) -> Option<Self> {
+        let Server::Unix(path) = server else {
+            return None;
+        };
+        let process = UnixStream::connect(path)
+            .await
+            .ok()?
+            .peer_cred()
+            .ok()?
+            .pid()?;
+        let stat = PathBuf::from(format!("/proc/{process}/stat"));
+        // Without /proc, or from another container, the process cannot be watched.
+        stat.exists().then_some(Process { stat })
+    }
+
+    fn has_ended(&self) -> bool {
+        match fs::read_to_string(&self.stat) {
+            // The name of the program, in parentheses, may contain anything; the state follows.
+            Ok(stat) => stat
+                .rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
+            Err(_) => true,
         }
     }
 }
