@@ -6,9 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use microcluster_client::{
-    ControlRequest, Empty, HeartbeatInfo, JoinRequest, JoinResponse, KeyPair, Member, MemberLocal,
-    Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResults, TokenRecord,
-    TokenRequest,
+    ControlRequest, Empty, HeartbeatInfo, JoinRequest, JoinResponse, KeyPair, Member, MemberLocal, Name, Secret,
+    ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResults, TokenRecord, TokenRequest,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,16 +17,12 @@ use serde_json::Value;
 fn same<T: DeserializeOwned + Serialize>(value: &Value) -> Result<(), String> {
     let read: T = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
     let written = serde_json::to_value(read).map_err(|e| e.to_string())?;
-    (written == *value)
-        .then_some(())
-        .ok_or(format!("became {written}"))
+    (written == *value).then_some(()).ok_or(format!("became {written}"))
 }
 
 /// What can be read, though not every field of it is kept.
 fn readable<T: DeserializeOwned>(value: &Value) -> Result<(), String> {
-    serde_json::from_value::<T>(value.clone())
-        .map(|_| ())
-        .map_err(|e| e.to_string())
+    serde_json::from_value::<T>(value.clone()).map(|_| ()).map_err(|e| e.to_string())
 }
 
 fn check_answer(request: &str, metadata: &Value) -> Option<Result<(), String>> {

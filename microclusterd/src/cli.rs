@@ -56,12 +56,7 @@ enum MicroctlCommand {
 #[derive(Debug, Clone, Args)]
 pub struct Context {
     /// State directory of the daemon
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "MICROCLUSTER_STATE_DIR"
-    )]
+    #[arg(long, global = true, value_name = "DIR", env = "MICROCLUSTER_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
@@ -112,9 +107,7 @@ impl Context {
     /// When the state directory was not given.
     pub fn client(&self) -> Result<Client, Usage> {
         let Some(state_dir) = &self.state_dir else {
-            return Err(Usage::new(
-                "which daemon? Give --state-dir DIR or set MICROCLUSTER_STATE_DIR",
-            ));
+            return Err(Usage::new("which daemon? Give --state-dir DIR or set MICROCLUSTER_STATE_DIR"));
         };
         Ok(Client::unix(state_dir.join("control.socket")))
     }

@@ -18,9 +18,7 @@ use log::Log;
 /// The whole of `microclusterd`.
 #[derive(Debug, Parser)]
 #[command(name = "microclusterd", version, max_term_width = 100)]
-#[command(
-    about = "A member of a microcluster: control API, mutual TLS, a replicated SQLite database"
-)]
+#[command(about = "A member of a microcluster: control API, mutual TLS, a replicated SQLite database")]
 struct Microclusterd {
     /// Directory that holds everything of this member; created if it is missing
     #[arg(long, value_name = "DIR", env = "MICROCLUSTERD_STATE_DIR")]
@@ -33,12 +31,7 @@ struct Microclusterd {
 #[derive(Debug, Args)]
 struct Options {
     /// How often the leader looks after the other members
-    #[arg(
-        long,
-        value_name = "DURATION",
-        default_value = "10s",
-        env = "MICROCLUSTERD_HEARTBEAT"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "10s", env = "MICROCLUSTERD_HEARTBEAT")]
     #[arg(value_parser = heartbeat)]
     heartbeat: Duration,
     /// Group that may use the control socket
@@ -113,12 +106,7 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
 
 /// Runs the daemon until it is stopped.
 async fn serve(state_dir: PathBuf, options: Options) -> anyhow::Result<()> {
-    let Options {
-        heartbeat,
-        socket_group,
-        pre_init_listen,
-        ..
-    } = options;
+    let Options { heartbeat, socket_group, pre_init_listen, .. } = options;
     let _ = (state_dir, heartbeat, socket_group, pre_init_listen);
     anyhow::bail!("not yet")
 }

@@ -10,12 +10,7 @@ const MICROCTL: &str = env!("CARGO_BIN_EXE_microctl");
 const MICROCLUSTERD: &str = env!("CARGO_BIN_EXE_microclusterd");
 
 fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program)
-        .args(arguments)
-        .env_remove("MICROCLUSTER_STATE_DIR")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    Command::new(program).args(arguments).env_remove("MICROCLUSTER_STATE_DIR").stdin(Stdio::null()).output().unwrap()
 }
 
 fn microctl_at(dir: &Path, arguments: &[&str]) -> Output {
@@ -52,10 +47,7 @@ fn help_names_every_command() {
     ] {
         assert!(help.contains(command), "{command} is missing in\n{help}");
     }
-    assert!(
-        !help.contains("demo-daemon"),
-        "what is hidden stays hidden:\n{help}"
-    );
+    assert!(!help.contains("demo-daemon"), "what is hidden stays hidden:\n{help}");
     let output = run(MICROCLUSTERD, &["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = stdout(&output);
@@ -90,21 +82,12 @@ fn wrong_usage_is_exit_code_2_and_prints_nothing_on_standard_output() {
     for (arguments, hint) in [
         (&["nope"][..], "unrecognized subcommand"),
         (&["init", "c1", address], "--bootstrap"),
-        (
-            &["init", "c1", address, "--bootstrap", "--token", "x"],
-            "cannot be used with",
-        ),
+        (&["init", "c1", address, "--bootstrap", "--token", "x"], "cannot be used with"),
         (&["init", "c_1", address, "--bootstrap"], "letters, digits"),
-        (
-            &["init", "c1", "localhost:9000", "--bootstrap"],
-            "host names are not accepted",
-        ),
+        (&["init", "c1", "localhost:9000", "--bootstrap"], "host names are not accepted"),
         (&["init", "c1", "127.0.0.1", "--bootstrap"], "has no port"),
         (&["init", "c1", "127.0.0.1:0", "--bootstrap"], "port 0"),
-        (
-            &["init", "c1", address, "--bootstrap", "--config", "k"],
-            "key=value",
-        ),
+        (&["init", "c1", address, "--bootstrap", "--config", "k"], "key=value"),
         (&["init", "c1", address, "--token", ""], "token is empty"),
         (&["cluster", "list", "-f", "xml"], "possible values"),
         (&["tokens", "add", "c2", "-e", "3"], "1h30m"),
@@ -119,19 +102,12 @@ fn wrong_usage_is_exit_code_2_and_prints_nothing_on_standard_output() {
         let output = run(MICROCTL, &[&state_dir[..], arguments].concat());
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         assert_eq!(stdout(&output), "", "{arguments:?}");
-        assert!(
-            stderr(&output).contains(hint),
-            "{arguments:?}: {}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains(hint), "{arguments:?}: {}", stderr(&output));
     }
     let output = run(MICROCTL, &["status"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--state-dir"), "{output:?}");
-    let output = run(
-        MICROCLUSTERD,
-        &["--state-dir", "/nowhere", "--heartbeat", "0"],
-    );
+    let output = run(MICROCLUSTERD, &["--state-dir", "/nowhere", "--heartbeat", "0"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
@@ -156,18 +132,9 @@ fn without_a_daemon_every_command_fails_and_says_what_to_do() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
         assert_eq!(stdout(&output), "", "{arguments:?}");
         let said = stderr(&output);
-        assert!(
-            said.starts_with("Error: ") && said.lines().count() == 1,
-            "{arguments:?}: {said}"
-        );
-        assert!(
-            said.contains("is the daemon running"),
-            "{arguments:?}: {said}"
-        );
-        assert!(
-            said.contains(dir.path().to_str().unwrap()),
-            "{arguments:?}: {said}"
-        );
+        assert!(said.starts_with("Error: ") && said.lines().count() == 1, "{arguments:?}: {said}");
+        assert!(said.contains("is the daemon running"), "{arguments:?}: {said}");
+        assert!(said.contains(dir.path().to_str().unwrap()), "{arguments:?}: {said}");
     }
     drop(UnixListener::bind(dir.path().join("control.socket")).unwrap());
     let said = stderr(&microctl_at(dir.path(), &["status"]));
@@ -176,16 +143,10 @@ fn without_a_daemon_every_command_fails_and_says_what_to_do() {
 
 #[test]
 fn the_state_directory_may_come_from_the_environment() {
-    let output = Command::new(MICROCTL)
-        .arg("status")
-        .env("MICROCLUSTER_STATE_DIR", "/nowhere/at/all")
-        .output()
-        .unwrap();
+    let output =
+        Command::new(MICROCTL).arg("status").env("MICROCLUSTER_STATE_DIR", "/nowhere/at/all").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("/nowhere/at/all/control.socket"),
-        "{output:?}"
-    );
+    assert!(stderr(&output).contains("/nowhere/at/all/control.socket"), "{output:?}");
 }
 
 #[test]
@@ -201,12 +162,7 @@ fn statements_are_read_from_standard_input() {
             request.push(byte[0]);
         }
         let results = r#"{"metadata":{"Results":[{"type":"exec","columns":null,"rows":null,"rows_affected":2}]}}"#;
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{results}",
-            results.len()
-        )
-        .unwrap();
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{results}", results.len()).unwrap();
         String::from_utf8(request).unwrap()
     });
     let mut microctl = Command::new(MICROCTL)
@@ -216,19 +172,11 @@ fn statements_are_read_from_standard_input() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    microctl
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"DELETE FROM t;\n")
-        .unwrap();
+    microctl.stdin.take().unwrap().write_all(b"DELETE FROM t;\n").unwrap();
     let output = microctl.wait_with_output().unwrap();
     assert_eq!(stdout(&output), "Rows affected: 2\n");
     let request = daemon.join().unwrap();
-    assert!(
-        request.ends_with(r#"{"query":"DELETE FROM t;"}"#),
-        "{request}"
-    );
+    assert!(request.ends_with(r#"{"query":"DELETE FROM t;"}"#), "{request}");
 }
 
 #[test]

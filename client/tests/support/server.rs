@@ -88,20 +88,10 @@ impl Server {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 accepted.lock().unwrap().connections += 1;
-                connections.spawn(serve(
-                    stream,
-                    None,
-                    Arc::clone(&accepted),
-                    Arc::clone(&handler),
-                ));
+                connections.spawn(serve(stream, None, Arc::clone(&accepted), Arc::clone(&handler)));
             }
         });
-        Server {
-            dir,
-            address: None,
-            log,
-            _tasks: tasks,
-        }
+        Server { dir, address: None, log, _tasks: tasks }
     }
 
     pub fn tls(key: CertifiedKey, handler: impl FnMut(&Seen) -> Answer + Send + 'static) -> Self {
@@ -121,25 +111,11 @@ impl Server {
                 let Ok(stream) = acceptor.accept(tcp).await else {
                     continue;
                 };
-                let client = stream
-                    .get_ref()
-                    .1
-                    .peer_certificates()
-                    .map(|c| Fingerprint::of_der(&c[0]));
-                connections.spawn(serve(
-                    stream,
-                    client,
-                    Arc::clone(&accepted),
-                    Arc::clone(&handler),
-                ));
+                let client = stream.get_ref().1.peer_certificates().map(|c| Fingerprint::of_der(&c[0]));
+                connections.spawn(serve(stream, client, Arc::clone(&accepted), Arc::clone(&handler)));
             }
         });
-        Server {
-            dir: tempfile::tempdir().unwrap(),
-            address: Some(address),
-            log,
-            _tasks: tasks,
-        }
+        Server { dir: tempfile::tempdir().unwrap(), address: Some(address), log, _tasks: tasks }
     }
 
     pub fn unix_client(&self) -> Client {
@@ -159,9 +135,7 @@ impl Server {
     }
 }
 
-fn shared(
-    handler: impl FnMut(&Seen) -> Answer + Send + 'static,
-) -> (Arc<Mutex<Log>>, Arc<Mutex<Handler>>) {
+fn shared(handler: impl FnMut(&Seen) -> Answer + Send + 'static) -> (Arc<Mutex<Log>>, Arc<Mutex<Handler>>) {
     (Arc::default(), Arc::new(Mutex::new(Box::new(handler))))
 }
 
@@ -177,13 +151,7 @@ async fn serve(
             let (head, body) = request.into_parts();
             let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
             let path = head.uri.path_and_query().unwrap();
-            let agent = head
-                .headers
-                .get("user-agent")
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned();
+            let agent = head.headers.get("user-agent").unwrap().to_str().unwrap().to_owned();
             let seen = Seen {
                 line: format!("{} {path}", head.method),
                 body: String::from_utf8(body.to_vec()).unwrap(),
@@ -201,9 +169,7 @@ async fn serve(
         }
     });
     // An error here is a client that went away, or a test that wants it.
-    let _ = auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// A self-signed certificate with its key.
@@ -215,10 +181,7 @@ pub struct KeyPair {
 impl KeyPair {
     pub fn new(name: &str) -> Self {
         let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        KeyPair {
-            cert_pem: pair.cert.pem(),
-            key_pem: pair.signing_key.serialize_pem(),
-        }
+        KeyPair { cert_pem: pair.cert.pem(), key_pem: pair.signing_key.serialize_pem() }
     }
 
     pub fn certified(&self) -> CertifiedKey {
@@ -229,10 +192,7 @@ impl KeyPair {
     pub fn certified_with_key_of(&self, other: &KeyPair) -> CertifiedKey {
         let chain = vec![CertificateDer::from_pem_slice(self.cert_pem.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(other.key_pem.as_bytes()).unwrap();
-        CertifiedKey::new(
-            chain,
-            rustls::crypto::ring::sign::any_supported_type(&key).unwrap(),
-        )
+        CertifiedKey::new(chain, rustls::crypto::ring::sign::any_supported_type(&key).unwrap())
     }
 }
 
@@ -299,8 +259,6 @@ impl ClientCertVerifier for Anyone {
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         let provider = rustls::crypto::ring::default_provider();
-        provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -37,21 +37,14 @@ impl Command {
         match self {
             Command::List(output) => {
                 let members = client.cluster_members().await?;
-                print(
-                    &output
-                        .format
-                        .render(Look::of_stdout(), &members, |m| listing(m))?,
-                )
+                print(&output.format.render(Look::of_stdout(), &members, |m| listing(m))?)
             }
             Command::Show(Show { name, output }) => {
                 let member = client.cluster_member(&name).await?;
                 print(&output.format.render(Look::of_stdout(), &member, details)?)
             }
             Command::Remove(Remove { name, force }) => {
-                client
-                    .timeout(TIMEOUT_INIT)
-                    .remove_cluster_member(&name, force)
-                    .await?;
+                client.timeout(TIMEOUT_INIT).remove_cluster_member(&name, force).await?;
                 tell(&format!("{name} is no member of the cluster any more"));
                 Ok(())
             }
@@ -61,8 +54,7 @@ impl Command {
 
 fn listing(members: &[Member]) -> Listing {
     // On a narrow terminal the fingerprint is what gives way.
-    let mut listing =
-        Listing::new(["NAME", "ADDRESS", "ROLE", "FINGERPRINT", "STATUS"]).wrapping(3);
+    let mut listing = Listing::new(["NAME", "ADDRESS", "ROLE", "FINGERPRINT", "STATUS"]).wrapping(3);
     for member in members {
         listing.row([
             Field::new(member.name.as_str()),
@@ -88,14 +80,8 @@ fn details(member: &Member) -> Listing {
         time => time.to_string(),
     };
     row("last heartbeat", Field::new(heartbeat));
-    row(
-        "internal schema",
-        Field::new(member.schema_internal_version.to_string()),
-    );
-    row(
-        "product schema",
-        Field::new(member.schema_external_version.to_string()),
-    );
+    row("internal schema", Field::new(member.schema_internal_version.to_string()));
+    row("product schema", Field::new(member.schema_external_version.to_string()));
     row("extensions", Field::new(member.extensions.join(" ")));
     listing
 }
@@ -108,8 +94,6 @@ fn status(status: MemberStatus) -> Field {
 }
 
 fn fingerprint(member: &Member) -> String {
-    Fingerprint::of_pem(&member.certificate).map_or_else(
-        |_| "unreadable".to_owned(),
-        |fingerprint| fingerprint.to_string(),
-    )
+    Fingerprint::of_pem(&member.certificate)
+        .map_or_else(|_| "unreadable".to_owned(), |fingerprint| fingerprint.to_string())
 }

@@ -63,17 +63,13 @@ fn farewell(cluster: &Cluster) -> String {
         let dir = member.dir.display();
         text.push_str(&format!("{before}export MICROCLUSTER_STATE_DIR={dir}\n"));
     }
-    text.push_str(&format!(
-        "  {program} status\n  {program} cluster list\n  {program} sql\n  {program} --help\n\n"
-    ));
+    text.push_str(&format!("  {program} status\n  {program} cluster list\n  {program} sql\n  {program} --help\n\n"));
     text
 }
 
 /// A path as one would type it here.
 fn as_typed(program: &Path) -> PathBuf {
-    let relative = env::current_dir()
-        .ok()
-        .and_then(|dir| Some(program.strip_prefix(dir).ok()?.to_owned()));
+    let relative = env::current_dir().ok().and_then(|dir| Some(program.strip_prefix(dir).ok()?.to_owned()));
     relative.unwrap_or_else(|| program.to_owned())
 }
 

@@ -25,13 +25,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() || text.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .ok_or(DurationError::Form)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(DurationError::Form)?;
         let (number, after) = rest.split_at(digits);
-        let unit_end = after
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(after.len());
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_end);
         if number.is_empty() {
             return Err(DurationError::Form);
@@ -46,9 +42,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
             _ => return Err(DurationError::Form),
         };
         let part = number.checked_mul(milliseconds).map(Duration::from_millis);
-        total = part
-            .and_then(|part| total.checked_add(part))
-            .ok_or(DurationError::TooLong)?;
+        total = part.and_then(|part| total.checked_add(part)).ok_or(DurationError::TooLong)?;
         rest = after;
     }
     // The API counts nanoseconds in 64 bits.
@@ -74,27 +68,16 @@ mod tests {
             ("1h0m5s", 3_605_000),
             ("2d", 172_800_000),
         ] {
-            assert_eq!(
-                parse_duration(text).unwrap(),
-                Duration::from_millis(milliseconds),
-                "{text}"
-            );
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
         }
     }
 
     #[test]
     fn durations_that_are_refused() {
-        for text in [
-            "", "h", "3", "10", "3 h", "-3h", "1.5h", "3x", "3hh", "1h30", "ä",
-        ] {
+        for text in ["", "h", "3", "10", "3 h", "-3h", "1.5h", "3x", "3hh", "1h30", "ä"] {
             assert_eq!(parse_duration(text), Err(DurationError::Form), "{text}");
         }
-        for text in [
-            "99999999999999999999s",
-            "999999999999d",
-            "300000000000h",
-            "9223372037s",
-        ] {
+        for text in ["99999999999999999999s", "999999999999d", "300000000000h", "9223372037s"] {
             assert_eq!(parse_duration(text), Err(DurationError::TooLong), "{text}");
         }
     }

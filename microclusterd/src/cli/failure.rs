@@ -47,10 +47,7 @@ fn one_line(error: &anyhow::Error) -> String {
         }
         text.push_str(&cause.to_string());
         // It says itself what the system's "No such file or directory" means.
-        if let Some(Error::Unreachable {
-            server: Server::Unix(_),
-            source,
-        }) = cause.downcast_ref()
+        if let Some(Error::Unreachable { server: Server::Unix(_), source }) = cause.downcast_ref()
             && source.raw_os_error().is_some()
         {
             break;
@@ -77,9 +74,6 @@ mod tests {
             source: std::io::Error::from_raw_os_error(2),
         };
         let line = one_line(&error.into());
-        assert!(
-            line.ends_with("is the daemon running with this state directory?"),
-            "{line}"
-        );
+        assert!(line.ends_with("is the daemon running with this state directory?"), "{line}");
     }
 }

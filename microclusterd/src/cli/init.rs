@@ -42,22 +42,13 @@ struct How {
 
 impl Arguments {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
-        let Arguments {
-            name,
-            address,
-            how,
-            config,
-        } = self;
+        let Arguments { name, address, how, config } = self;
         let config = config.into_iter().collect::<InitConfig>();
         let (doing, request) = match how.token {
-            None => (
-                format!("{name} begins a new cluster at {address}"),
-                ControlRequest::bootstrap(name, address),
-            ),
-            Some(token) => (
-                format!("{name} joins the cluster at {address}"),
-                ControlRequest::join(name, address, token),
-            ),
+            None => (format!("{name} begins a new cluster at {address}"), ControlRequest::bootstrap(name, address)),
+            Some(token) => {
+                (format!("{name} joins the cluster at {address}"), ControlRequest::join(name, address, token))
+            }
         };
         tell(&format!("{doing} …"));
         let request = request.with_config(config);

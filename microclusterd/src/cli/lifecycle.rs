@@ -23,12 +23,7 @@ pub struct Waitready {
 
 impl Waitready {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
-        let waited = || {
-            format!(
-                "the daemon is not ready after {} s",
-                self.timeout.as_secs_f32()
-            )
-        };
+        let waited = || format!("the daemon is not ready after {} s", self.timeout.as_secs_f32());
         client.wait_ready(self.timeout).await.with_context(waited)
     }
 }
@@ -77,12 +72,7 @@ impl Process {
         let Server::Unix(path) = server else {
             return None;
         };
-        let process = UnixStream::connect(path)
-            .await
-            .ok()?
-            .peer_cred()
-            .ok()?
-            .pid()?;
+        let process = UnixStream::connect(path).await.ok()?.peer_cred().ok()?.pid()?;
         let stat = PathBuf::from(format!("/proc/{process}/stat"));
         // Without /proc, or from another container, the process cannot be watched.
         stat.exists().then_some(Process { stat })
@@ -91,9 +81,7 @@ impl Process {
     fn has_ended(&self) -> bool {
         match fs::read_to_string(&self.stat) {
             // The name of the program, in parentheses, may contain anything; the state follows.
-            Ok(stat) => stat
-                .rsplit_once(") ")
-                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
+            Ok(stat) => stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
             Err(_) => true,
         }
     }

@@ -30,14 +30,7 @@ pub enum Format {
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Output {
     /// How to write the result
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT",
-        hide_possible_values = true
-    )]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
     #[arg(help = "Format: table, compact, csv (no header), json or yaml")]
     pub format: Format,
 }
@@ -53,10 +46,7 @@ pub struct ClosedPipe;
 /// [`ClosedPipe`] when nobody reads it any more, else what the system says.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(ClosedPipe.into()),
         result => result.context("cannot write to standard output"),
     }
@@ -101,23 +91,11 @@ mod tests {
     }
 
     fn rendered(format: Format) -> String {
-        let members = [
-            Member {
-                name: "c1",
-                votes: true,
-            },
-            Member {
-                name: "a,\"b\"",
-                votes: false,
-            },
-        ];
+        let members = [Member { name: "c1", votes: true }, Member { name: "a,\"b\"", votes: false }];
         let listing = |members: &[Member; 2]| {
             let mut listing = Listing::new(["NAME", "VOTES"]);
             for member in members {
-                listing.row([
-                    Field::new(member.name),
-                    Field::new(member.votes.to_string()),
-                ]);
+                listing.row([Field::new(member.name), Field::new(member.votes.to_string())]);
             }
             listing
         };
@@ -135,17 +113,11 @@ mod tests {
 +-------+-------+
 ";
         assert_eq!(rendered(Format::Table), table);
-        assert_eq!(
-            rendered(Format::Compact),
-            "NAME   VOTES\nc1     true\na,\"b\"  false\n"
-        );
+        assert_eq!(rendered(Format::Compact), "NAME   VOTES\nc1     true\na,\"b\"  false\n");
         assert_eq!(rendered(Format::Csv), "c1,true\n\"a,\"\"b\"\"\",false\n");
         let json: serde_json::Value = serde_json::from_str(&rendered(Format::Json)).unwrap();
         assert_eq!(json[1]["name"], "a,\"b\"");
-        assert_eq!(
-            rendered(Format::Yaml),
-            "- name: c1\n  votes: true\n- name: a,\"b\"\n  votes: false\n"
-        );
+        assert_eq!(rendered(Format::Yaml), "- name: c1\n  votes: true\n- name: a,\"b\"\n  votes: false\n");
     }
 
     #[test]

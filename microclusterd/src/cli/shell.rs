@@ -17,12 +17,7 @@ pub struct Completions {
 impl Completions {
     pub fn run(self) -> anyhow::Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(
-            self.shell,
-            &mut Microctl::command(),
-            "microctl",
-            &mut script,
-        );
+        clap_complete::generate(self.shell, &mut Microctl::command(), "microctl", &mut script);
         print(&String::from_utf8_lossy(&script))
     }
 }
@@ -51,9 +46,7 @@ fn describe(command: &mut Command, text: &mut String) {
         return;
     }
     if command.has_subcommands() {
-        command
-            .get_subcommands_mut()
-            .for_each(|command| describe(command, text));
+        command.get_subcommands_mut().for_each(|command| describe(command, text));
         return;
     }
     let name = command.get_bin_name().unwrap_or_default().to_owned();
@@ -69,9 +62,5 @@ fn describe(command: &mut Command, text: &mut String) {
 /// A line that roff takes as it is.
 fn roff(line: &str) -> String {
     let line = line.replace('\\', "\\e").replace('-', "\\-");
-    if line.starts_with(['.', '\'']) {
-        format!("\\&{line}")
-    } else {
-        line
-    }
+    if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }
 }

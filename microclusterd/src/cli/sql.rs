@@ -38,12 +38,8 @@ impl Arguments {
         match self.query.as_deref() {
             Some("-") => run(client, &read_input().await?, format).await,
             Some(query) => run(client, query, format).await,
-            None if io::stdin().is_terminal() && io::stdout().is_terminal() => {
-                prompt::run_prompt(client, format).await
-            }
-            None => {
-                Err(Usage::new("no query: give one, or `-` to read it from standard input").into())
-            }
+            None if io::stdin().is_terminal() && io::stdout().is_terminal() => prompt::run_prompt(client, format).await,
+            None => Err(Usage::new("no query: give one, or `-` to read it from standard input").into()),
         }
     }
 }
@@ -57,10 +53,9 @@ async fn run(client: &Client, query: &str, format: Format) -> anyhow::Result<()>
     match query {
         ".dump" => print(&with_newline(client.sql_dump(false).await?.text)),
         ".schema" => print(&with_newline(client.sql_dump(true).await?.text)),
-        _ if query.starts_with('.') => Err(Usage::new(format!(
-            "there is no command {query}; there are .dump and .schema"
-        ))
-        .into()),
+        _ if query.starts_with('.') => {
+            Err(Usage::new(format!("there is no command {query}; there are .dump and .schema")).into())
+        }
         _ => {
             let results = client.sql(&SqlRequest::new(query)).await?;
             print(&render(&results, format, Look::of_stdout())?)
@@ -71,20 +66,11 @@ async fn run(client: &Client, query: &str, format: Format) -> anyhow::Result<()>
 async fn read_input() -> anyhow::Result<String> {
     let read = || {
         let mut text = String::new();
-        io::stdin()
-            .lock()
-            .take(INPUT_BYTES_MAX + 1)
-            .read_to_string(&mut text)
-            .map(|_| text)
+        io::stdin().lock().take(INPUT_BYTES_MAX + 1).read_to_string(&mut text).map(|_| text)
     };
-    let text = tokio::task::spawn_blocking(read)
-        .await?
-        .context("cannot read standard input")?;
+    let text = tokio::task::spawn_blocking(read).await?.context("cannot read standard input")?;
     if text.len() as u64 > INPUT_BYTES_MAX {
-        bail!(
-            "standard input has more than {} MiB of statements; split it",
-            INPUT_BYTES_MAX >> 20
-        );
+        bail!("standard input has more than {} MiB of statements; split it", INPUT_BYTES_MAX >> 20);
     }
     Ok(text)
 }
@@ -113,9 +99,7 @@ fn render(results: &SqlResults, format: Format, look: Look) -> anyhow::Result<St
             SqlResultType::Exec => {
                 text.push_str(&format!("Rows affected: {}\n", result.rows_affected));
             }
-            SqlResultType::Select => {
-                text.push_str(&format.render(look, result, |r| rows(r, format))?)
-            }
+            SqlResultType::Select => text.push_str(&format.render(look, result, |r| rows(r, format))?),
         }
     }
     Ok(text)
@@ -124,10 +108,7 @@ fn render(results: &SqlResults, format: Format, look: Look) -> anyhow::Result<St
 fn rows(result: &SqlResult, format: Format) -> Listing {
     let mut listing = Listing::new(result.columns.iter().flatten().map(String::as_str));
     for row in result.rows.iter().flatten() {
-        listing.row(
-            row.iter()
-                .map(|value| Field::new(value_text(value, format))),
-        );
+        listing.row(row.iter().map(|value| Field::new(value_text(value, format))));
     }
     listing
 }
@@ -151,30 +132,17 @@ mod tests {
 
     fn select() -> SqlResult {
         let columns = vec!["k".into(), "n".into()];
-        let rows = vec![
-            vec![json!("a"), json!(i64::MAX)],
-            vec![json!("x'00ff'"), Value::Null],
-        ];
+        let rows = vec![vec![json!("a"), json!(i64::MAX)], vec![json!("x'00ff'"), Value::Null]];
         SqlResult::select(columns, rows)
     }
 
     fn rendered(results: Vec<SqlResult>, format: Format) -> String {
-        render(
-            &SqlResults {
-                results: Some(results),
-            },
-            format,
-            Look::PLAIN,
-        )
-        .unwrap()
+        render(&SqlResults { results: Some(results) }, format, Look::PLAIN).unwrap()
     }
 
     #[test]
     fn one_result_has_no_heading() {
-        assert_eq!(
-            rendered(vec![SqlResult::exec(3)], Format::Table),
-            "Rows affected: 3\n"
-        );
+        assert_eq!(rendered(vec![SqlResult::exec(3)], Format::Table), "Rows affected: 3\n");
         let table = "\
 +---------+---------------------+
 | k       | n                   |
@@ -184,10 +152,7 @@ mod tests {
 +---------+---------------------+
 ";
         assert_eq!(rendered(vec![select()], Format::Table), table);
-        assert_eq!(
-            rendered(vec![select()], Format::Csv),
-            "a,9223372036854775807\nx'00ff',\n"
-        );
+        assert_eq!(rendered(vec![select()], Format::Csv), "a,9223372036854775807\nx'00ff',\n");
     }
 
     #[test]
@@ -204,9 +169,6 @@ mod tests {
     fn programs_get_one_object() {
         let json: Value = serde_json::from_str(&rendered(vec![select()], Format::Json)).unwrap();
         assert_eq!(json["Results"][0]["rows"][0][1], json!(i64::MAX));
-        assert_eq!(
-            render(&SqlResults::default(), Format::Table, Look::PLAIN).unwrap(),
-            ""
-        );
+        assert_eq!(render(&SqlResults::default(), Format::Table, Look::PLAIN).unwrap(), "");
     }
 }

@@ -63,11 +63,7 @@ fn member(status: &DaemonStatus, now: Timestamp) -> Listing {
         let days = left.as_secs() / 86_400;
         let text = format!("expires {} ({days} days)", certificate.expires_at);
         let soon = days < EXPIRY_WARNING_DAYS;
-        let value = if soon {
-            Field::bad(text)
-        } else {
-            Field::new(text)
-        };
+        let value = if soon { Field::bad(text) } else { Field::new(text) };
         row(&format!("{} certificate", certificate.name), value);
     }
     listing
@@ -78,17 +74,10 @@ fn uninitialised(status: &ServerStatus) -> Listing {
     let mut row = |name: &str, value: Field| listing.row([Field::new(name), value]);
     row("name", Field::new(&status.name));
     row("version", Field::new(&status.version));
-    row(
-        "state",
-        Field::bad("not initialised: begin a cluster or join one with `microctl init`"),
-    );
+    row("state", Field::bad("not initialised: begin a cluster or join one with `microctl init`"));
     listing
 }
 
 fn yes_no(value: bool) -> Field {
-    if value {
-        Field::good("yes")
-    } else {
-        Field::bad("no")
-    }
+    if value { Field::good("yes") } else { Field::bad("no") }
 }

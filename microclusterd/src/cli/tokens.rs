@@ -38,18 +38,12 @@ impl Command {
         match self {
             Command::Add(Add { name, expire_after }) => {
                 let expire_after = (!expire_after.is_zero()).then_some(expire_after);
-                let token = client
-                    .add_token(&TokenRequest { name, expire_after })
-                    .await?;
+                let token = client.add_token(&TokenRequest { name, expire_after }).await?;
                 print(&format!("{}\n", token.expose()))
             }
             Command::List(output) => {
                 let tokens = client.tokens().await?;
-                print(
-                    &output
-                        .format
-                        .render(Look::of_stdout(), &tokens, |t| listing(t))?,
-                )
+                print(&output.format.render(Look::of_stdout(), &tokens, |t| listing(t))?)
             }
             Command::Revoke(Revoke { name }) => Ok(client.revoke_token(&name).await?),
         }
@@ -64,11 +58,7 @@ fn listing(tokens: &[TokenRecord]) -> Listing {
             time => time.to_string(),
         };
         let name = Field::new(token.name.as_str());
-        listing.row([
-            name,
-            Field::new(token.token.expose()),
-            Field::new(expires_at),
-        ]);
+        listing.row([name, Field::new(token.token.expose()), Field::new(expires_at)]);
     }
     listing
 }

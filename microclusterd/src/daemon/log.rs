@@ -10,13 +10,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Args)]
 pub(super) struct Log {
     /// Log as text or as JSON, an object a line
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT",
-        env = "MICROCLUSTERD_LOG_FORMAT"
-    )]
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", env = "MICROCLUSTERD_LOG_FORMAT")]
     log_format: LogFormat,
     /// Log changes of state too
     #[arg(short, long, env = "MICROCLUSTERD_VERBOSE", value_parser = FalseyValueParser::new())]
@@ -36,17 +30,13 @@ enum LogFormat {
 impl Log {
     /// Sets up the log of the process. `MICROCLUSTERD_LOG` overrides the level, target by target.
     pub(super) fn init(&self) {
-        let filter = EnvFilter::try_from_env("MICROCLUSTERD_LOG")
-            .unwrap_or_else(|_| EnvFilter::new(self.filter()));
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(io::stderr);
+        let filter = EnvFilter::try_from_env("MICROCLUSTERD_LOG").unwrap_or_else(|_| EnvFilter::new(self.filter()));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
         match self.log_format {
             LogFormat::Json => log.json().init(),
             LogFormat::Text => {
                 let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-                log.with_ansi(io::stderr().is_terminal() && !unwanted)
-                    .init();
+                log.with_ansi(io::stderr().is_terminal() && !unwanted).init();
             }
         }
     }

@@ -39,20 +39,11 @@ impl Cluster {
         let member = |(index, address)| {
             let name: Name = format!("c{}", index + 1).parse()?;
             let dir = dir.join(name.as_str());
-            Ok(Member {
-                name,
-                address,
-                dir,
-                process: None,
-            })
+            Ok(Member { name, address, dir, process: None })
         };
         let members = addresses.into_iter().enumerate().map(member);
         let members = members.collect::<anyhow::Result<_>>()?;
-        Ok(Cluster {
-            program,
-            dir: dir.to_owned(),
-            members,
-        })
+        Ok(Cluster { program, dir: dir.to_owned(), members })
     }
 
     pub fn program(&self) -> &Path {
@@ -71,10 +62,7 @@ impl Cluster {
     pub async fn start(&mut self, index: usize) -> anyhow::Result<()> {
         let member = &mut self.members[index];
         fs::create_dir_all(&member.dir)?;
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(member.log())?;
+        let log = File::options().create(true).append(true).open(member.log())?;
         let process = Command::new(&self.program)
             .arg("demo-daemon")
             .arg(&member.dir)
@@ -90,11 +78,7 @@ impl Cluster {
             .context("cannot start a member")?;
         member.process = Some(process);
         let starting = || format!("member {} does not start", member.name);
-        member
-            .client()
-            .wait_ready(START_TIMEOUT)
-            .await
-            .with_context(starting)
+        member.client().wait_ready(START_TIMEOUT).await.with_context(starting)
     }
 
     /// Kills a member as `kill -9` does and returns the id that its process had.
@@ -119,19 +103,12 @@ impl Cluster {
 
     /// Ends all members and waits until they have ended.
     pub async fn stop(&mut self) {
-        let mut processes: Vec<_> = self
-            .members
-            .iter_mut()
-            .filter_map(|m| m.process.take())
-            .collect();
+        let mut processes: Vec<_> = self.members.iter_mut().filter_map(|m| m.process.take()).collect();
         for process in &mut processes {
             drop(process.stdin.take());
         }
         for process in &mut processes {
-            if tokio::time::timeout(STOP_TIMEOUT, process.wait())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(STOP_TIMEOUT, process.wait()).await.is_err() {
                 // It fails only if the process has ended after all.
                 let _ = process.kill().await;
             }
@@ -162,12 +139,7 @@ impl Member {
 
 /// Addresses on loopback that nobody uses. All are taken at once so that they differ.
 fn free_addresses(count: usize) -> anyhow::Result<Vec<Address>> {
-    let listeners: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<Result<_, _>>()?;
-    let addresses: Vec<_> = listeners
-        .iter()
-        .map(|l| l.local_addr().map(Address::from))
-        .collect::<Result<_, _>>()?;
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().map(Address::from)).collect::<Result<_, _>>()?;
     Ok(addresses)
 }

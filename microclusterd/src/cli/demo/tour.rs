@@ -19,9 +19,7 @@ const TOKEN_SHOWN: usize = 24;
 pub(super) async fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
     let count = cluster.members().len();
     let dir = cluster.dir().display().to_string();
-    print(&format!(
-        "A cluster of {count} on this machine, in {dir}.\n"
-    ))?;
+    print(&format!("A cluster of {count} on this machine, in {dir}.\n"))?;
     form(cluster).await?;
     write_and_read(cluster).await?;
     if count >= 3 {
@@ -47,11 +45,7 @@ async fn form(cluster: &mut Cluster) -> anyhow::Result<()> {
         let token = token.trim();
         let shown = format!("{}…", token.chars().take(TOKEN_SHOWN).collect::<String>());
         print(&format!("{shown}\n"))?;
-        print_command(
-            cluster,
-            index,
-            &["init", &name, &address, "--token", &shown],
-        )?;
+        print_command(cluster, index, &["init", &name, &address, "--token", &shown])?;
         capture(cluster, index, &["init", &name, &address, "--token", token]).await?;
     }
     show(cluster, 0, &["cluster", "list"]).await
@@ -64,12 +58,7 @@ async fn write_and_read(cluster: &mut Cluster) -> anyhow::Result<()> {
     say("One SQLite database, the same on every member. Any of them takes reads and writes.")?;
     let create = "CREATE TABLE note (id INTEGER PRIMARY KEY, author TEXT, text TEXT)";
     show(cluster, 0, &["sql", create]).await?;
-    show(
-        cluster,
-        second,
-        &["sql", &insert(cluster, second, "hello, cluster")],
-    )
-    .await?;
+    show(cluster, second, &["sql", &insert(cluster, second, "hello, cluster")]).await?;
     show(cluster, last, &["sql", "SELECT * FROM note"]).await
 }
 
@@ -77,15 +66,10 @@ async fn write_and_read(cluster: &mut Cluster) -> anyhow::Result<()> {
 async fn lose_the_leader(cluster: &mut Cluster) -> anyhow::Result<()> {
     let leader = cluster.members()[0].client().daemon_status().await?.leader;
     let leader = leader.context("the cluster has no leader")?.name;
-    let lost = cluster
-        .members()
-        .iter()
-        .position(|member| member.name == leader);
+    let lost = cluster.members().iter().position(|member| member.name == leader);
     let lost = lost.context("the leader is no member of the demo")?;
     let witness = if lost == 0 { 1 } else { 0 };
-    say(&format!(
-        "The leader, {leader}, is killed without a warning. The others elect a new one."
-    ))?;
+    say(&format!("The leader, {leader}, is killed without a warning. The others elect a new one."))?;
     let started = Instant::now();
     let id = cluster.kill(lost).await?;
     print(&format!("$ kill -9 {id}\n"))?;
@@ -103,9 +87,7 @@ async fn lose_the_leader(cluster: &mut Cluster) -> anyhow::Result<()> {
     print(&format!("{written}(done {gap:.1} s after the kill)\n"))?;
     show(cluster, witness, &["cluster", "list"]).await?;
 
-    say(&format!(
-        "{leader} is started again. It catches up and has what was written meanwhile."
-    ))?;
+    say(&format!("{leader} is started again. It catches up and has what was written meanwhile."))?;
     let dir = cluster.members()[lost].dir.display().to_string();
     print(&format!("$ microclusterd --state-dir {dir} &\n"))?;
     cluster.start(lost).await?;
@@ -136,10 +118,7 @@ fn print_command(cluster: &Cluster, index: usize, arguments: &[&str]) -> anyhow:
 async fn show(cluster: &Cluster, index: usize, arguments: &[&str]) -> anyhow::Result<()> {
     print_command(cluster, index, arguments)?;
     let mut command = cluster.microctl(index, arguments);
-    let output = command
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let output = command.stdout(Stdio::inherit()).stderr(Stdio::piped()).spawn()?;
     let output = output.wait_with_output().await?;
     check(arguments, &output)
 }

@@ -17,19 +17,13 @@ pub(in crate::cli) struct Look {
 impl Look {
     /// A file or a pipe.
     #[cfg(test)]
-    pub const PLAIN: Look = Look {
-        terminal: false,
-        colour: false,
-    };
+    pub const PLAIN: Look = Look { terminal: false, colour: false };
 
     /// What standard output is. Colour is for terminals, and never with `NO_COLOR`.
     pub fn of_stdout() -> Self {
         let terminal = io::stdout().is_terminal();
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Look {
-            terminal,
-            colour: terminal && !unwanted,
-        }
+        Look { terminal, colour: terminal && !unwanted }
     }
 }
 
@@ -49,37 +43,24 @@ pub(in crate::cli) struct Field {
 
 impl Field {
     pub fn new(text: impl Into<String>) -> Self {
-        Field {
-            text: text.into(),
-            colour: None,
-        }
+        Field { text: text.into(), colour: None }
     }
 
     /// Something that is as it should be.
     pub fn good(text: impl Into<String>) -> Self {
-        Field {
-            text: text.into(),
-            colour: Some(Color::Green),
-        }
+        Field { text: text.into(), colour: Some(Color::Green) }
     }
 
     /// Something to look after.
     pub fn bad(text: impl Into<String>) -> Self {
-        Field {
-            text: text.into(),
-            colour: Some(Color::Red),
-        }
+        Field { text: text.into(), colour: Some(Color::Red) }
     }
 }
 
 impl Listing {
     pub fn new<T: Into<String>>(header: impl IntoIterator<Item = T>) -> Self {
         let header = header.into_iter().map(Into::into).collect();
-        Listing {
-            header,
-            rows: Vec::new(),
-            wrapped: None,
-        }
+        Listing { header, rows: Vec::new(), wrapped: None }
     }
 
     pub fn row(&mut self, fields: impl IntoIterator<Item = Field>) {
@@ -139,10 +120,7 @@ impl Listing {
             }));
         }
         if let Some(wrapped) = self.wrapped {
-            for column in table
-                .column_iter_mut()
-                .filter(|column| column.index != wrapped)
-            {
+            for column in table.column_iter_mut().filter(|column| column.index != wrapped) {
                 column.set_constraint(ColumnConstraint::ContentWidth);
             }
         }
@@ -164,15 +142,14 @@ fn printable(text: &str) -> String {
     if !text.contains(|c: char| c.is_control() && c != '\n') {
         return text.to_owned();
     }
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut all, c| {
-            match c {
-                '\n' => all.push('\n'),
-                c if c.is_control() => all.extend(c.escape_default()),
-                c => all.push(c),
-            }
-            all
-        })
+    text.chars().fold(String::with_capacity(text.len()), |mut all, c| {
+        match c {
+            '\n' => all.push('\n'),
+            c if c.is_control() => all.extend(c.escape_default()),
+            c => all.push(c),
+        }
+        all
+    })
 }
 
 #[cfg(test)]

@@ -19,9 +19,7 @@ const HISTORY_LENGTH_MAX: usize = 1000;
 /// Reads statements and runs them until the end of the input. An error is told and ends nothing.
 pub(super) async fn run_prompt(client: &Client, format: Format) -> anyhow::Result<()> {
     let history = history_file();
-    let config = Config::builder()
-        .max_history_size(HISTORY_LENGTH_MAX)?
-        .build();
+    let config = Config::builder().max_history_size(HISTORY_LENGTH_MAX)?.build();
     let mut editor = DefaultEditor::with_config(config).context("cannot use this terminal")?;
     if let Some(history) = &history {
         // There is none the first time.
@@ -57,11 +55,7 @@ pub(super) async fn run_prompt(client: &Client, format: Format) -> anyhow::Resul
 fn read_statement(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> {
     let mut statement = String::new();
     loop {
-        let prompt = if statement.is_empty() {
-            "sql> "
-        } else {
-            "...> "
-        };
+        let prompt = if statement.is_empty() { "sql> " } else { "...> " };
         match editor.readline(prompt) {
             Ok(line) => statement.push_str(&line),
             // Ctrl-C drops what was typed.
@@ -86,13 +80,10 @@ fn read_statement(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> 
 /// Where the history is kept, by the rules for a user's state; created for this user alone.
 fn history_file() -> Option<PathBuf> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
-    let state = env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .and_then(absolute)
-        .or_else(|| {
-            let home = env::var_os("HOME").map(PathBuf::from).and_then(absolute)?;
-            Some(home.join(".local/state"))
-        })?;
+    let state = env::var_os("XDG_STATE_HOME").map(PathBuf::from).and_then(absolute).or_else(|| {
+        let home = env::var_os("HOME").map(PathBuf::from).and_then(absolute)?;
+        Some(home.join(".local/state"))
+    })?;
     let dir = state.join("microctl");
     fs::create_dir_all(&dir).ok()?;
     Some(dir.join("sql_history"))

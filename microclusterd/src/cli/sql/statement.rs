@@ -42,10 +42,7 @@ pub(super) fn is_complete(text: &str) -> bool {
 
 /// Whether these words are the beginning of a trigger that has not reached its `END`.
 fn in_trigger(words: &[String]) -> bool {
-    let mut beginning = words
-        .iter()
-        .map(String::as_str)
-        .skip_while(|word| *word == "EXPLAIN");
+    let mut beginning = words.iter().map(String::as_str).skip_while(|word| *word == "EXPLAIN");
     let create = beginning.next() == Some("CREATE");
     let trigger = beginning.find(|word| !matches!(*word, "TEMP" | "TEMPORARY")) == Some("TRIGGER");
     create && trigger && words.last().is_none_or(|word| word != "END")
