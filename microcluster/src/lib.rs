@@ -7,6 +7,8 @@
 // siblings without a loop; `tests/layers.rs` holds that.
 
 // L0
+mod config;
+mod error;
 mod tasks;
 
 // L1
@@ -17,3 +19,8 @@ mod trust;
 
 // L2
 pub mod db;
+
+// L3
+mod cluster;
+
+pub use error::{Error, Fatal, Result};
