@@ -22,5 +22,17 @@ pub mod db;
 
 // L3
 mod cluster;
+mod state;
 
+// L4
+mod api;
+
+// L5
+mod builder;
+mod daemon;
+mod listener;
+
+pub use builder::{Builder, Daemon};
+pub use daemon::{Handle, RunError, StartError};
 pub use error::{Error, Fatal, Result};
+pub use state::State;

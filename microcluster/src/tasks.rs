@@ -46,7 +46,11 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskLost> {
-        self.run(name, future).await.ok().flatten().ok_or(TaskLost { task: name })
+        self.run(name, future)
+            .await
+            .ok()
+            .flatten()
+            .ok_or(TaskLost { task: name })
     }
 
     /// Done when the tasks are asked to end: each long one waits for this too.
@@ -68,13 +72,25 @@ impl Tasks {
     pub async fn shutdown(&self, drain: Duration) {
         self.stop.cancel();
         self.tracker.close();
-        if tokio::time::timeout(drain, self.tracker.wait()).await.is_ok() {
+        if tokio::time::timeout(drain, self.tracker.wait())
+            .await
+            .is_ok()
+        {
             return;
         }
-        tracing::debug!(tasks = self.tracker.len(), "ending tasks that are not done after {drain:?}");
+        tracing::debug!(
+            tasks = self.tracker.len(),
+            "ending tasks that are not done after {drain:?}"
+        );
         self.abort.cancel();
-        if tokio::time::timeout(ABORT_WAIT, self.tracker.wait()).await.is_err() {
-            tracing::error!(tasks = self.tracker.len(), "tasks do not end; a thread is blocked");
+        if tokio::time::timeout(ABORT_WAIT, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::error!(
+                tasks = self.tracker.len(),
+                "tasks do not end; a thread is blocked"
+            );
         }
     }
 
@@ -107,7 +123,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TaskLost> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| TaskLost { task: name })
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| TaskLost { task: name })
 }
 
 /// The words of a panic.

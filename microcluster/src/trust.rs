@@ -8,7 +8,9 @@ use std::sync::Arc;
 use microcluster_client::{Address, Fingerprint, FingerprintError, MemberLocal, Name};
 use tokio::sync::watch;
 
-use crate::state_dir::{FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file};
+use crate::state_dir::{
+    FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file,
+};
 
 /// One member that is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +33,17 @@ pub(crate) struct Trust(Arc<watch::Sender<Arc<TrustSet>>>);
 impl TrustedMember {
     pub fn new(member: MemberLocal) -> Result<Self, FingerprintError> {
         let fingerprint = Fingerprint::of_pem(&member.certificate)?;
-        let MemberLocal { name, address, certificate } = member;
-        Ok(TrustedMember { name, address, certificate, fingerprint })
+        let MemberLocal {
+            name,
+            address,
+            certificate,
+        } = member;
+        Ok(TrustedMember {
+            name,
+            address,
+            certificate,
+            fingerprint,
+        })
     }
 
     pub fn public(&self) -> MemberLocal {
@@ -61,16 +72,26 @@ impl TrustSet {
     pub fn store(&self, truststore: &Path) -> Result<(), FileError> {
         for member in self.iter() {
             let path = truststore.join(format!("{}.yaml", member.name));
-            let text = serde_norway::to_string(&member.public())
-                .map_err(|e| FileError { action: "write", path: path.clone(), source: std::io::Error::other(e) })?;
+            let text = serde_norway::to_string(&member.public()).map_err(|e| FileError {
+                action: "write",
+                path: path.clone(),
+                source: std::io::Error::other(e),
+            })?;
             if read_file(&path)?.as_deref() != Some(&text) {
                 write_file(&path, text.as_bytes(), MODE_PUBLIC)?;
             }
         }
-        let error = |source| FileError { action: "read", path: truststore.into(), source };
+        let error = |source| FileError {
+            action: "read",
+            path: truststore.into(),
+            source,
+        };
         for entry in fs::read_dir(truststore).map_err(error)? {
             let path = entry.map_err(error)?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             let is_current = name
                 .strip_suffix(".yaml")
                 .is_some_and(|name| self.iter().any(|member| member.name == name));
@@ -84,14 +105,20 @@ impl TrustSet {
     /// Reads the cache on disk. A file that cannot be read is left out: the table is the truth, and
     /// the other members are enough to get it.
     pub fn load(truststore: &Path) -> Result<TrustSet, FileError> {
-        let error = |source| FileError { action: "read", path: truststore.into(), source };
+        let error = |source| FileError {
+            action: "read",
+            path: truststore.into(),
+            source,
+        };
         let mut members = Vec::new();
         for entry in fs::read_dir(truststore).map_err(error)? {
             let path = entry.map_err(error)?.path();
             if path.extension().is_none_or(|extension| extension != "yaml") {
                 continue;
             }
-            let Some(text) = read_file(&path)? else { continue };
+            let Some(text) = read_file(&path)? else {
+                continue;
+            };
             let parsed = serde_norway::from_str::<MemberLocal>(&text)
                 .map_err(|e| e.to_string())
                 .and_then(|member| TrustedMember::new(member).map_err(|e| e.to_string()));
@@ -108,7 +135,12 @@ impl TrustSet {
 
 impl FromIterator<TrustedMember> for TrustSet {
     fn from_iter<I: IntoIterator<Item = TrustedMember>>(members: I) -> Self {
-        TrustSet(members.into_iter().map(|member| (member.fingerprint, member)).collect())
+        TrustSet(
+            members
+                .into_iter()
+                .map(|member| (member.fingerprint, member))
+                .collect(),
+        )
     }
 }
 
@@ -151,7 +183,11 @@ mod tests {
     use crate::tls::{Generate, KeyPair};
 
     fn member(name: &str) -> TrustedMember {
-        let pair = KeyPair::generate(&Generate { name, addresses: &[] }).unwrap();
+        let pair = KeyPair::generate(&Generate {
+            name,
+            addresses: &[],
+        })
+        .unwrap();
         TrustedMember::new(MemberLocal {
             name: name.parse().unwrap(),
             address: "127.0.0.1:9001".parse().unwrap(),
@@ -167,7 +203,10 @@ mod tests {
         assert!(trust.is_trusted(&c1.fingerprint));
         assert!(!trust.is_trusted(&c2.fingerprint));
         assert!(trust.replace([c2.clone()].into_iter().collect()));
-        assert!(!trust.replace([c2.clone()].into_iter().collect()), "nothing changed");
+        assert!(
+            !trust.replace([c2.clone()].into_iter().collect()),
+            "nothing changed"
+        );
         assert!(!trust.is_trusted(&c1.fingerprint));
         assert_eq!(trust.member(&c2.fingerprint).unwrap(), c2);
     }

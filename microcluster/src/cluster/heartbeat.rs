@@ -35,7 +35,11 @@ impl Node {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         let pings = rows.iter().map(|row| async {
             let is_alive = row.id == self.id
-                || self.db.ping(&row.address.to_string(), PING_TIMEOUT).await.is_ok();
+                || self
+                    .db
+                    .ping(&row.address.to_string(), PING_TIMEOUT)
+                    .await
+                    .is_ok();
             is_alive.then_some(row.id)
         });
         let alive: Vec<NodeId> = join_all(pings).await.into_iter().flatten().collect();
@@ -47,6 +51,9 @@ impl Node {
             "UPDATE core_cluster_members SET last_heartbeat = ?1 WHERE id IN ({})",
             ids.join(", ")
         );
-        self.db.execute(&sql, [Timestamp::now().to_string()]).await.map(|_| ())
+        self.db
+            .execute(&sql, [Timestamp::now().to_string()])
+            .await
+            .map(|_| ())
     }
 }

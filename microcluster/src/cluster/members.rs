@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use microcluster_client::{Address, Member, MemberLocal, MemberStatus, Name, Role, Secret, Timestamp};
+use microcluster_client::{
+    Address, Member, MemberLocal, MemberStatus, Name, Role, Secret, Timestamp,
+};
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, Row};
 
@@ -68,9 +70,15 @@ impl RowRole {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [RowRole::Pending, RowRole::Voter, RowRole::StandBy, RowRole::Spare, RowRole::Leaving]
-            .into_iter()
-            .find(|role| role.as_str() == text)
+        [
+            RowRole::Pending,
+            RowRole::Voter,
+            RowRole::StandBy,
+            RowRole::Spare,
+            RowRole::Leaving,
+        ]
+        .into_iter()
+        .find(|role| role.as_str() == text)
     }
 
     /// Whether the member is in: not on its way in or out.
@@ -181,7 +189,9 @@ pub(crate) fn delete(tx: &Transaction<'_>, id: NodeId, role: RowRole) -> Result<
 
 /// Those whom these rows make trusted. A certificate that cannot be read trusts nobody.
 pub(crate) fn trust_set(rows: &[MemberRow]) -> TrustSet {
-    rows.iter().filter_map(|row| TrustedMember::new(row.local()).ok()).collect()
+    rows.iter()
+        .filter_map(|row| TrustedMember::new(row.local()).ok())
+        .collect()
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MemberRow> {
@@ -204,9 +214,14 @@ pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    row.get::<_, String>(column)?.parse().map_err(|e| bad_text(column, e))
+    row.get::<_, String>(column)?
+        .parse()
+        .map_err(|e| bad_text(column, e))
 }
 
-fn bad_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+fn bad_text(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
 }

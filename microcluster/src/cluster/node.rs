@@ -12,6 +12,7 @@ use super::join::Versions;
 use super::members::{self, MemberRow};
 use super::peers::Peers;
 use crate::db::{self, Consistency, Database, NodeId, Status};
+use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
 use crate::trust::Trust;
 
@@ -39,6 +40,8 @@ pub(crate) struct Node {
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
     pub(super) stranger: Notify,
+    /// The connections that other members run Raft on.
+    transports: Tasks,
 }
 
 /// What a `Node` is made of.
@@ -55,7 +58,16 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate } = parts;
+        let NodeParts {
+            id,
+            name,
+            address,
+            versions,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+        } = parts;
         Arc::new(Node {
             id,
             name,
@@ -69,6 +81,7 @@ impl Node {
             confirming: Mutex::new(HashSet::new()),
             disorder: Notify::new(),
             stranger: Notify::new(),
+            transports: Tasks::new(),
         })
     }
 
@@ -82,19 +95,28 @@ impl Node {
         self.stranger.notify_one();
     }
 
+    /// The owner of the connections that other members run Raft on.
+    pub fn transports(&self) -> &Tasks {
+        &self.transports
+    }
+
     /// The members with their live status, by name.
     pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
         let rows = self.rows_as_fresh_as_possible().await?;
         let raft = self.db.status();
         let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
         let members = rows.into_iter().zip(statuses);
-        Ok(members.map(|(row, status)| row.public(&raft, status)).collect())
+        Ok(members
+            .map(|(row, status)| row.public(&raft, status))
+            .collect())
     }
 
     /// One member with its live status.
     pub async fn member(&self, name: &Name) -> Result<Option<Member>, db::Error> {
         let rows = self.rows_as_fresh_as_possible().await?;
-        let Some(row) = rows.into_iter().find(|row| row.name == *name) else { return Ok(None) };
+        let Some(row) = rows.into_iter().find(|row| row.name == *name) else {
+            return Ok(None);
+        };
         let status = self.probe(&row).await;
         Ok(Some(row.public(&self.db.status(), status)))
     }
@@ -119,7 +141,9 @@ impl Node {
     pub fn other_clients(&self) -> Vec<Client> {
         let trusted = self.trust.current();
         let others = trusted.iter().filter(|member| member.name != self.name);
-        others.map(|member| self.peers.client(member.address)).collect()
+        others
+            .map(|member| self.peers.client(member.address))
+            .collect()
     }
 
     /// Reads the rows with everything that was acknowledged before.
@@ -140,7 +164,9 @@ impl Node {
 
     pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
-        self.confirming.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.confirming
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Changes the voters unless they are these already.

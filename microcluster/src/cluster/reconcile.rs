@@ -76,12 +76,19 @@ pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
 }
 
 impl Node {
-    async fn reconcile(&self, pending_since: &mut HashMap<NodeId, Instant>) -> Result<(), db::Error> {
+    async fn reconcile(
+        &self,
+        pending_since: &mut HashMap<NodeId, Instant>,
+    ) -> Result<(), db::Error> {
         let (rows, token_rows) = self
             .db
             .read(Consistency::Local, |db| {
                 let rows = members::all(db)?;
-                let tokens = if rows.is_empty() { Vec::new() } else { tokens::all(db)? };
+                let tokens = if rows.is_empty() {
+                    Vec::new()
+                } else {
+                    tokens::all(db)?
+                };
                 Ok((rows, tokens))
             })
             .await?;
@@ -97,7 +104,9 @@ impl Node {
         let _membership = self.membership.lock().await;
         let (rows, token_rows) = self
             .db
-            .read(Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?)))
+            .read(Consistency::Linearizable, |db| {
+                Ok((members::all(db)?, tokens::all(db)?))
+            })
             .await?;
         for action in self.actions(&rows, &token_rows, &overdue) {
             tracing::info!(?action, "putting the membership in order");
@@ -159,14 +168,21 @@ fn overdue(
     pending_since: &mut HashMap<NodeId, Instant>,
     now: Instant,
 ) -> HashSet<NodeId> {
-    let pending: HashSet<NodeId> =
-        rows.iter().filter(|row| row.role == RowRole::Pending).map(|row| row.id).collect();
+    let pending: HashSet<NodeId> = rows
+        .iter()
+        .filter(|row| row.role == RowRole::Pending)
+        .map(|row| row.id)
+        .collect();
     pending_since.retain(|id, _| pending.contains(id));
     for id in &pending {
         pending_since.entry(*id).or_insert(now);
     }
     let is_over = |since: &Instant| now.saturating_duration_since(*since) >= PENDING_TIMEOUT;
-    pending_since.iter().filter(|(_, since)| is_over(since)).map(|(id, _)| *id).collect()
+    pending_since
+        .iter()
+        .filter(|(_, since)| is_over(since))
+        .map(|(id, _)| *id)
+        .collect()
 }
 
 fn plan(view: &View<'_>) -> Vec<Action> {
@@ -175,9 +191,14 @@ fn plan(view: &View<'_>) -> Vec<Action> {
         match row.role {
             RowRole::Leaving => actions.push(Action::FinishRemoval(row.id)),
             RowRole::Pending if view.confirming.contains(&row.id) => {}
-            RowRole::Pending if view.voters.contains(&row.id) => actions.push(Action::TakeIn(row.id)),
+            RowRole::Pending if view.voters.contains(&row.id) => {
+                actions.push(Action::TakeIn(row.id))
+            }
             RowRole::Pending => {
-                let invited = view.tokens.iter().any(|token| Some(token.id) == row.token_id);
+                let invited = view
+                    .tokens
+                    .iter()
+                    .any(|token| Some(token.id) == row.token_id);
                 if !invited || view.overdue.contains(&row.id) {
                     actions.push(Action::DropPending(row.id));
                 }
@@ -187,7 +208,11 @@ fn plan(view: &View<'_>) -> Vec<Action> {
     }
     let known: BTreeSet<NodeId> = view.rows.iter().map(|row| row.id).collect();
     let nodes = view.voters.union(view.learners);
-    actions.extend(nodes.filter(|id| !known.contains(id)).map(|id| Action::DropOrphan(*id)));
+    actions.extend(
+        nodes
+            .filter(|id| !known.contains(id))
+            .map(|id| Action::DropOrphan(*id)),
+    );
     if actions.is_empty() && view.confirming.is_empty() {
         // Roles are given when nobody is on the way in or out: those steps give roles themselves.
         actions.extend(plan_roles(view));
@@ -205,11 +230,18 @@ fn plan_roles(view: &View<'_>) -> Vec<Action> {
         FullRole::Voter => FullRole::StandBy,
         role => role,
     };
-    let members: BTreeMap<NodeId, Option<FullRole>> =
-        view.rows.iter().filter(is_in).map(|row| (row.id, Some(present(row)))).collect();
+    let members: BTreeMap<NodeId, Option<FullRole>> = view
+        .rows
+        .iter()
+        .filter(is_in)
+        .map(|row| (row.id, Some(present(row))))
+        .collect();
     let assigned = roles::assign(view.policy, &members);
-    let voters: BTreeSet<NodeId> =
-        assigned.iter().filter(|(_, role)| **role == FullRole::Voter).map(|(id, _)| *id).collect();
+    let voters: BTreeSet<NodeId> = assigned
+        .iter()
+        .filter(|(_, role)| **role == FullRole::Voter)
+        .map(|(id, _)| *id)
+        .collect();
     let is_pending = |row: &MemberRow| row.role == RowRole::Pending;
     let mut actions = Vec::new();
     if !voters.is_empty() && voters != *view.voters && !view.rows.iter().any(is_pending) {
@@ -299,7 +331,11 @@ mod tests {
 
     #[test]
     fn nothing_to_do_in_a_cluster_that_is_in_order() {
-        let world = World::new(&[(1, Voter), (2, Voter), (3, Voter), (4, StandBy)], &[1, 2, 3], &[4]);
+        let world = World::new(
+            &[(1, Voter), (2, Voter), (3, Voter), (4, StandBy)],
+            &[1, 2, 3],
+            &[4],
+        );
         assert_eq!(world.plan(), []);
     }
 
@@ -338,8 +374,10 @@ mod tests {
     #[test]
     fn a_stand_by_fills_the_place_of_a_voter() {
         let world = World::new(&[(1, Voter), (2, Voter), (4, StandBy)], &[1, 2], &[4]);
-        let expected =
-            [Action::SetVoters([1, 2, 4].into()), Action::SetRoles([(4, (StandBy, Voter))].into())];
+        let expected = [
+            Action::SetVoters([1, 2, 4].into()),
+            Action::SetRoles([(4, (StandBy, Voter))].into()),
+        ];
         assert_eq!(world.plan(), expected);
     }
 
@@ -349,7 +387,10 @@ mod tests {
         let (mut since, start) = (HashMap::new(), Instant::now());
         assert!(overdue(&rows, &mut since, start).is_empty());
         assert!(overdue(&rows, &mut since, start + PENDING_TIMEOUT / 2).is_empty());
-        assert_eq!(overdue(&rows, &mut since, start + PENDING_TIMEOUT), [2].into());
+        assert_eq!(
+            overdue(&rows, &mut since, start + PENDING_TIMEOUT),
+            [2].into()
+        );
         assert!(overdue(&rows[..1], &mut since, start + PENDING_TIMEOUT).is_empty());
         assert!(since.is_empty());
     }

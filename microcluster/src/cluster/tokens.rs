@@ -24,9 +24,13 @@ pub(crate) struct TokenRow {
 /// Why there is no new token.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AddError {
-    #[error("there is a join token for {name} already; revoke it with `microctl tokens revoke {name}` or use another name")]
+    #[error(
+        "there is a join token for {name} already; revoke it with `microctl tokens revoke {name}` or use another name"
+    )]
     NameTaken { name: Name },
-    #[error("the token would expire after the year 9999; give a shorter time, or 0 for one that never expires")]
+    #[error(
+        "the token would expire after the year 9999; give a shorter time, or 0 for one that never expires"
+    )]
     ExpiresTooLate,
     #[error("cannot add the join token")]
     Database(#[source] db::Error),
@@ -60,7 +64,8 @@ pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<TokenRow>, db::Error> {
 
 /// Removes a token: it is used up.
 pub(crate) fn spend(tx: &Transaction<'_>, id: i64) -> Result<(), db::Error> {
-    tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id]).map(|_| ())
+    tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id])
+        .map(|_| ())
 }
 
 /// The token with this secret. Every row is compared, each in constant time: neither the secret
@@ -78,26 +83,44 @@ pub(crate) fn find<'a>(tokens: &'a [TokenRow], secret: &Secret) -> Option<&'a To
 
 impl Node {
     /// Makes a join token for a name.
-    pub async fn add_token(&self, name: Name, expire_after: Option<Duration>) -> Result<Secret, AddError> {
+    pub async fn add_token(
+        &self,
+        name: Name,
+        expire_after: Option<Duration>,
+    ) -> Result<Secret, AddError> {
         let expires_at = match expire_after {
             None => Timestamp::ZERO,
-            Some(after) => Timestamp::now().checked_add(after).ok_or(AddError::ExpiresTooLate)?,
+            Some(after) => Timestamp::now()
+                .checked_add(after)
+                .ok_or(AddError::ExpiresTooLate)?,
         };
         let secret = token::new_secret();
-        let (text, key, until) = (name.to_string(), secret.expose().to_owned(), expires_at.to_string());
+        let (text, key, until) = (
+            name.to_string(),
+            secret.expose().to_owned(),
+            expires_at.to_string(),
+        );
         let sql = "INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)";
         match self.db.execute(sql, (text, key, until)).await {
             Ok(_) => {}
-            Err(db::Error::Constraint { unique: true, .. }) => return Err(AddError::NameTaken { name }),
+            Err(db::Error::Constraint { unique: true, .. }) => {
+                return Err(AddError::NameTaken { name });
+            }
             Err(e) => return Err(AddError::Database(e)),
         }
-        Ok(self.join_token(secret).await.map_err(AddError::Database)?.encode())
+        Ok(self
+            .join_token(secret)
+            .await
+            .map_err(AddError::Database)?
+            .encode())
     }
 
     /// The tokens that have not been used, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRecord>, db::Error> {
         let rows = self.db.read(Consistency::Linearizable, all).await?;
-        let Some(first) = rows.first() else { return Ok(Vec::new()) };
+        let Some(first) = rows.first() else {
+            return Ok(Vec::new());
+        };
         let mut token = self.join_token(first.secret.clone()).await?;
         let mut records = Vec::with_capacity(rows.len());
         for row in rows {
@@ -128,7 +151,11 @@ impl Node {
         rows.sort_by_key(|row| row.id != self.id);
         let join_addresses = rows.into_iter().map(|row| row.address).collect();
         let fingerprint = self.cluster_certificate.current().fingerprint();
-        Ok(JoinToken { secret, fingerprint, join_addresses })
+        Ok(JoinToken {
+            secret,
+            fingerprint,
+            join_addresses,
+        })
     }
 }
 
