@@ -1,6 +1,45 @@
 //! The database: SQLite, replicated by Raft. The only door to SQL and to Raft.
+//!
+//! Any member takes any call. A write goes to the leader in at most one hop, is on stable storage on a majority
+//! before it is answered, and is applied once on every member, with the same result. A read is answered by the
+//! local replica, after the leader has confirmed how fresh it must be if it is to be linearizable.
 
+mod apply;
+mod authorizer;
+mod command;
+mod database;
+mod determinism;
+mod dump;
+mod entry_codec;
+mod error;
+mod executor;
+mod forward;
+mod gate;
+mod janitor;
 mod log_store;
+mod membership;
+mod network;
+mod options;
+mod query;
 mod raft_types;
+mod read_index;
+mod readers;
+mod schema;
+mod sequencer;
+mod sessions;
+mod state_file;
+mod state_machine;
+mod status;
+mod transaction;
+mod waiters;
+mod writer;
 
+pub use command::{QueryResult, Statement, Value};
+pub use database::{Consistency, Database, OpenError};
+pub use error::Error;
+pub use network::{PROTOCOL, PeerConnector, PeerIo, PeerStream, Pong};
+pub use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
+pub use rusqlite;
+pub use status::{RaftState, Status};
+pub use transaction::{Parameters, Transaction};

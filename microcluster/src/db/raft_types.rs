@@ -1,10 +1,12 @@
 //! The types Raft is instantiated with: what a log entry carries, what applying it answers, who a node is.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use super::state_machine::{IncomingSnapshot, PinnedSnapshot};
 
 /// Identifies a member in the Raft log. Taken from the log, never reused.
 pub type NodeId = u64;
@@ -16,7 +18,7 @@ openraft::declare_raft_types!(
         R = Applied,
         NodeId = NodeId,
         Node = Peer,
-        SnapshotData = SnapshotFile,
+        SnapshotData = SnapshotData,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig>;
@@ -60,17 +62,11 @@ impl fmt::Debug for Command {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied;
 
-/// A snapshot of the state as a SQLite file of its own, deleted with its last handle.
+/// A snapshot of the state, on its way out or in.
 #[derive(Debug, Clone)]
-pub struct SnapshotFile(pub(crate) std::sync::Arc<TemporaryFile>);
-
-/// A path whose file is removed when the value is dropped.
-#[derive(Debug)]
-pub(crate) struct TemporaryFile(pub(crate) PathBuf);
-
-impl Drop for TemporaryFile {
-    fn drop(&mut self) {
-        // Absent when the file was renamed into place: that is its success.
-        let _ = std::fs::remove_file(&self.0);
-    }
+pub enum SnapshotData {
+    /// A view that a read transaction pins, on the member that sends it.
+    Pinned(#[doc(hidden)] Arc<PinnedSnapshot>),
+    /// The file that it arrives in.
+    Incoming(#[doc(hidden)] Arc<IncomingSnapshot>),
 }

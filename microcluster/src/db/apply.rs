@@ -1,0 +1,280 @@
+//! Applies committed log entries to the SQLite file: one SQLite transaction for all entries that wait,
+//! a savepoint for each request, and the last applied log id in the same transaction.
+
+use std::path::Path;
+
+use openraft::EntryPayload;
+use rusqlite::{Connection, OptionalExtension};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::command::{Batch, DecodeError, Failure, Outcome, Request, RequestId};
+use super::executor::Executor;
+use super::raft_types::{Entry, LogId, StoredMembership};
+use super::sessions::{self, Sessions};
+
+/// The replication's own bookkeeping, in the same file and so in the same transactions.
+const RAFT_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_raft(
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    format INTEGER NOT NULL,
+    applied_index INTEGER NOT NULL,
+    last_applied BLOB NOT NULL,
+    membership BLOB NOT NULL
+) STRICT";
+/// A row whose replacement brings `last_insert_rowid()` and `changes()` to a known state.
+const RESET_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_reset(id INTEGER PRIMARY KEY) STRICT";
+/// The version of the bookkeeping; another one is refused.
+const FORMAT: i64 = 1;
+
+/// Why entries could not be applied. There is no going on from here: the daemon stops and says so.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("the state file failed")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("cannot apply log entry {index}")]
+    Entry { index: u64, source: DecodeError },
+    #[error("the state file's bookkeeping cannot be read")]
+    Bookkeeping(#[from] postcard::Error),
+    #[error("the state file has format {found}, this version knows {FORMAT}: upgrade this member")]
+    Format { found: i64 },
+}
+
+/// Where the state file stands in the log.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Position {
+    pub last_applied: Option<LogId>,
+    pub membership: StoredMembership,
+}
+
+/// A request and what came of it.
+pub(crate) type Answered = (RequestId, u64, Outcome);
+
+/// The state file and its place in the log.
+pub(crate) struct Applier {
+    executor: Executor,
+    sessions: Sessions,
+    position: Position,
+}
+
+impl Applier {
+    /// Opens the state file, creating it if it is absent.
+    pub fn open(path: &Path) -> Result<Applier, ApplyError> {
+        let executor = Executor::open(path)?;
+        let connection = executor.engine();
+        connection
+            .execute_batch(&format!("BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {}; COMMIT", sessions::TABLE))?;
+        let position = read_position(connection)?;
+        let sessions = Sessions::load(connection)?;
+        Ok(Applier { executor, sessions, position })
+    }
+
+    /// Where the state stands.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// The connection, for the engine's own use.
+    pub fn connection(&self) -> &Connection {
+        self.executor.engine()
+    }
+
+    /// Applies the entries, in order, and says what came of each request.
+    pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Answered>, ApplyError> {
+        match self.apply_together(entries)? {
+            Some(answers) => Ok(answers),
+            // One request took the whole transaction down (RAISE(ROLLBACK), a deferred foreign key): find it by applying each alone.
+            None => {
+                let mut answers = Vec::new();
+                for entry in entries {
+                    self.apply_alone(entry, &mut answers)?;
+                }
+                Ok(answers)
+            }
+        }
+    }
+
+    /// All entries in one transaction. `None`: it was rolled back, nothing has changed.
+    fn apply_together(&mut self, entries: &[Entry]) -> Result<Option<Vec<Answered>>, ApplyError> {
+        let mut answers = Vec::with_capacity(entries.len());
+        self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
+        for entry in entries {
+            if let EntryPayload::Normal(command) = &entry.payload {
+                let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+                let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
+                for request in &batch.requests {
+                    let Some(outcome) = self.apply_request(request, term)? else {
+                        self.abandon()?;
+                        return Ok(None);
+                    };
+                    answers.push((request.id, index, outcome));
+                }
+            }
+        }
+        self.sessions.save(self.executor.engine())?;
+        let position = self.position_after(entries);
+        write_position(&self.executor, &position)?;
+        match self.executor.engine_execute("COMMIT", []) {
+            Ok(_) => {
+                self.position = position;
+                Ok(Some(answers))
+            }
+            Err(error) if is_constraint(&error) => {
+                self.abandon()?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// One entry, each of its requests in a transaction of its own. A crash in between is no harm: the sessions know
+    /// which requests were applied when the entry comes again.
+    fn apply_alone(&mut self, entry: &Entry, answers: &mut Vec<Answered>) -> Result<(), ApplyError> {
+        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+        if let EntryPayload::Normal(command) = &entry.payload {
+            let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
+            for request in &batch.requests {
+                let outcome = self.apply_request_alone(request, term)?;
+                answers.push((request.id, index, outcome));
+            }
+        }
+        let position = self.position_after(std::slice::from_ref(entry));
+        self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
+        write_position(&self.executor, &position)?;
+        self.executor.engine_execute("COMMIT", [])?;
+        self.position = position;
+        Ok(())
+    }
+
+    fn apply_request_alone(&mut self, request: &Request, term: u64) -> Result<Outcome, ApplyError> {
+        self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
+        let mut failure = Failure::Sql { message: "a trigger rolled the whole transaction back".to_owned() };
+        if let Some(outcome) = self.apply_request(request, term)? {
+            self.sessions.save(self.executor.engine())?;
+            match self.executor.engine_execute("COMMIT", []) {
+                Ok(_) => return Ok(outcome),
+                Err(error) if is_constraint(&error) => {
+                    failure = Failure::Constraint { unique: false, message: error.to_string() };
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.abandon()?;
+        let outcome = Outcome::Failed(failure);
+        self.sessions.remember(request, &outcome);
+        self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
+        self.sessions.save(self.executor.engine())?;
+        self.executor.engine_execute("COMMIT", [])?;
+        Ok(outcome)
+    }
+
+    /// One request in a savepoint. `None`: it rolled the whole transaction back.
+    fn apply_request(&mut self, request: &Request, term: u64) -> Result<Option<Outcome>, ApplyError> {
+        if let Some(outcome) = self.sessions.earlier_outcome(request.id) {
+            return Ok(Some(outcome));
+        }
+        if request.only_in_term.is_some_and(|only| only != term) {
+            let outcome = Outcome::Failed(Failure::Conflict);
+            self.sessions.remember(request, &outcome);
+            return Ok(Some(outcome));
+        }
+        let asked_before = self.executor.asks_for_connection_state();
+        let mut ran = self.run_in_savepoint(request, asked_before)?;
+        if ran.is_some() && !asked_before && self.executor.asks_for_connection_state() {
+            // The first statement ever that asks: what it saw was not brought to a known state. Once more, from it.
+            self.executor.engine_execute("ROLLBACK TO request", [])?;
+            self.executor.engine_execute("RELEASE request", [])?;
+            ran = self.run_in_savepoint(request, true)?;
+        }
+        let Some(result) = ran else { return Ok(None) };
+        let outcome = match result {
+            Ok(results) => Outcome::Done(results),
+            Err(failure) => {
+                self.executor.engine_execute("ROLLBACK TO request", [])?;
+                Outcome::Failed(failure)
+            }
+        };
+        self.executor.engine_execute("RELEASE request", [])?;
+        self.sessions.remember(request, &outcome);
+        Ok(Some(outcome))
+    }
+
+    #[allow(clippy::type_complexity)] // Three ways out: it ran, it failed, it took the transaction with it.
+    fn run_in_savepoint(
+        &self,
+        request: &Request,
+        reset: bool,
+    ) -> Result<Option<Result<Vec<super::command::QueryResult>, Failure>>, ApplyError> {
+        if reset {
+            self.executor.engine_execute("REPLACE INTO microcluster_reset(id) VALUES (0)", [])?;
+        }
+        self.executor.engine_execute("SAVEPOINT request", [])?;
+        let result = self.executor.run(request)?;
+        Ok((!self.executor.engine().is_autocommit()).then_some(result))
+    }
+
+    /// Rolls back what is left of the transaction and forgets what was remembered in it.
+    fn abandon(&mut self) -> Result<(), ApplyError> {
+        if !self.executor.engine().is_autocommit() {
+            self.executor.engine_execute("ROLLBACK", [])?;
+        }
+        self.sessions = Sessions::load(self.executor.engine())?;
+        Ok(())
+    }
+
+    fn position_after(&self, entries: &[Entry]) -> Position {
+        let mut position = self.position.clone();
+        for entry in entries {
+            position.last_applied = Some(entry.log_id);
+            if let EntryPayload::Membership(membership) = &entry.payload {
+                position.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+            }
+        }
+        position
+    }
+}
+
+/// Reads where the state behind `connection` stands.
+pub(crate) fn read_position(connection: &Connection) -> Result<Position, ApplyError> {
+    let row = connection
+        .query_row("SELECT format, last_applied, membership FROM microcluster_raft", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?))
+        })
+        .optional()?;
+    match row {
+        None => Ok(Position::default()),
+        Some((FORMAT, last_applied, membership)) => {
+            Ok(Position { last_applied: decode(&last_applied)?, membership: decode(&membership)? })
+        }
+        Some((found, ..)) => Err(ApplyError::Format { found }),
+    }
+}
+
+/// The log index up to which the state behind `connection` is applied.
+pub(crate) fn read_applied_index(connection: &Connection) -> rusqlite::Result<u64> {
+    let index = connection
+        .prepare_cached("SELECT applied_index FROM microcluster_raft")?
+        .query_row([], |row| row.get::<_, i64>(0))
+        .optional()?;
+    Ok(index.unwrap_or(0).cast_unsigned())
+}
+
+fn write_position(executor: &Executor, position: &Position) -> Result<(), ApplyError> {
+    let index = position.last_applied.map_or(0, |log_id| log_id.index);
+    executor.engine_execute(
+        "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)",
+        (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),
+    )?;
+    Ok(())
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, postcard::Error> {
+    postcard::to_stdvec(value)
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, postcard::Error> {
+    postcard::from_bytes(bytes)
+}
+
+fn is_constraint(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ffi::ErrorCode::ConstraintViolation)
+}

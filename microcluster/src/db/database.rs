@@ -1,0 +1,455 @@
+//! The handle on a member's database: opens it, runs calls, shuts it down.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::command::{Body, QueryResult, Scope, Statement, Value};
+use super::error::Error;
+use super::forward::Forwarder;
+use super::log_store::{LogError, LogOptions, LogStore};
+use super::network::{self, Call, CallError, NetworkFactory, PeerStream, Peers, Pong, Reply, Service};
+use super::options::{Options, Timings};
+use super::query::{self, Read};
+use super::raft_types::{NodeId, Peer, Raft};
+use super::read_index::ReadIndex;
+use super::sequencer::Sequencer;
+use super::state_machine::StateMachine;
+use super::status::{self, Status};
+use super::transaction::{Closures, Parameters, Transaction};
+use super::writer::{Shared, WriterError};
+use super::{dump, janitor, schema};
+
+/// How fresh a read has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// The local replica as it is: no network, perhaps a little behind.
+    Local,
+    /// Everything that was acknowledged anywhere before the read began.
+    Linearizable,
+}
+
+/// Why a database could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The folder cannot be used.
+    #[error("cannot use the database folder {dir}")]
+    Folder {
+        /// The folder.
+        dir: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The log is damaged or cannot be read.
+    #[error("cannot open the log in {dir}: {message}")]
+    Log {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong where.
+        message: String,
+    },
+    /// The state file is damaged or cannot be read.
+    #[error("cannot open the state in {dir}: {message}")]
+    State {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong where.
+        message: String,
+    },
+    /// Raft refused to start.
+    #[error("cannot start Raft: {0}")]
+    Raft(String),
+}
+
+/// A member's database. Cheap to clone; call [`Database::shutdown`] when done.
+#[derive(Clone)]
+pub struct Database {
+    pub(super) inner: Arc<Inner>,
+    scope: Scope,
+}
+
+pub(super) struct Inner {
+    pub(super) raft: Raft,
+    pub(super) peers: Arc<Peers>,
+    pub(super) timings: Timings,
+    log: LogStore,
+    shared: Arc<Shared>,
+    forwarder: Forwarder,
+    closures: Closures,
+    service: Arc<Service>,
+    status: watch::Receiver<Status>,
+    internal_schema: Vec<&'static str>,
+    tasks: TaskTracker,
+    cancelled: CancellationToken,
+}
+
+impl Database {
+    /// Opens the database of this member and starts Raft. A fresh folder gives a node that waits for
+    /// [`Database::initialise`], or to be added by the leader of a cluster.
+    ///
+    /// # Errors
+    /// [`OpenError`] says which file is in the way and why. Nothing is changed then.
+    pub async fn open(options: Options) -> Result<Database, OpenError> {
+        let Options { dir, node_id, connector, internal_schema, timings } = options;
+        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir))
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))??;
+        let shared = Arc::clone(state_machine.shared());
+        let peers = Arc::new(Peers::new(connector));
+        let factory = NetworkFactory { peers: Arc::clone(&peers), dir: state_machine.dir().to_owned() };
+        let config = Arc::new(raft_config(&timings).map_err(|error| OpenError::Raft(error.to_string()))?);
+        let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+
+        let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
+        let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum());
+        let (status_sender, status) = watch::channel(now);
+        tasks.spawn(status::watch_metrics(raft.clone(), status_sender, timings.quorum(), cancelled.clone()));
+        let (sequencer, task) =
+            Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
+        tasks.spawn(task);
+        let (read_index, task) = ReadIndex::new(raft.clone(), cancelled.clone());
+        tasks.spawn(task);
+        tasks.spawn(janitor::run(raft.clone(), log.clone(), cancelled.clone()));
+
+        let forwarder =
+            Forwarder::new(sequencer.clone(), read_index.clone(), Arc::clone(&peers), status.clone(), timings.request);
+        let service =
+            Arc::new(Service { node_id, raft: raft.clone(), sequencer, read_index, shared: Arc::clone(&shared) });
+        let closures = Closures::new(Arc::clone(&shared));
+        let inner = Inner {
+            raft,
+            peers,
+            timings,
+            log,
+            shared,
+            forwarder,
+            closures,
+            service,
+            status,
+            internal_schema,
+            tasks,
+            cancelled,
+        };
+        Ok(Database { inner: Arc::new(inner), scope: Scope::User })
+    }
+
+    /// Makes this node a cluster of one and returns when it leads and has the internal schema.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the node is a member of a cluster already.
+    pub async fn initialise(&self, me: Peer) -> Result<(), Error> {
+        use openraft::error::{InitializeError, RaftError};
+        let members = std::collections::BTreeMap::from([(self.inner.service.node_id, me)]);
+        match self.inner.raft.initialize(members).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                return Err(Error::Refused { message: "the database is initialised already".to_owned() });
+            }
+            Err(error) => return Err(Error::Fatal(error.to_string())),
+        }
+        schema::apply(&self.core(), "internal", &self.inner.internal_schema).await
+    }
+
+    /// The same database with the right to write the cluster's own tables.
+    pub(crate) fn core(&self) -> Database {
+        Database { inner: Arc::clone(&self.inner), scope: Scope::Core }
+    }
+
+    /// Runs one statement and returns how many rows it inserted, updated or deleted.
+    ///
+    /// # Errors
+    /// All of [`Error`]; only [`Error::OutcomeUnknown`] leaves it open whether it was done.
+    pub async fn execute(&self, sql: &str, parameters: impl Parameters) -> Result<u64, Error> {
+        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values()? };
+        match self.batch(vec![statement]).await?.pop() {
+            Some(QueryResult::Changed { rows_affected }) => Ok(rows_affected),
+            Some(QueryResult::Rows { rows, .. }) => Ok(rows.len() as u64),
+            None => Ok(0),
+        }
+    }
+
+    /// Runs statements as one transaction and returns what each answered.
+    ///
+    /// # Errors
+    /// As [`Database::execute`].
+    pub async fn batch(&self, statements: Vec<Statement>) -> Result<Vec<QueryResult>, Error> {
+        Ok(self.submit(Body::Statements(statements)).await?.1)
+    }
+
+    /// Runs a text of any number of statements as one transaction.
+    pub(crate) async fn script(&self, script: String) -> Result<Vec<QueryResult>, Error> {
+        Ok(self.submit(Body::Script(script)).await?.1)
+    }
+
+    /// Runs a closure as one transaction: reads and writes, with whatever lies between them.
+    ///
+    /// The closure runs on this member, and **may run more than once**, so it should do nothing but use its
+    /// [`Transaction`]. What it returned in the run that got through is returned; if it returns an error, nothing is changed.
+    ///
+    /// # Errors
+    /// The closure's own (see [`Error::other`]); [`Error::Conflict`] when others kept changing what it touched;
+    /// [`Error::TooLong`] when it ran for more than five seconds; and as [`Database::execute`].
+    ///
+    /// # Panics
+    /// If the closure does; nothing is changed then.
+    pub async fn transaction<T, F>(&self, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&Transaction<'_>) -> Result<T, Error> + Send + Sync + 'static,
+    {
+        self.inner.closures.run(&self.inner.forwarder, self.scope, body).await
+    }
+
+    /// Runs `read` on a read-only connection, all of it on one state, on a thread that may block.
+    ///
+    /// # Errors
+    /// [`Error::Sql`], [`Error::TooLong`]; for a linearizable read also [`Error::NoQuorum`].
+    pub async fn read<T, F>(&self, consistency: Consistency, read: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    {
+        self.reach(consistency).await?;
+        let (shared, limit) = (Arc::clone(&self.inner.shared), self.inner.timings.read);
+        blocking(move || shared.readers.with(limit, |reader| reader.in_transaction(|connection| Ok(read(connection)?))))
+            .await
+    }
+
+    /// All rows of one query, each mapped by `map`. Quick queries are answered without leaving this thread.
+    ///
+    /// # Errors
+    /// As [`Database::read`].
+    pub async fn query<T, F>(
+        &self,
+        consistency: Consistency,
+        sql: &str,
+        parameters: impl Parameters,
+        map: F,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T> + Send + Sync + 'static,
+    {
+        let parameters = parameters.into_values()?;
+        self.reach(consistency).await?;
+        let (shared, sql) = (Arc::clone(&self.inner.shared), sql.to_owned());
+        query::quick_or_blocking(self.inner.timings.read, move |limit| {
+            shared.readers.with(limit, |reader| {
+                let mut statement = reader.connection().prepare_cached(&sql)?;
+                let rows = statement.query_map(rusqlite::params_from_iter(&parameters), &map)?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+        })
+        .await
+    }
+
+    /// The first row of one query, mapped by `map`; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Database::read`].
+    pub async fn query_row<T, F>(
+        &self,
+        consistency: Consistency,
+        sql: &str,
+        parameters: impl Parameters,
+        map: F,
+    ) -> Result<Option<T>, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T> + Send + Sync + 'static,
+    {
+        use rusqlite::OptionalExtension;
+        let parameters = parameters.into_values()?;
+        self.reach(consistency).await?;
+        let (shared, sql) = (Arc::clone(&self.inner.shared), sql.to_owned());
+        query::quick_or_blocking(self.inner.timings.read, move |limit| {
+            shared.readers.with(limit, |reader| {
+                let mut statement = reader.connection().prepare_cached(&sql)?;
+                Ok(statement.query_row(rusqlite::params_from_iter(&parameters), &map).optional()?)
+            })
+        })
+        .await
+    }
+
+    /// Runs SQL text as the REST API takes it: any number of statements, one transaction. What only reads is
+    /// answered as fresh as `consistency` says; `parameters` go with a single statement.
+    ///
+    /// # Errors
+    /// All of [`Error`].
+    pub async fn sql(
+        &self,
+        sql: &str,
+        parameters: Vec<Value>,
+        consistency: Consistency,
+    ) -> Result<Vec<QueryResult>, Error> {
+        if !query::surely_writes(sql) {
+            self.reach(consistency).await?;
+            let (shared, text, values) = (Arc::clone(&self.inner.shared), sql.to_owned(), parameters.clone());
+            let read = query::quick_or_blocking(self.inner.timings.read, move |limit| {
+                query::read(&shared.readers, &text, &values, limit)
+            });
+            if let Read::Results(results) = read.await? {
+                return Ok(results);
+            }
+        }
+        if parameters.is_empty() {
+            self.script(sql.to_owned()).await
+        } else {
+            self.batch(vec![Statement { sql: sql.to_owned(), parameters }]).await
+        }
+    }
+
+    /// The whole database as SQL text that restores it, or its schema alone; linearizable.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] over 256 MiB; and as [`Database::read`].
+    pub async fn dump(&self, schema_only: bool) -> Result<String, Error> {
+        self.linearize().await?;
+        let (shared, limit) = (Arc::clone(&self.inner.shared), self.inner.timings.read);
+        blocking(move || {
+            shared.readers.with(limit, |reader| reader.in_transaction(|connection| dump::dump(connection, schema_only)))
+        })
+        .await
+    }
+
+    /// Returns when a quorum has confirmed the leader and everything acknowledged before this call is applied here.
+    ///
+    /// # Errors
+    /// [`Error::NoQuorum`] when that takes longer than the request timeout.
+    pub async fn linearize(&self) -> Result<(), Error> {
+        let index = self.inner.forwarder.read_index().await?;
+        self.applied(index).await
+    }
+
+    /// How this member's database is, now.
+    pub fn status(&self) -> Status {
+        Status::from_metrics(&self.inner.raft.metrics().borrow(), self.inner.timings.quorum())
+    }
+
+    /// The status, for those who wait for a change of the leader, the members or the quorum. Changes of the indices
+    /// alone wake nobody.
+    pub fn status_watch(&self) -> watch::Receiver<Status> {
+        self.inner.status.clone()
+    }
+
+    /// The index of the last applied entry: changes after each write that shows here.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.shared.applied.subscribe()
+    }
+
+    /// Serves the calls of one other member until its connection closes or the database shuts down. The stream must
+    /// be an authenticated member's.
+    pub async fn serve_peer(&self, stream: PeerStream) {
+        let served = tokio::select! {
+            () = self.inner.cancelled.cancelled() => return,
+            served = network::serve(&self.inner.service, stream) => served,
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a member's connection ended");
+        }
+    }
+
+    /// Asks the member with node `id` at `address` how it is.
+    ///
+    /// # Errors
+    /// [`Error::NoQuorum`] with the reason when it does not answer within `timeout`.
+    pub async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, Error> {
+        if id == self.inner.service.node_id {
+            return Ok(Pong { node_id: id, applied_index: *self.inner.shared.applied.borrow() });
+        }
+        let detail = match tokio::time::timeout(timeout, self.inner.peers.call(id, address, Call::Ping)).await {
+            Ok(Ok(Reply::Pong(pong))) => return Ok(pong),
+            Ok(Ok(_)) => format!("the member at {address} gave an answer of the wrong kind"),
+            Ok(Err(error @ (CallError::Unreachable { .. } | CallError::Broken { .. } | CallError::Full { .. }))) => {
+                error.to_string()
+            }
+            Err(_) => format!("the member at {address} did not answer within {timeout:?}"),
+        };
+        Err(Error::NoQuorum { detail })
+    }
+
+    /// Stops Raft, ends all tasks and closes the files. What was acknowledged is safe; calls that run fail.
+    pub async fn shutdown(&self) {
+        self.inner.cancelled.cancel();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(%error, "Raft's task panicked");
+        }
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.peers.close();
+        self.inner.log.close().await;
+    }
+
+    async fn submit(&self, body: Body) -> Result<(u64, Vec<QueryResult>), Error> {
+        self.inner.forwarder.submit(self.scope, body, None).await
+    }
+
+    async fn reach(&self, consistency: Consistency) -> Result<(), Error> {
+        match consistency {
+            Consistency::Local => Ok(()),
+            Consistency::Linearizable => self.linearize().await,
+        }
+    }
+
+    async fn applied(&self, index: u64) -> Result<(), Error> {
+        let mut applied = self.inner.shared.applied.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout(self.inner.timings.request, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::ShuttingDown),
+            Err(_) => {
+                Err(Error::NoQuorum { detail: format!("this member has not applied the log up to {index} in time") })
+            }
+        }
+    }
+}
+
+fn open_files(dir: PathBuf) -> Result<(LogStore, StateMachine), OpenError> {
+    let folder = |source| OpenError::Folder { dir: dir.clone(), source };
+    let state_dir = dir.join("state");
+    std::fs::create_dir_all(&state_dir).map_err(folder)?;
+    let log = LogStore::open(&dir.join("log"), LogOptions::default())
+        .map_err(|error: LogError| OpenError::Log { dir: dir.clone(), message: chain(&error) })?;
+    let state_machine = StateMachine::open(&state_dir)
+        .map_err(|error: WriterError| OpenError::State { dir: dir.clone(), message: chain(&error) })?;
+    Ok((log, state_machine))
+}
+
+fn raft_config(timings: &Timings) -> Result<Config, openraft::ConfigError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: "microcluster".to_owned(),
+        heartbeat_interval: millis(timings.heartbeat),
+        election_timeout_min: millis(timings.election.0),
+        election_timeout_max: millis(timings.election.1),
+        max_payload_entries: 64,
+        // The janitor decides when the log is shortened: by its bytes, not by its entries.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..Config::default()
+    }
+    .validate()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

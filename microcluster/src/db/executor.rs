@@ -1,0 +1,308 @@
+//! A writing connection: runs requests, bounded in steps and in the size of their results, and sorts
+//! what SQLite answers into outcomes (the same on every member) and failures of this machine.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::{Connection, OpenFlags, StatementStatus};
+
+use super::authorizer::{Guard, Mode, Touched};
+use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
+use super::determinism::{self, Surroundings};
+use super::error::Error;
+
+/// The most that the results of one request may take.
+pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
+/// The most steps of SQLite's virtual machine that one replicated statement may take: a few seconds. Counted, not
+/// timed, so that every member stops at the same place.
+const STEPS_MAX: u64 = 1_000_000_000;
+/// How often the steps are looked at.
+const STEPS_PER_LOOK: i32 = 1_000_000;
+/// Prepared statements kept for each connection.
+pub(crate) const STATEMENTS_CACHED: usize = 128;
+
+/// Why a request could not be brought to an outcome: this machine failed, not the SQL.
+pub(crate) type MachineError = rusqlite::Error;
+
+/// A connection that may write, with deterministic functions and an authorizer.
+pub(crate) struct Executor {
+    connection: Connection,
+    guard: Guard,
+    surroundings: Arc<Surroundings>,
+    looks: Arc<AtomicU64>,
+    /// Whose rights a closure's statements have.
+    scope: Cell<Scope>,
+}
+
+impl Executor {
+    /// Opens the file, creating it if it is absent.
+    pub fn open(path: &Path) -> rusqlite::Result<Executor> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+        // WAL with synchronous=NORMAL: a crash may take the newest transactions, never half of one; the log has them.
+        connection.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
+             PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF;
+             PRAGMA temp_store = MEMORY; PRAGMA busy_timeout = 5000; PRAGMA recursive_triggers = ON",
+        )?;
+        let surroundings = Arc::new(Surroundings::default());
+        determinism::install(&connection, &surroundings)?;
+        let looks = Arc::new(AtomicU64::new(0));
+        let own = Arc::clone(&looks);
+        connection.progress_handler(
+            STEPS_PER_LOOK,
+            Some(move || own.fetch_add(1, Ordering::Relaxed) + 1 > STEPS_MAX / STEPS_PER_LOOK as u64),
+        )?;
+        let guard = Guard::install(&mut connection)?;
+        Ok(Executor { connection, guard, surroundings, looks, scope: Cell::new(Scope::User) })
+    }
+
+    /// The connection for the engine's own statements, unguarded.
+    pub fn engine(&self) -> &Connection {
+        self.guard.set_mode(Mode::Engine);
+        &self.connection
+    }
+
+    /// Runs a cached statement of the engine.
+    pub fn engine_execute(&self, sql: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<usize> {
+        self.looks.store(0, Ordering::Relaxed);
+        self.engine().prepare_cached(sql)?.execute(parameters)
+    }
+
+    /// Runs all statements of a request, inside whatever transaction is open.
+    pub fn run(&self, request: &Request) -> Result<Result<Vec<QueryResult>, Failure>, MachineError> {
+        self.surroundings.begin_request(request.time_ms, request.seed);
+        self.guard.set_mode(Mode::Write(request.scope));
+        let mut collected = Collected::default();
+        let ran = match &request.body {
+            Body::Statements(statements) => self.run_statements(statements, &mut collected),
+            Body::Script(script) => self.run_script(script, &mut collected),
+        };
+        match ran {
+            Ok(()) => Ok(Ok(collected.results)),
+            Err(Stop::Failure(failure)) => Ok(Err(failure)),
+            Err(Stop::Sqlite(error)) => self.sort(error).map(Err),
+        }
+    }
+
+    /// Starts a closure's SQL: its time, its random numbers and its rights.
+    pub fn begin_closure(&self, time_ms: i64, seed: u64, scope: Scope) {
+        self.surroundings.begin_request(time_ms, seed);
+        self.scope.set(scope);
+        self.guard.take_touched();
+    }
+
+    /// Runs the `index`th writing statement of a closure; when it fails it has changed nothing.
+    pub fn run_in_closure(&self, index: u64, statement: &super::command::Statement) -> Result<QueryResult, Error> {
+        self.engine_execute("SAVEPOINT statement", ())?;
+        self.surroundings.begin_statement(index);
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let mut collected = Collected::default();
+        let ran = match self.connection.prepare_cached(&statement.sql) {
+            Ok(mut prepared) => self.run_one(&mut prepared, &statement.parameters, &mut collected),
+            Err(error) => Err(error.into()),
+        };
+        let failure = match ran {
+            Ok(()) => None,
+            Err(Stop::Failure(failure)) => Some(failure.into()),
+            Err(Stop::Sqlite(error)) if is_overtaken(&error) => Some(Error::Conflict { attempts: 1 }),
+            Err(Stop::Sqlite(error)) => Some(self.sort(error)?.into()),
+        };
+        if self.connection.is_autocommit() {
+            // The statement rolled the whole transaction back; what the closure did before it is gone.
+            let rolled_back = || Error::Sql { message: "the statement rolled the whole transaction back".to_owned() };
+            return Err(failure.unwrap_or_else(rolled_back));
+        }
+        if failure.is_some() {
+            self.engine_execute("ROLLBACK TO statement", ())?;
+        }
+        self.engine_execute("RELEASE statement", ())?;
+        match (failure, collected.results.pop()) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(result)) => Ok(result),
+            (None, None) => Ok(QueryResult::Changed { rows_affected: 0 }),
+        }
+    }
+
+    /// Runs a reading statement of a closure.
+    pub fn read_in_closure<T>(
+        &self,
+        sql: &str,
+        query: impl FnOnce(&mut rusqlite::Statement<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        self.looks.store(0, Ordering::Relaxed);
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let result = self.connection.prepare_cached(sql).and_then(|mut prepared| query(&mut prepared));
+        result.map_err(|error| match self.sort(error) {
+            Ok(failure) => failure.into(),
+            Err(error) => error.into(),
+        })
+    }
+
+    /// What `sql` would touch.
+    pub fn analyze(&self, sql: &str) -> Result<Touched, Error> {
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let before = self.guard.take_touched();
+        let prepared = self.connection.prepare(sql).map(|_| ());
+        let mut touched = self.guard.take_touched();
+        prepared.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))?;
+        touched.add(&before);
+        Ok(touched)
+    }
+
+    /// What the statements compiled since the last call touch.
+    pub fn take_touched(&self) -> Touched {
+        self.guard.take_touched()
+    }
+
+    /// SQLite's rowid of the last insert.
+    pub fn last_insert_rowid(&self) -> i64 {
+        self.connection.last_insert_rowid()
+    }
+
+    /// Whether a statement prepared so far asks for `last_insert_rowid()` or `changes()`.
+    pub fn asks_for_connection_state(&self) -> bool {
+        self.guard.asks_for_connection_state()
+    }
+
+    fn run_statements(&self, statements: &[super::command::Statement], collected: &mut Collected) -> Result<(), Stop> {
+        for (index, statement) in statements.iter().enumerate() {
+            self.surroundings.begin_statement(index as u64);
+            let mut prepared = self.connection.prepare_cached(&statement.sql)?;
+            self.run_one(&mut prepared, &statement.parameters, collected)?;
+        }
+        Ok(())
+    }
+
+    fn run_script(&self, script: &str, collected: &mut Collected) -> Result<(), Stop> {
+        let mut statements = rusqlite::Batch::new(&self.connection, script);
+        let mut index = 0;
+        while let Some(mut prepared) = statements.next()? {
+            self.surroundings.begin_statement(index);
+            index += 1;
+            self.run_one(&mut prepared, &[], collected)?;
+        }
+        Ok(())
+    }
+
+    fn run_one(
+        &self,
+        prepared: &mut rusqlite::Statement<'_>,
+        parameters: &[Value],
+        collected: &mut Collected,
+    ) -> Result<(), Stop> {
+        self.looks.store(0, Ordering::Relaxed);
+        prepared.reset_status(StatementStatus::VmStep);
+        let changes_before = self.connection.total_changes();
+        let result = query(prepared, parameters, RESULT_BYTES_MAX.saturating_sub(collected.size))?;
+        let result = match result {
+            Queried::Rows { columns, rows } => QueryResult::Rows { columns, rows },
+            Queried::TooLarge { size } => {
+                let limit = RESULT_BYTES_MAX as u64;
+                return Err(Stop::Failure(Failure::ResultTooLarge { size: (collected.size + size) as u64, limit }));
+            }
+            // A statement that changes no rows leaves the count of the one before it.
+            Queried::None => QueryResult::Changed {
+                rows_affected: if self.connection.total_changes() == changes_before {
+                    0
+                } else {
+                    self.connection.changes()
+                },
+            },
+        };
+        collected.size += result.size();
+        collected.results.push(result);
+        Ok(())
+    }
+
+    /// An error of the SQL is an outcome; an error of this machine is not, and stops the state machine.
+    fn sort(&self, error: rusqlite::Error) -> Result<Failure, MachineError> {
+        use rusqlite::ffi::ErrorCode;
+        if let Some(message) = self.guard.take_refusal() {
+            return Ok(Failure::Refused { message });
+        }
+        match error.sqlite_error_code() {
+            Some(
+                ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DiskFull
+                | ErrorCode::OutOfMemory
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::PermissionDenied
+                | ErrorCode::NoLargeFileSupport
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => Err(error),
+            Some(ErrorCode::OperationInterrupted) => Ok(Failure::TooManySteps { limit: STEPS_MAX }),
+            _ => Ok(match error.into() {
+                Error::Constraint { unique, message } => Failure::Constraint { unique, message },
+                other => Failure::Sql { message: other.to_string() },
+            }),
+        }
+    }
+}
+
+/// Whether a transaction that has read wants to write to a state that has changed since.
+fn is_overtaken(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_BUSY_SNAPSHOT)
+}
+
+#[derive(Default)]
+struct Collected {
+    results: Vec<QueryResult>,
+    size: usize,
+}
+
+enum Stop {
+    Failure(Failure),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Stop::Sqlite(error)
+    }
+}
+
+/// What a statement gave, before it is known whether it counts as a change.
+pub(crate) enum Queried {
+    Rows { columns: Vec<String>, rows: Vec<Vec<Value>> },
+    None,
+    TooLarge { size: usize },
+}
+
+/// Runs one prepared statement to its end and collects its rows, up to `bytes_max`.
+pub(crate) fn query(
+    prepared: &mut rusqlite::Statement<'_>,
+    parameters: &[Value],
+    bytes_max: usize,
+) -> rusqlite::Result<Queried> {
+    if prepared.column_count() == 0 {
+        prepared.execute(rusqlite::params_from_iter(parameters))?;
+        return Ok(Queried::None);
+    }
+    let columns: Vec<String> = prepared.column_names().into_iter().map(str::to_owned).collect();
+    let width = columns.len();
+    let mut rows = Vec::new();
+    let mut size = 0;
+    let mut cursor = prepared.query(rusqlite::params_from_iter(parameters))?;
+    while let Some(row) = cursor.next()? {
+        let mut values = Vec::with_capacity(width);
+        for index in 0..width {
+            let value = Value::from(row.get_ref(index)?);
+            size += value.size();
+            values.push(value);
+        }
+        if size > bytes_max {
+            return Ok(Queried::TooLarge { size });
+        }
+        rows.push(values);
+    }
+    Ok(Queried::Rows { columns, rows })
+}

@@ -1,0 +1,293 @@
+//! Run it here if this member leads, else one hop to the leader; again, under the same id, when the leader
+//! changes or its answer is lost.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::command::{Body, Outcome, QueryResult, Request, RequestId, Scope};
+use super::error::Error;
+use super::network::{Call, CallError, Peers, Reply};
+use super::raft_types::{NodeId, Peer};
+use super::read_index::ReadIndex;
+use super::sequencer::{Seen, Sequencer, Submission, SubmitError};
+use super::status::Status;
+
+/// How many requests of this member may be in flight: the sessions of the replicated state remember as many.
+const IN_FLIGHT_MAX: u64 = 4_096;
+/// The largest request.
+pub(crate) const REQUEST_BYTES_MAX: usize = 16 << 20;
+/// How long to wait for news of a leader before asking again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Brings requests to the leader.
+pub(crate) struct Forwarder {
+    origin: u64,
+    sequence: AtomicU64,
+    in_flight: Mutex<BTreeSet<u64>>,
+    sequencer: Sequencer,
+    read_index: ReadIndex,
+    peers: Arc<Peers>,
+    status: watch::Receiver<Status>,
+    timeout: Duration,
+}
+
+/// The number of a request in flight; given back when dropped.
+struct Ticket<'a> {
+    forwarder: &'a Forwarder,
+    sequence: u64,
+}
+
+/// Who leads.
+enum Leader {
+    Here,
+    There(NodeId, Peer),
+}
+
+impl Forwarder {
+    /// A forwarder of a new origin.
+    pub fn new(
+        sequencer: Sequencer,
+        read_index: ReadIndex,
+        peers: Arc<Peers>,
+        status: watch::Receiver<Status>,
+        timeout: Duration,
+    ) -> Forwarder {
+        Forwarder {
+            origin: rand::random(),
+            sequence: AtomicU64::new(0),
+            in_flight: Mutex::new(BTreeSet::new()),
+            sequencer,
+            read_index,
+            peers,
+            status,
+            timeout,
+        }
+    }
+
+    /// Has the request applied, once, and answers what came of it and at which log index.
+    pub async fn submit(
+        &self,
+        scope: Scope,
+        body: Body,
+        closure: Option<Closure>,
+    ) -> Result<(u64, Vec<QueryResult>), Error> {
+        let (ticket, answered_below) = self.ticket()?;
+        let (time_ms, seed, seen) = match closure {
+            Some(closure) => (closure.time_ms, closure.seed, Some(closure.seen)),
+            // The leader sets them.
+            None => (0, 0, None),
+        };
+        let id = RequestId { origin: self.origin, sequence: ticket.sequence };
+        let request = Request { id, answered_below, time_ms, seed, only_in_term: None, scope, body };
+        let size = request.size();
+        if size > REQUEST_BYTES_MAX {
+            return Err(Error::TooLarge { what: "the request", size, limit: REQUEST_BYTES_MAX });
+        }
+        let answer = self.with_leader(Submitting(Submission { request, seen })).await?;
+        match answer.outcome {
+            Outcome::Done(results) => Ok((answer.index, results)),
+            Outcome::Failed(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The log index that a linearizable read must have seen, confirmed by a quorum after this call began.
+    pub async fn read_index(&self) -> Result<u64, Error> {
+        self.with_leader(AskingIndex).await
+    }
+
+    async fn with_leader<A: Ask>(&self, ask: A) -> Result<A::Answer, Error> {
+        let started = Instant::now();
+        let deadline = started + self.timeout;
+        let mut status = self.status.clone();
+        let mut maybe_done = false;
+        let mut last = "no leader is known".to_owned();
+        loop {
+            if status.borrow().is_shut_down() {
+                return Err(Error::ShuttingDown);
+            }
+            let leader = self.leader(&status);
+            let attempt = async {
+                match &leader {
+                    None => Err(Attempt::not_done("no leader is known")),
+                    Some(Leader::Here) => ask.here(self).await.map_err(Attempt::from),
+                    Some(Leader::There(id, peer)) => self.ask_peer(&ask, *id, peer).await,
+                }
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let current = status.borrow_and_update().leader;
+            tokio::select! {
+                result = tokio::time::timeout(left, attempt) => match result {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(Attempt { maybe, error: Some(error), .. })) if !maybe => return Err(error),
+                    Ok(Err(attempt)) => {
+                        maybe_done |= attempt.maybe;
+                        last = attempt.reason;
+                    }
+                    Err(_) => maybe_done |= leader.is_some(),
+                },
+                // The leader that was asked leads no longer: its answer may never come. The id keeps a resend harmless.
+                () = leader_changed(&mut status, current), if leader.is_some() => maybe_done = true,
+            }
+            if Instant::now() >= deadline {
+                let waited = started.elapsed();
+                return Err(if maybe_done && A::CHANGES {
+                    Error::OutcomeUnknown { waited }
+                } else {
+                    Error::NoQuorum { detail: last }
+                });
+            }
+            // News of a leader, or a little while: then once more.
+            let _ =
+                tokio::time::timeout(PAUSE.min(deadline.saturating_duration_since(Instant::now())), status.changed())
+                    .await;
+        }
+    }
+
+    fn leader(&self, status: &watch::Receiver<Status>) -> Option<Leader> {
+        let status = status.borrow();
+        if status.is_leader() {
+            return Some(Leader::Here);
+        }
+        let id = status.leader?;
+        if id == status.node_id {
+            return None;
+        }
+        Some(Leader::There(id, status.nodes.get(&id)?.clone()))
+    }
+
+    async fn ask_peer<A: Ask>(&self, ask: &A, id: NodeId, peer: &Peer) -> Result<A::Answer, Attempt> {
+        match self.peers.call(id, &peer.address, ask.call()).await {
+            Ok(reply) => match A::answer(reply) {
+                Some(result) => result.map_err(Attempt::from),
+                None => Err(Attempt {
+                    maybe: true,
+                    reason: format!("the leader {peer} gave an answer of the wrong kind"),
+                    error: None,
+                }),
+            },
+            Err(error @ CallError::Broken { .. }) => {
+                Err(Attempt { maybe: true, reason: error.to_string(), error: None })
+            }
+            Err(error) => Err(Attempt::not_done(error.to_string())),
+        }
+    }
+
+    fn ticket(&self) -> Result<(Ticket<'_>, u64), Error> {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.sequence.load(Ordering::Relaxed) + 1;
+        let oldest = in_flight.first().copied().unwrap_or(sequence);
+        if sequence - oldest >= IN_FLIGHT_MAX {
+            return Err(Error::Busy { detail: "too many writes of this member wait for their answers" });
+        }
+        self.sequence.store(sequence, Ordering::Relaxed);
+        in_flight.insert(sequence);
+        Ok((Ticket { forwarder: self, sequence }, oldest))
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.forwarder.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.sequence);
+    }
+}
+
+/// What an interactive transaction adds to its request.
+pub(crate) struct Closure {
+    pub time_ms: i64,
+    pub seed: u64,
+    pub seen: Seen,
+}
+
+/// How one attempt ended without an answer.
+struct Attempt {
+    /// It may have been done all the same.
+    maybe: bool,
+    reason: String,
+    /// Trying again does not help.
+    error: Option<Error>,
+}
+
+impl Attempt {
+    fn not_done(reason: impl Into<String>) -> Attempt {
+        Attempt { maybe: false, reason: reason.into(), error: None }
+    }
+}
+
+impl From<SubmitError> for Attempt {
+    fn from(error: SubmitError) -> Self {
+        let reason = error.to_string();
+        match error {
+            SubmitError::NotLeader { .. } | SubmitError::NoQuorum => Attempt::not_done(reason),
+            SubmitError::Conflict => Attempt { maybe: false, reason, error: Some(Error::Conflict { attempts: 1 }) },
+            SubmitError::Busy => Attempt {
+                maybe: false,
+                reason,
+                error: Some(Error::Busy { detail: "too many writes wait for the leader" }),
+            },
+            SubmitError::Lost => Attempt { maybe: true, reason, error: None },
+        }
+    }
+}
+
+/// What can be asked of the leader.
+trait Ask {
+    type Answer;
+    /// Whether an answer that is lost leaves it open if something was changed.
+    const CHANGES: bool;
+    async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError>;
+    fn call(&self) -> Call;
+    fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>>;
+}
+
+struct Submitting(Submission);
+
+impl Ask for Submitting {
+    type Answer = super::waiters::Answer;
+    const CHANGES: bool = true;
+
+    async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError> {
+        forwarder.sequencer.submit(self.0.clone()).await
+    }
+
+    fn call(&self) -> Call {
+        Call::Submit(self.0.clone())
+    }
+
+    fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>> {
+        match reply {
+            Reply::Submit(result) => Some(result),
+            _ => None,
+        }
+    }
+}
+
+struct AskingIndex;
+
+impl Ask for AskingIndex {
+    type Answer = u64;
+    const CHANGES: bool = false;
+
+    async fn here(&self, forwarder: &Forwarder) -> Result<u64, SubmitError> {
+        forwarder.read_index.on_leader().await
+    }
+
+    fn call(&self) -> Call {
+        Call::ReadIndex
+    }
+
+    fn answer(reply: Reply) -> Option<Result<u64, SubmitError>> {
+        match reply {
+            Reply::ReadIndex(result) => Some(result),
+            _ => None,
+        }
+    }
+}
+
+async fn leader_changed(status: &mut watch::Receiver<Status>, asked: Option<NodeId>) {
+    // An error means that the database is gone; the next look at the status tells.
+    let _ = status.wait_for(|status| status.leader.is_some() && status.leader != asked || status.is_shut_down()).await;
+}

@@ -1,0 +1,55 @@
+//! Keeps the log bounded: when it has grown, the state is brought onto stable storage and the entries behind
+//! it are dropped, but for the newest ones, which let a member that was away for a moment catch up.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::log_store::LogStore;
+use super::raft_types::Raft;
+
+/// How large the log may grow.
+const LOG_BYTES_MAX: u64 = 32 << 20;
+/// How much of it is kept.
+const LOG_BYTES_KEPT: u64 = 8 << 20;
+/// How often its size is looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How long syncing the state may take.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Looks after the log until cancelled.
+pub(crate) async fn run(raft: Raft, log: LogStore, cancelled: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = cancelled.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        let stats = log.stats();
+        let (Some(first), Some(last)) = (stats.first_index, stats.last_index) else { continue };
+        if stats.bytes < LOG_BYTES_MAX {
+            continue;
+        }
+        let applied = raft.metrics().borrow().last_applied.map_or(0, |log_id| log_id.index);
+        let kept = (last - first + 1).saturating_mul(LOG_BYTES_KEPT) / stats.bytes;
+        let purge_upto = applied.min(last.saturating_sub(kept));
+        if purge_upto < first {
+            continue;
+        }
+        if let Err(error) = purge(&raft, purge_upto).await {
+            tracing::warn!(%error, bytes = stats.bytes, "the log could not be shortened");
+        }
+    }
+}
+
+async fn purge(raft: &Raft, upto: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    raft.trigger().snapshot().await?;
+    raft.wait(Some(SYNC_TIMEOUT))
+        .metrics(
+            |metrics| metrics.snapshot.is_some_and(|log_id| log_id.index >= upto),
+            "the state is on stable storage",
+        )
+        .await?;
+    raft.trigger().purge_log(upto).await?;
+    tracing::debug!(upto, "shortened the log");
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The store behind openraft's traits.
+
+use std::fmt::Debug;
+use std::ops::{Bound, Range, RangeBounds};
+
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::{AnyError, OptionalSend, RaftLogReader};
+
+use super::error::LogError;
+use super::state::State;
+use super::writer::{Change, Done};
+use super::{LogReader, LogStore};
+use crate::db::raft_types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote};
+
+impl RaftLogReader<TypeConfig> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        Ok(self.entries(indices(&range), u64::MAX).await.map_err(read_error)?)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        Ok(self.entries(start..end, self.read_bytes_max).await.map_err(read_error)?)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.reader().try_get_log_entries(range).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        self.reader().limited_get_log_entries(start, end).await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
+        let (last_purged_log_id, last_log_id) = self.shared().lock().ends();
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        self.reader()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let change = |state: &mut State| Ok(Some((Change::Vote(*vote), state.ticket())));
+        Ok(self.change(change).await.map_err(|error| StorageIOError::write_vote(AnyError::new(&error)))?)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        Ok(self.shared().lock().vote())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let queue = self.queue(|state| {
+            let ticket = state.append(&entries)?;
+            Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
+        });
+        queue.await.map_err(write_error)?;
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        Ok(self.truncate_since(log_id.index).await.map_err(write_error)?)
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Change::Purge(log_id), ticket)));
+        Ok(self.change(change).await.map_err(write_error)?)
+    }
+}
+
+fn indices(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+fn read_error(error: LogError) -> StorageIOError {
+    StorageIOError::read_logs(AnyError::new(&error))
+}
+
+fn write_error(error: LogError) -> StorageIOError {
+    StorageIOError::write_logs(AnyError::new(&error))
+}

@@ -1,0 +1,382 @@
+//! The log as its readers see it: the cached tail, and behind it what the index finds on the disk.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use openraft::EntryPayload;
+
+use super::LogStats;
+use super::error::LogError;
+use super::files::{LogFile, Storage};
+use super::format::{self, FormatError, Position, Record};
+use super::index::{Discontinuity, Index, Purge, Segment};
+use super::recovery::segment_name;
+use crate::db::raft_types::{Entry, LogId, Vote};
+
+/// How many bytes one read from a segment covers at most, unless a single entry has more.
+const READ_BYTES: u64 = 1 << 20;
+
+/// What a cached entry counts beside its command.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
+/// What the handles, the readers and the writer share.
+pub(super) struct Shared {
+    storage: Box<dyn Storage>,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    /// Starts from what was recovered.
+    pub(super) fn new(storage: Box<dyn Storage>, index: Index, cache_bytes_max: u64) -> Self {
+        let state = State {
+            purged: index.standing().purged,
+            last: index.standing().last,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            cache_bytes_max,
+            issued: 0,
+            index,
+            stopped: None,
+            fsyncs: 0,
+            appended: 0,
+        };
+        Self { storage, state: Mutex::new(state) }
+    }
+
+    /// The files.
+    pub(super) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// The state. Held for a few memory operations only, never across I/O.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it is held is a bug that ends the writer; readers may still look.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The log in memory.
+///
+/// A change is visible here as soon as it is queued. The index follows once it is on stable storage.
+pub(super) struct State {
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    /// The newest entries, without a gap up to `last`.
+    cache: VecDeque<Cached>,
+    cache_bytes: u64,
+    cache_bytes_max: u64,
+    /// The ticket of the last change queued.
+    issued: u64,
+    index: Index,
+    stopped: Option<Arc<str>>,
+    fsyncs: u64,
+    appended: u64,
+}
+
+struct Cached {
+    entry: Entry,
+    bytes: u64,
+    /// The change that brought it: only when that is in the index can the entry be read from there.
+    ticket: u64,
+}
+
+impl State {
+    /// The last log id purged and the last one there is.
+    pub(super) fn ends(&self) -> (Option<LogId>, Option<LogId>) {
+        (self.purged, self.last)
+    }
+
+    /// The last vote that is on stable storage.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.index.standing().vote
+    }
+
+    /// The durable view.
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The durable view, for the writer.
+    pub(super) fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// Refuses once a write has failed.
+    pub(super) fn check(&self) -> Result<(), LogError> {
+        self.stopped.as_ref().map_or(Ok(()), |reason| Err(LogError::Stopped(Arc::clone(reason))))
+    }
+
+    /// From now on `check` refuses.
+    pub(super) fn stop(&mut self, reason: Arc<str>) {
+        self.stopped.get_or_insert(reason);
+    }
+
+    /// A ticket for a change that is about to be queued.
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.issued += 1;
+        self.issued
+    }
+
+    /// Appends entries and returns their ticket.
+    pub(super) fn append(&mut self, entries: &[Entry]) -> Result<u64, LogError> {
+        let mut expected = self.last.map(|last| last.index + 1);
+        for entry in entries {
+            let found = entry.log_id.index;
+            if let Some(expected) = expected.filter(|&expected| expected != found) {
+                return Err(LogError::NotConsecutive { expected, found });
+            }
+            if command_bytes(entry) > format::ENTRY_BYTES_MAX {
+                return Err(LogError::TooLarge { bytes: command_bytes(entry), bytes_max: format::ENTRY_BYTES_MAX });
+            }
+            expected = Some(found + 1);
+        }
+        let ticket = self.ticket();
+        for entry in entries {
+            self.last = Some(entry.log_id);
+            self.cache_push(entry.clone(), ticket);
+        }
+        Ok(ticket)
+    }
+
+    /// Fills the empty cache with entries read from the disk: the newest there are.
+    pub(super) fn warm(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            self.cache_push(entry, 0);
+        }
+    }
+
+    /// Drops the entries from `since` on; `last` is what the log then ends with.
+    pub(super) fn truncate(&mut self, since: u64, last: Option<LogId>) -> u64 {
+        self.last = last;
+        while self.cache.back().is_some_and(|cached| cached.entry.log_id.index >= since) {
+            self.cache_bytes -= self.cache.pop_back().map_or(0, |cached| cached.bytes);
+        }
+        self.ticket()
+    }
+
+    /// Drops the entries up to `upto`. `None` if that was done before.
+    pub(super) fn purge(&mut self, upto: LogId) -> Option<u64> {
+        match Purge::new(self.purged, self.last, upto) {
+            Purge::Nothing => return None,
+            Purge::Prefix => {
+                while self.cache.front().is_some_and(|cached| cached.entry.log_id.index <= upto.index) {
+                    self.cache_pop_front();
+                }
+            }
+            Purge::All => {
+                self.cache.clear();
+                self.cache_bytes = 0;
+                self.last = Some(upto);
+            }
+        }
+        self.purged = Some(upto);
+        Some(self.ticket())
+    }
+
+    /// Takes the records of a group that is on stable storage into the index.
+    pub(super) fn flushed(&mut self, records: &[Record]) -> Result<(), Discontinuity> {
+        self.fsyncs += 1;
+        for record in records {
+            self.index.apply(record)?;
+            self.appended += u64::from(matches!(record, Record::Entry(..)));
+        }
+        Ok(())
+    }
+
+    /// All changes up to that of `ticket` are in the index: shrinks the cache to its bound.
+    pub(super) fn settle(&mut self, ticket: u64) -> Result<(), LogError> {
+        self.check()?;
+        while self.cache_bytes > self.cache_bytes_max
+            && self.cache.front().is_some_and(|cached| cached.ticket <= ticket)
+        {
+            self.cache_pop_front();
+        }
+        Ok(())
+    }
+
+    /// Finds the entries of `range` that there are, from the first on as far as `bytes_max` goes;
+    /// at least one, if there is one.
+    pub(super) fn find(&self, storage: &dyn Storage, range: Range<u64>, bytes_max: u64) -> Found {
+        let mut found = Found::default();
+        let Some(last) = self.last else { return found };
+        let start = self.purged.map_or(range.start, |purged| range.start.max(purged.index + 1));
+        let end = range.end.min(last.index + 1);
+        let cached_from = self.cache.front().map_or(last.index + 1, |cached| cached.entry.log_id.index);
+        let mut bytes = 0;
+        for index in start..end.min(cached_from) {
+            let Some((segment, position)) = self.index.find(index) else {
+                // So it is before the first entry of a log that did not start with 0.
+                debug_assert!(found.is_empty(), "no hole at {index}");
+                continue;
+            };
+            bytes += u64::from(position.len);
+            if bytes > bytes_max && !found.is_empty() {
+                return found;
+            }
+            found.push_stored(index, position, segment.sequence, &segment.file, storage);
+        }
+        let from = usize::try_from(start.saturating_sub(cached_from)).unwrap_or(usize::MAX);
+        for cached in self.cache.iter().skip(from).take_while(|cached| cached.entry.log_id.index < end) {
+            bytes += cached.bytes;
+            if bytes > bytes_max && !found.is_empty() {
+                return found;
+            }
+            found.cached.push(cached.entry.clone());
+        }
+        found
+    }
+
+    /// The newest entries, as many as fit the cache.
+    pub(super) fn newest(&self) -> Range<u64> {
+        let end = self.last.map_or(0, |last| last.index + 1);
+        let purged = self.purged.map_or(0, |purged| purged.index + 1);
+        let mut bytes = 0;
+        let mut start = end;
+        while start > purged {
+            let Some((_, position)) = self.index.find(start - 1) else {
+                break;
+            };
+            bytes += u64::from(position.len) + ENTRY_OVERHEAD_BYTES;
+            if bytes > self.cache_bytes_max {
+                break;
+            }
+            start -= 1;
+        }
+        start..end
+    }
+
+    /// The figures.
+    pub(super) fn stats(&self) -> LogStats {
+        let segments = self.index.segments();
+        let first = self.purged.map_or_else(
+            || segments.iter().find_map(Segment::first_live).or_else(|| self.first_cached()),
+            |purged| Some(purged.index + 1),
+        );
+        let last_index = self.last.map(|last| last.index);
+        LogStats {
+            segments: segments.len(),
+            bytes: segments.iter().map(|segment| segment.bytes).sum(),
+            first_index: first.filter(|&first| last_index.is_some_and(|last| first <= last)),
+            last_index,
+            fsyncs: self.fsyncs,
+            appended: self.appended,
+        }
+    }
+
+    fn first_cached(&self) -> Option<u64> {
+        self.cache.front().map(|cached| cached.entry.log_id.index)
+    }
+
+    fn cache_push(&mut self, entry: Entry, ticket: u64) {
+        let bytes = command_bytes(&entry) as u64 + ENTRY_OVERHEAD_BYTES;
+        self.cache_bytes += bytes;
+        self.cache.push_back(Cached { entry, bytes, ticket });
+    }
+
+    fn cache_pop_front(&mut self) {
+        self.cache_bytes -= self.cache.pop_front().map_or(0, |cached| cached.bytes);
+    }
+}
+
+/// Entries found: those to be read from segments, and after them those in memory.
+#[derive(Default)]
+pub(super) struct Found {
+    stored: Vec<Stretch>,
+    cached: Vec<Entry>,
+}
+
+impl Found {
+    /// Whether reading them needs I/O.
+    pub(super) fn needs_io(&self) -> bool {
+        !self.stored.is_empty()
+    }
+
+    /// All entries. Blocks for I/O where `needs_io` says so.
+    pub(super) fn read(self) -> Result<Vec<Entry>, LogError> {
+        let mut entries = Vec::new();
+        for stretch in self.stored {
+            stretch.read(&mut entries)?;
+        }
+        entries.extend(self.cached);
+        Ok(entries)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stored.is_empty() && self.cached.is_empty()
+    }
+
+    fn push_stored(
+        &mut self,
+        index: u64,
+        position: Position,
+        segment: u64,
+        file: &Arc<dyn LogFile>,
+        storage: &dyn Storage,
+    ) {
+        if let Some(stretch) = self.stored.last_mut()
+            && stretch.takes(segment, position)
+        {
+            stretch.entries.push((index, position));
+            return;
+        }
+        self.stored.push(Stretch {
+            path: storage.path(&segment_name(segment)),
+            segment,
+            file: Arc::clone(file),
+            start: position.offset.into(),
+            entries: vec![(index, position)],
+        });
+    }
+}
+
+/// Entries of one segment that are read at once. Holds the file: a purge may remove it meanwhile.
+struct Stretch {
+    path: PathBuf,
+    segment: u64,
+    file: Arc<dyn LogFile>,
+    start: u64,
+    entries: Vec<(u64, Position)>,
+}
+
+impl Stretch {
+    fn takes(&self, segment: u64, position: Position) -> bool {
+        self.segment == segment && position.end() - self.start <= READ_BYTES
+    }
+
+    fn read(self, entries: &mut Vec<Entry>) -> Result<(), LogError> {
+        let end = self.entries.last().map_or(self.start, |(_, position)| position.end());
+        // The difference of two 32-bit offsets.
+        let mut bytes = BytesMut::zeroed((end - self.start) as usize);
+        self.file.read_at(&mut bytes, self.start).map_err(LogError::io("read", &self.path))?;
+        let bytes = bytes.freeze();
+        for &(index, position) in &self.entries {
+            entries.push(self.decode(&bytes, index, position)?);
+        }
+        Ok(())
+    }
+
+    fn decode(&self, bytes: &Bytes, index: u64, position: Position) -> Result<Entry, LogError> {
+        let offset = u64::from(position.offset);
+        let at = (offset - self.start) as usize;
+        let record = bytes.slice(at..at + position.len as usize);
+        let damaged = |what| LogError::Damaged { file: self.path.clone(), offset, what };
+        match format::decode_entry_record(self.segment, offset, record) {
+            Ok(entry) if entry.log_id.index == index => Ok(entry),
+            Ok(entry) => Err(damaged(format!("entry {} is where entry {index} was", entry.log_id.index))),
+            Err(FormatError::Malformed(what)) => Err(damaged(what)),
+            Err(FormatError::UnknownVersion(found)) => {
+                Err(LogError::UnknownVersion { file: self.path.clone(), offset, found })
+            }
+        }
+    }
+}
+
+fn command_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}

@@ -1,0 +1,39 @@
+//! How members talk Raft: one long-lived connection for each pair and direction, many calls on it at once,
+//! in a compact binary format with a version.
+
+mod client;
+mod message;
+mod raft_network;
+mod server;
+mod snapshot;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) use client::{CallError, Peers};
+pub use message::Pong;
+pub(crate) use message::{Call, Reply};
+pub(crate) use raft_network::NetworkFactory;
+pub(crate) use server::{Service, serve};
+
+/// A byte stream to another member.
+pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> PeerIo for T {}
+
+/// An established, authenticated connection to another member.
+pub type PeerStream = Box<dyn PeerIo>;
+
+/// The name of the protocol in the `Upgrade` header of the request that opens a [`PeerStream`].
+pub const PROTOCOL: &str = "microcluster-raft/1";
+
+/// Opens connections to other members. Implemented above the database, where TLS and HTTP are.
+pub trait PeerConnector: Send + Sync + 'static {
+    /// Connects to the cluster address `address` (`ip:port`) and upgrades the connection to [`PROTOCOL`].
+    ///
+    /// # Errors
+    /// When the member cannot be reached, is not who it should be, or refuses the upgrade.
+    fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>>;
+}

@@ -1,0 +1,255 @@
+//! Calls to other members: one task for each peer owns the connection, reconnects when a call needs it,
+//! and fails what was in flight when it breaks.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::codec::FramedRead;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::message::{self, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
+use super::{PeerConnector, PeerStream};
+use crate::db::raft_types::NodeId;
+
+/// How long connecting, TLS and the greeting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// How many calls may wait for one peer.
+const CALLS_MAX: usize = 1_024;
+/// How much is put together for one write to the socket.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// Why a call got no reply.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CallError {
+    /// It was not sent: the peer cannot be reached.
+    #[error("cannot reach the member at {address}: {reason}")]
+    Unreachable { address: String, reason: Arc<str> },
+    /// It was sent, and the connection broke: the peer may have done it.
+    #[error("the connection to the member at {address} broke: {reason}")]
+    Broken { address: String, reason: Arc<str> },
+    /// Too many calls wait for this peer.
+    #[error("too many calls wait for the member at {address}")]
+    Full { address: String },
+}
+
+/// The connections to all other members.
+pub(crate) struct Peers {
+    connector: Arc<dyn PeerConnector>,
+    peers: Mutex<HashMap<NodeId, Peer>>,
+}
+
+struct Peer {
+    address: String,
+    calls: mpsc::Sender<Pending>,
+    /// Ends the connection with the peer's entry.
+    _task: AbortOnDropHandle<()>,
+}
+
+struct Pending {
+    call: Call,
+    reply: oneshot::Sender<Result<Reply, CallError>>,
+}
+
+impl Peers {
+    /// No connections yet.
+    pub fn new(connector: Arc<dyn PeerConnector>) -> Peers {
+        Peers { connector, peers: Mutex::new(HashMap::new()) }
+    }
+
+    /// Sends `call` to node `id` at `address` and waits for its reply. Bound it with a timeout: dropping the
+    /// future gives the reply up.
+    pub async fn call(&self, id: NodeId, address: &str, call: Call) -> Result<Reply, CallError> {
+        let calls = self.sender(id, address);
+        let (reply, receiver) = oneshot::channel();
+        calls.try_send(Pending { call, reply }).map_err(|_| CallError::Full { address: address.to_owned() })?;
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
+    }
+
+    /// A connection of its own to node `id`, greeted: for snapshots.
+    pub async fn dedicated(&self, id: NodeId, address: &str) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
+        connect(&*self.connector, id, address).await
+    }
+
+    /// Closes all connections.
+    pub fn close(&self) {
+        self.lock().clear();
+    }
+
+    fn sender(&self, id: NodeId, address: &str) -> mpsc::Sender<Pending> {
+        let mut peers = self.lock();
+        if let Some(peer) = peers.get(&id)
+            && peer.address == address
+            && !peer.calls.is_closed()
+        {
+            return peer.calls.clone();
+        }
+        let (calls, receiver) = mpsc::channel(CALLS_MAX);
+        let task = run(Arc::clone(&self.connector), id, address.to_owned(), receiver);
+        let task = AbortOnDropHandle::new(tokio::spawn(task));
+        peers.insert(id, Peer { address: address.to_owned(), calls: calls.clone(), _task: task });
+        calls
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Peer>> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The frames that a peer sends.
+pub(crate) type Frames = FramedRead<ReadHalf<PeerStream>, tokio_util::codec::LengthDelimitedCodec>;
+
+/// The calls that wait for a reply; `None` once the connection is broken.
+type InFlight = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Reply, CallError>>>>>>;
+
+async fn run(connector: Arc<dyn PeerConnector>, id: NodeId, address: String, mut calls: mpsc::Receiver<Pending>) {
+    while let Some(first) = calls.recv().await {
+        match connect(&*connector, id, &address).await {
+            Ok((frames, writer)) => {
+                tracing::debug!(peer = id, %address, "connected");
+                let reason = converse(frames, writer, &address, first, &mut calls).await;
+                tracing::debug!(peer = id, %address, %reason, "disconnected");
+            }
+            Err(error) => {
+                // Those who queued up behind this attempt share its end; nobody waits for a second one.
+                let failure = CallError::Unreachable { address: address.clone(), reason: error.to_string().into() };
+                let _ = first.reply.send(Err(failure.clone()));
+                while let Ok(pending) = calls.try_recv() {
+                    let _ = pending.reply.send(Err(failure.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Runs one connection until it breaks, and says why.
+async fn converse(
+    frames: Frames,
+    mut writer: WriteHalf<PeerStream>,
+    address: &str,
+    first: Pending,
+    calls: &mut mpsc::Receiver<Pending>,
+) -> Arc<str> {
+    let in_flight: InFlight = Arc::new(Mutex::new(Some(HashMap::new())));
+    // Replies are read by a task of their own: reading must go on while writing waits, or both sides could wait for each other.
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight))));
+    let mut number = 0;
+    let mut buffer = Vec::new();
+    let mut next = Some(first);
+    let reason: Arc<str> = 'connection: loop {
+        let pending = match next.take() {
+            Some(pending) => pending,
+            None => tokio::select! {
+                received = calls.recv() => match received {
+                    Some(pending) => pending,
+                    None => break "no longer needed".into(),
+                },
+                reason = &mut reading => break reason.unwrap_or_else(|error| error.to_string().into()),
+            },
+        };
+        enqueue(&mut buffer, &mut number, pending, &in_flight);
+        while buffer.len() < WRITE_BYTES
+            && let Ok(pending) = calls.try_recv()
+        {
+            enqueue(&mut buffer, &mut number, pending, &in_flight);
+        }
+        tokio::select! {
+            written = async { writer.write_all(&buffer).await?; writer.flush().await } => {
+                if let Err(error) = written {
+                    break error.to_string().into();
+                }
+            }
+            reason = &mut reading => break 'connection reason.unwrap_or_else(|error| error.to_string().into()),
+        }
+        buffer.clear();
+        buffer.shrink_to(WRITE_BYTES);
+    };
+    let waiting = in_flight.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+    for reply in waiting.into_values() {
+        let _ = reply.send(Err(CallError::Broken { address: address.to_owned(), reason: Arc::clone(&reason) }));
+    }
+    reason
+}
+
+fn enqueue(buffer: &mut Vec<u8>, number: &mut u64, pending: Pending, in_flight: &InFlight) {
+    if pending.reply.is_closed() {
+        return;
+    }
+    *number += 1;
+    let before = buffer.len();
+    if let Err(error) = message::put_call(buffer, *number, &pending.call) {
+        buffer.truncate(before);
+        let _ = pending.reply.send(Ok(Reply::Failed(error.to_string())));
+        return;
+    }
+    if let Some(waiting) = in_flight.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        waiting.insert(*number, pending.reply);
+    }
+}
+
+async fn read_replies(mut frames: Frames, in_flight: InFlight) -> Arc<str> {
+    loop {
+        let frame = match next_frame(&mut frames).await {
+            Ok(frame) => frame,
+            Err(error) => return error.to_string().into(),
+        };
+        let reply = match (frame.kind, frame.decode()) {
+            (kind::REPLY, Ok(reply)) => reply,
+            (kind::REPLY, Err(error)) => return error.to_string().into(),
+            (kind, _) => return MessageError::Kind(kind).to_string().into(),
+        };
+        let waiting = in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .and_then(|waiting| waiting.remove(&frame.number));
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(Ok(reply));
+        }
+    }
+}
+
+async fn connect(
+    connector: &dyn PeerConnector,
+    id: NodeId,
+    address: &str,
+) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
+    let greeted = async {
+        let stream = connector.connect(address.to_owned()).await?;
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut frames = FramedRead::new(reader, message::frames());
+        let mut hello = Vec::new();
+        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id })
+            .map_err(io::Error::other)?;
+        writer.write_all(&hello).await?;
+        writer.flush().await?;
+        match next_frame(&mut frames).await?.decode().map_err(io::Error::other)? {
+            Welcome::Accepted { .. } => Ok((frames, writer)),
+            Welcome::WrongVersion { version } => Err(io::Error::other(format!(
+                "it speaks version {version} of the member protocol, this member version {VERSION}: upgrade the older one"
+            ))),
+            Welcome::WrongNode { node_id } => {
+                Err(io::Error::other(format!("node {node_id} answers there, not node {id}")))
+            }
+        }
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}")))
+    })
+}
+
+/// The next frame; the end of the stream is an error.
+pub(crate) async fn next_frame(frames: &mut Frames) -> io::Result<Frame> {
+    match frames.next().await {
+        Some(Ok(bytes)) => Frame::parse(bytes.freeze()).map_err(io::Error::other),
+        Some(Err(error)) => Err(error),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed the connection")),
+    }
+}

@@ -1,0 +1,120 @@
+//! Calls from other members: reads them from one connection, runs many at once, writes the replies.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::AsyncWriteExt;
+use tokio_util::codec::FramedRead;
+
+use super::PeerStream;
+use super::client::next_frame;
+use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
+use super::snapshot;
+use crate::db::raft_types::{NodeId, Raft};
+use crate::db::read_index::ReadIndex;
+use crate::db::sequencer::Sequencer;
+use crate::db::writer::Shared;
+
+/// How many calls of one connection are run at once; reading waits when there are more.
+const CALLS_MAX: usize = 1_024;
+/// How much is put together for one write to the socket.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// What the calls of other members are answered from.
+pub(crate) struct Service {
+    pub node_id: NodeId,
+    pub raft: Raft,
+    pub sequencer: Sequencer,
+    pub read_index: ReadIndex,
+    pub shared: Arc<Shared>,
+}
+
+/// Serves one connection until it closes.
+pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut frames = FramedRead::new(reader, message::frames());
+    let mut buffer = Vec::new();
+
+    let hello: Hello = next_frame(&mut frames).await?.decode().map_err(io::Error::other)?;
+    let welcome = if hello.version != VERSION {
+        Welcome::WrongVersion { version: VERSION }
+    } else if hello.to != service.node_id {
+        Welcome::WrongNode { node_id: service.node_id }
+    } else {
+        Welcome::Accepted { version: VERSION }
+    };
+    message::put_frame(&mut buffer, kind::HELLO, 0, &welcome).map_err(io::Error::other)?;
+    writer.write_all(&buffer).await?;
+    writer.flush().await?;
+    buffer.clear();
+    if !matches!(welcome, Welcome::Accepted { .. }) {
+        return Ok(());
+    }
+
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some((number, reply)) = running.next(), if !running.is_empty() => {
+                put_reply(&mut buffer, number, &reply)?;
+            }
+            frame = next_frame(&mut frames), if running.len() < CALLS_MAX => {
+                let frame = frame?;
+                if frame.kind == kind::SNAPSHOT {
+                    let number = frame.number;
+                    let reply = snapshot::receive(&service.raft, frame, &mut frames).await?;
+                    put_reply(&mut buffer, number, &reply)?;
+                } else {
+                    running.push(answer(service, frame));
+                }
+            }
+        }
+        // Replies that are ready together go out together.
+        while buffer.len() < WRITE_BYTES
+            && let Some(Some((number, reply))) = futures_util::FutureExt::now_or_never(running.next())
+        {
+            put_reply(&mut buffer, number, &reply)?;
+        }
+        if !buffer.is_empty() {
+            writer.write_all(&buffer).await?;
+            writer.flush().await?;
+            buffer.clear();
+            buffer.shrink_to(WRITE_BYTES);
+        }
+    }
+}
+
+fn put_reply(buffer: &mut Vec<u8>, number: u64, reply: &Reply) -> io::Result<()> {
+    message::put_frame(buffer, kind::REPLY, number, reply).map_err(io::Error::other)
+}
+
+async fn answer(service: &Service, frame: Frame) -> (u64, Reply) {
+    let number = frame.number;
+    let reply = match frame.call() {
+        Ok(call) => run(service, call).await,
+        Err(error) => Reply::Failed(error.to_string()),
+    };
+    (number, reply)
+}
+
+async fn run(service: &Service, call: Call) -> Reply {
+    match call {
+        Call::Append(request) => match service.raft.append_entries(request).await {
+            Ok(response) => Reply::Append(response),
+            Err(error) => Reply::Failed(error.to_string()),
+        },
+        Call::Vote(request) => match service.raft.vote(request).await {
+            Ok(response) => Reply::Vote(response),
+            Err(error) => Reply::Failed(error.to_string()),
+        },
+        Call::Submit(submission) => Reply::Submit(service.sequencer.submit(submission).await),
+        Call::ReadIndex => Reply::ReadIndex(service.read_index.on_leader().await),
+        Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
+        Call::Campaign => match service.raft.trigger().elect().await {
+            Ok(()) => Reply::Campaigning,
+            Err(error) => Reply::Failed(error.to_string()),
+        },
+    }
+}

@@ -1,0 +1,123 @@
+//! A snapshot on its way to a lagging member: a copy of the state in chunks, on a connection of its own,
+//! checked by checksum, so that a slow transfer holds up no heartbeat.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::client::{Frames, Peers, next_frame};
+use super::message::{self, Frame, Reply, SnapshotStart, kind};
+use crate::db::raft_types::{NodeId, Raft, Snapshot, SnapshotData, Vote};
+use crate::db::state_machine::IncomingSnapshot;
+
+const CHUNK_BYTES: usize = 256 << 10;
+/// How long one chunk may take to be taken.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other side may take to install what it has got.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Sends a snapshot. `Ok(Err(…))`: the member has got it and cannot install it.
+pub(crate) async fn send(
+    peers: &Peers,
+    target: NodeId,
+    address: &str,
+    dir: &Path,
+    vote: Vote,
+    snapshot: Snapshot,
+) -> io::Result<Result<Vote, String>> {
+    let meta = snapshot.meta;
+    let file = copy(*snapshot.snapshot, dir.to_owned()).await?;
+    let (size, checksum) = {
+        let path = file.path().to_owned();
+        tokio::task::spawn_blocking(move || measure(&path)).await.map_err(io::Error::other)??
+    };
+    tracing::info!(peer = target, %address, size, snapshot = %meta.snapshot_id, "sending a snapshot");
+
+    let (mut frames, mut writer) = peers.dedicated(target, address).await?;
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES + 64);
+    let start = SnapshotStart { vote, meta, size, checksum };
+    message::put_frame(&mut buffer, kind::SNAPSHOT, 1, &start).map_err(io::Error::other)?;
+    writer.write_all(&buffer).await?;
+    let mut source = tokio::fs::File::open(file.path()).await?;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let length = source.read(&mut chunk).await?;
+        if length == 0 {
+            break;
+        }
+        buffer.clear();
+        message::put_raw_frame(&mut buffer, kind::CHUNK, 1, &chunk[..length]);
+        bounded(CHUNK_TIMEOUT, writer.write_all(&buffer)).await?;
+    }
+    writer.flush().await?;
+    match bounded(INSTALL_TIMEOUT, next_frame(&mut frames)).await?.decode().map_err(io::Error::other)? {
+        Reply::Snapshot(vote) => Ok(Ok(vote)),
+        Reply::Failed(reason) => Ok(Err(reason)),
+        reply => Err(io::Error::other(format!("unexpected reply: {reply:?}"))),
+    }
+}
+
+/// Receives the snapshot that `start` announces and installs it.
+pub(crate) async fn receive(raft: &Raft, start: Frame, frames: &mut Frames) -> io::Result<Reply> {
+    let start: SnapshotStart = start.decode().map_err(io::Error::other)?;
+    tracing::info!(size = start.size, snapshot = %start.meta.snapshot_id, "receiving a snapshot");
+    let data = raft.begin_receiving_snapshot().await.map_err(io::Error::other)?;
+    let SnapshotData::Incoming(incoming) = *data else {
+        return Err(io::Error::other("no place to receive a snapshot"));
+    };
+    let mut file = tokio::fs::File::create(incoming.path()).await?;
+    let (mut received, mut checksum) = (0_u64, 0);
+    while received < start.size {
+        let frame = bounded(CHUNK_TIMEOUT, next_frame(frames)).await?;
+        if frame.kind != kind::CHUNK {
+            return Err(io::Error::other(message::MessageError::Kind(frame.kind)));
+        }
+        received += frame.body.len() as u64;
+        checksum = crc32c::crc32c_append(checksum, &frame.body);
+        file.write_all(&frame.body).await?;
+    }
+    file.sync_all().await?;
+    drop(file);
+    if received != start.size || checksum != start.checksum {
+        return Ok(Reply::Failed(format!("the snapshot arrived damaged: {received} of {} bytes", start.size)));
+    }
+    let snapshot = Snapshot { meta: start.meta, snapshot: Box::new(SnapshotData::Incoming(incoming)) };
+    match raft.install_full_snapshot(start.vote, snapshot).await {
+        Ok(response) => Ok(Reply::Snapshot(response.vote)),
+        Err(error) => Ok(Reply::Failed(error.to_string())),
+    }
+}
+
+async fn copy(data: SnapshotData, dir: std::path::PathBuf) -> io::Result<Arc<IncomingSnapshot>> {
+    match data {
+        SnapshotData::Incoming(file) => Ok(file),
+        SnapshotData::Pinned(pinned) => tokio::task::spawn_blocking(move || pinned.copy_to(&dir))
+            .await
+            .map_err(io::Error::other)?
+            .map(Arc::new)
+            .map_err(io::Error::other),
+    }
+}
+
+fn measure(path: &Path) -> io::Result<(u64, u32)> {
+    let mut file = std::fs::File::open(path)?;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let (mut size, mut checksum) = (0, 0);
+    loop {
+        let length = file.read(&mut chunk)?;
+        if length == 0 {
+            return Ok((size, checksum));
+        }
+        size += length as u64;
+        checksum = crc32c::crc32c_append(checksum, &chunk[..length]);
+    }
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no progress within {limit:?}"))))
+}

@@ -1,0 +1,165 @@
+//! The pool of read-only connections. A read sees one consistent state and never waits for the writer.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::authorizer::{Guard, Mode, Touched};
+use super::command::Scope;
+use super::error::Error;
+use super::executor::STATEMENTS_CACHED;
+
+/// How many idle connections are kept.
+const IDLE_MAX: usize = 8;
+/// How often a running read looks at its deadline, in steps of SQLite's virtual machine.
+const STEPS_PER_LOOK: i32 = 4_000;
+
+/// Hands out read-only connections to the state file in force.
+pub(crate) struct Readers {
+    pool: Mutex<Pool>,
+    epoch: Instant,
+}
+
+struct Pool {
+    path: PathBuf,
+    generation: u64,
+    idle: Vec<Reader>,
+}
+
+/// One read-only connection.
+pub(crate) struct Reader {
+    connection: Connection,
+    guard: Guard,
+    /// When the read has to be over, in nanoseconds since the pool's epoch.
+    deadline: Arc<AtomicU64>,
+    generation: u64,
+}
+
+impl Readers {
+    /// A pool over `path`; nothing is opened yet.
+    pub fn new(path: PathBuf) -> Readers {
+        Readers { pool: Mutex::new(Pool { path, generation: 0, idle: Vec::new() }), epoch: Instant::now() }
+    }
+
+    /// From here on connections are opened on `path`; reads that run go on with the file they began on.
+    pub fn switch(&self, path: PathBuf) {
+        let mut pool = self.lock();
+        pool.path = path;
+        pool.generation += 1;
+        pool.idle.clear();
+    }
+
+    /// The state file that connections are opened on.
+    pub fn path(&self) -> PathBuf {
+        self.lock().path.clone()
+    }
+
+    /// Runs `read` on a connection, and interrupts its SQL when it takes longer than `limit`.
+    pub fn with<T>(&self, limit: Duration, read: impl FnOnce(&Reader) -> Result<T, Error>) -> Result<T, Error> {
+        let reader = self.take()?;
+        let deadline = self.epoch.elapsed() + limit;
+        reader.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        reader.guard.set_mode(Mode::Read);
+        let result = read(&reader);
+        let result = match result {
+            Err(Error::Sql { .. } | Error::Refused { .. }) if self.epoch.elapsed() >= deadline => {
+                Err(Error::TooLong { what: "the read", limit })
+            }
+            Err(Error::Sql { .. } | Error::Refused { .. }) if reader.guard.was_refused() => {
+                Err(Error::Refused { message: reader.guard.take_refusal().unwrap_or_default() })
+            }
+            result => result,
+        };
+        // A transaction left open would pin the write-ahead log: such a connection is closed.
+        if reader.connection.is_autocommit() {
+            self.put_back(reader);
+        }
+        result
+    }
+
+    fn take(&self) -> Result<Reader, Error> {
+        let (path, generation) = {
+            let mut pool = self.lock();
+            if let Some(reader) = pool.idle.pop() {
+                return Ok(reader);
+            }
+            (pool.path.clone(), pool.generation)
+        };
+        Ok(Reader::open(&path, generation, self.epoch)?)
+    }
+
+    fn put_back(&self, reader: Reader) {
+        let mut pool = self.lock();
+        if reader.generation == pool.generation && pool.idle.len() < IDLE_MAX {
+            pool.idle.push(reader);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pool> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    fn open(path: &Path, generation: u64, epoch: Instant) -> rusqlite::Result<Reader> {
+        let mut connection = open_read_only(path)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+        let deadline = Arc::new(AtomicU64::new(u64::MAX));
+        let own = Arc::clone(&deadline);
+        connection.progress_handler(
+            STEPS_PER_LOOK,
+            Some(move || epoch.elapsed().as_nanos() > u128::from(own.load(Ordering::Relaxed))),
+        )?;
+        let guard = Guard::install(&mut connection)?;
+        Ok(Reader { connection, guard, deadline, generation })
+    }
+
+    /// The connection itself: reading SQL alone.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Runs `read` in one transaction, so that all its statements see the same state.
+    pub fn in_transaction<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        self.engine("BEGIN")?;
+        let result = read(&self.connection);
+        self.engine("COMMIT")?;
+        result
+    }
+
+    /// What the statements that `prepare` prepares would touch; `None` if one cannot be prepared.
+    pub fn analyze(&self, scope: Scope, prepare: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Option<Touched> {
+        self.guard.set_mode(Mode::Write(scope));
+        self.guard.take_touched();
+        let prepared = prepare(&self.connection);
+        let touched = self.guard.take_touched();
+        self.guard.set_mode(Mode::Read);
+        prepared.ok().map(|()| touched)
+    }
+
+    /// From here on statements that write may be compiled, to be told apart; they cannot be run.
+    pub fn as_writer(&self, scope: Scope) {
+        self.guard.set_mode(Mode::Write(scope));
+    }
+
+    fn engine(&self, sql: &str) -> rusqlite::Result<()> {
+        let mode = self.guard.swap_mode(Mode::Engine);
+        let done = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]).map(|_| ()));
+        self.guard.swap_mode(mode);
+        done
+    }
+}
+
+/// A connection that cannot write.
+pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON",
+    )?;
+    Ok(connection)
+}

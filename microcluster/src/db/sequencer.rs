@@ -1,0 +1,255 @@
+//! The leader's sequencer: puts requests that wait together into one log entry, and lets an interactive
+//! transaction in only if nothing sequenced since its snapshot writes to a table that it touched.
+//!
+//! The check is about one leadership: it looks at the batches that this sequencer has proposed in the present
+//! term, and everything before the term counts as a write to everything. The term goes into the request, and
+//! apply refuses it under another one. So the check stays true whoever leads later.
+
+mod analysis;
+mod history;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::authorizer::Touched;
+use super::command::{Batch, Request, RequestId};
+use super::log_store::LogStore;
+use super::raft_types::{NodeId, Peer, Raft, TypeConfig};
+use super::status::Status;
+use super::transaction::now_ms;
+use super::waiters::{Answer, AnswerSender, Landed};
+use super::writer::Shared;
+use analysis::Analyzer;
+use history::History;
+
+/// How many requests may wait to be sequenced.
+const QUEUE_MAX: usize = 4_096;
+/// How many requests one log entry holds at most.
+const BATCH_REQUESTS_MAX: usize = 512;
+/// How many bytes of requests one log entry holds at most, unless one alone is larger.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// How many entries are on their way at once: one is synced here while the one before it is synced elsewhere.
+const BATCHES_IN_FLIGHT_MAX: usize = 3;
+
+/// A request on its way to the leader's sequencer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Submission {
+    pub request: Request,
+    /// What an interactive transaction saw; plain statements have none.
+    pub seen: Option<Seen>,
+}
+
+/// The snapshot that an interactive transaction ran on, and the tables that it touched there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub index: u64,
+    pub touched: Touched,
+}
+
+/// Why a request was not sequenced, or got no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
+pub(crate) enum SubmitError {
+    /// It is not in the log; somebody else leads.
+    #[error("this member is not the leader")]
+    NotLeader { leader: Option<(NodeId, Peer)> },
+    /// It is not in the log; a majority does not answer.
+    #[error("the leader cannot reach a majority of the voters")]
+    NoQuorum,
+    /// It is not in the log; what it saw has been written to since.
+    #[error("the transaction conflicts with one sequenced before it")]
+    Conflict,
+    /// It is not in the log; too many wait.
+    #[error("too many requests wait for the leader")]
+    Busy,
+    /// Whether it is in the log is not known.
+    #[error("the leader stopped before it answered")]
+    Lost,
+}
+
+/// A handle on the sequencer's task.
+#[derive(Clone)]
+pub(crate) struct Sequencer {
+    queue: mpsc::Sender<(Submission, AnswerSender)>,
+    status: watch::Receiver<Status>,
+}
+
+impl Sequencer {
+    /// The sequencer and its task, to be spawned by the database.
+    pub fn new(
+        raft: Raft,
+        log: LogStore,
+        shared: Arc<Shared>,
+        status: watch::Receiver<Status>,
+        cancelled: CancellationToken,
+    ) -> (Sequencer, impl Future<Output = ()> + Send) {
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        let task = Task { raft, log, shared, history: History::default(), analyzer: Analyzer::default() };
+        (Sequencer { queue, status }, task.run(receiver, cancelled))
+    }
+
+    /// Sequences the request and waits until it was applied here. Bound it with a timeout.
+    pub async fn submit(&self, submission: Submission) -> Result<Answer, SubmitError> {
+        {
+            let status = self.status.borrow();
+            if !status.is_leader() {
+                return Err(SubmitError::NotLeader { leader: None });
+            }
+            if !status.has_quorum {
+                return Err(SubmitError::NoQuorum);
+            }
+        }
+        let (answer, receiver) = oneshot::channel();
+        self.queue.try_send((submission, answer)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SubmitError::Busy,
+            mpsc::error::TrySendError::Closed(_) => SubmitError::NotLeader { leader: None },
+        })?;
+        receiver.await.unwrap_or(Err(SubmitError::Lost))
+    }
+}
+
+struct Task {
+    raft: Raft,
+    log: LogStore,
+    shared: Arc<Shared>,
+    history: History,
+    analyzer: Analyzer,
+}
+
+/// A batch that was handed to Raft.
+struct Proposed {
+    ids: Vec<RequestId>,
+    landed: Arc<Landed>,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<(Submission, AnswerSender)>, cancelled: CancellationToken) {
+        let mut in_flight = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => break,
+                Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+                Some(first) = queue.recv(), if in_flight.len() < BATCHES_IN_FLIGHT_MAX => {
+                    if let Some((proposed, result)) = self.propose(first, &mut queue).await {
+                        let shared = Arc::clone(&self.shared);
+                        in_flight.push(async move {
+                            // Those who wait were answered by the writer thread when the batch was applied.
+                            let error = match result.await {
+                                Ok(Ok(_)) => return,
+                                Ok(Err(error)) => refused(&error),
+                                Err(_) => SubmitError::Lost,
+                            };
+                            shared.waiters.fail(&proposed.ids, &proposed.landed, &error);
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts `first` and what waits behind it into one entry and hands it to Raft.
+    async fn propose(
+        &mut self,
+        first: (Submission, AnswerSender),
+        queue: &mut mpsc::Receiver<(Submission, AnswerSender)>,
+    ) -> Option<(Proposed, ResultReceiver)> {
+        let landed = Arc::new(Landed::default());
+        let mut requests = Vec::new();
+        let mut ids = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some((submission, answer)) = next {
+            let Submission { mut request, seen } = submission;
+            if let Some(seen) = seen {
+                match self.validate(&seen, &requests).await {
+                    Ok(term) => request.only_in_term = Some(term),
+                    Err(error) => {
+                        let _ = answer.send(Err(error));
+                        next = queue.try_recv().ok();
+                        continue;
+                    }
+                }
+            }
+            if request.only_in_term.is_none() {
+                (request.time_ms, request.seed) = (now_ms(), rand::random());
+            }
+            bytes += request.size();
+            ids.push(request.id);
+            self.shared.waiters.register(request.id, answer, Arc::clone(&landed));
+            requests.push(request);
+            next = if requests.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
+                queue.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        if requests.is_empty() {
+            return None;
+        }
+        let proposed = Proposed { ids, landed };
+        let batch = Batch { requests };
+        let sent = match batch.encode() {
+            Ok(command) => self.raft.client_write_ff(command).await.ok(),
+            Err(error) => {
+                tracing::error!(%error, "a batch of requests could not be encoded");
+                None
+            }
+        };
+        match sent {
+            Some(result) => {
+                self.history.note(batch.requests, Arc::clone(&proposed.landed));
+                Some((proposed, result))
+            }
+            None => {
+                self.shared.waiters.fail(&proposed.ids, &proposed.landed, &SubmitError::NotLeader { leader: None });
+                None
+            }
+        }
+    }
+
+    /// Whether an interactive transaction may come after all that is sequenced; the term for which that holds.
+    async fn validate(&mut self, seen: &Seen, before_it: &[Request]) -> Result<u64, SubmitError> {
+        let term = self.raft.metrics().borrow().current_term;
+        if self.history.term() != Some(term) {
+            // Asked inside Raft's own loop, after everything proposed so far and before anything proposed later.
+            let log = self.log.clone();
+            let (leads, term, last_index) = self
+                .raft
+                .with_raft_state(move |state| {
+                    let vote = *state.vote_ref();
+                    (vote.is_committed(), vote.leader_id().get_term(), log.stats().last_index.unwrap_or(0))
+                })
+                .await
+                .map_err(|_| SubmitError::NotLeader { leader: None })?;
+            if !leads {
+                return Err(SubmitError::NotLeader { leader: None });
+            }
+            self.history.begin(term, last_index);
+        }
+        let term = self.history.term().unwrap_or(term);
+        let writes = |request: &Request| self.analyzer.writes(&self.shared.readers, request, &seen.touched);
+        if self.history.conflicts(seen.index, writes) || before_it.iter().any(writes) {
+            return Err(SubmitError::Conflict);
+        }
+        Ok(term)
+    }
+}
+
+type ResultReceiver =
+    <openraft::impls::OneshotResponder<TypeConfig> as openraft::raft::responder::Responder<TypeConfig>>::Receiver;
+
+type WriteError = openraft::error::ClientWriteError<NodeId, Peer>;
+
+fn refused(error: &WriteError) -> SubmitError {
+    match error {
+        WriteError::ForwardToLeader(forward) => {
+            SubmitError::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
+        }
+        WriteError::ChangeMembershipError(_) => SubmitError::Lost,
+    }
+}

@@ -1,0 +1,101 @@
+//! Snapshots of the state: a view that a read transaction pins, copied page by page while writes go on, and
+//! the file that one arrives in.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rusqlite::Connection;
+use rusqlite::backup::{Backup, StepResult};
+
+use crate::db::apply::{ApplyError, Position, read_position};
+use crate::db::raft_types::{LogId, SnapshotMeta};
+use crate::db::readers::{Readers, open_read_only};
+
+/// How many pages are copied before the connection is released for a moment: 1 MiB.
+const PAGES_PER_STEP: i32 = 256;
+
+/// Why a snapshot could not be taken or copied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error("cannot read the state")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("cannot tell where the state stands")]
+    Position(#[from] ApplyError),
+    #[error("cannot write the snapshot's file")]
+    Io(#[from] io::Error),
+    #[error("the snapshot could not be taken: another copy of it panicked")]
+    Poisoned,
+}
+
+/// A view of the state at one log index, held by an open read transaction.
+#[derive(Debug)]
+pub(crate) struct PinnedSnapshot {
+    /// Behind a mutex because a connection may be used by one thread at a time.
+    connection: Mutex<Connection>,
+    position: Position,
+}
+
+impl PinnedSnapshot {
+    /// Pins the state as it is now.
+    pub fn take(readers: &Readers) -> Result<PinnedSnapshot, SnapshotError> {
+        let connection = open_read_only(&readers.path())?;
+        connection.execute_batch("BEGIN")?;
+        let position = read_position(&connection)?;
+        Ok(PinnedSnapshot { connection: Mutex::new(connection), position })
+    }
+
+    /// What openraft wants to know about it.
+    pub fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: self.position.last_applied,
+            last_membership: self.position.membership.clone(),
+            snapshot_id: snapshot_id(self.position.last_applied),
+        }
+    }
+
+    /// Copies the view into a file of its own in `dir`. Writes go on meanwhile.
+    pub fn copy_to(&self, dir: &Path) -> Result<IncomingSnapshot, SnapshotError> {
+        let copy = IncomingSnapshot::create(dir)?;
+        let source = self.connection.lock().map_err(|_| SnapshotError::Poisoned)?;
+        let mut target = Connection::open(copy.path())?;
+        target.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF")?;
+        let backup = Backup::new(&source, &mut target)?;
+        while backup.step(PAGES_PER_STEP)? == StepResult::More {}
+        drop(backup);
+        target.close().map_err(|(_, error)| error)?;
+        Ok(copy)
+    }
+}
+
+/// A snapshot's file; removed when dropped, unless it was renamed into place before.
+#[derive(Debug)]
+pub(crate) struct IncomingSnapshot(PathBuf);
+
+impl IncomingSnapshot {
+    /// An empty file in `dir`.
+    pub fn create(dir: &Path) -> io::Result<IncomingSnapshot> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let path = dir.join(format!("snapshot-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        std::fs::File::create(&path)?;
+        Ok(IncomingSnapshot(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for IncomingSnapshot {
+    fn drop(&mut self) {
+        // Absent when it was renamed into place: that is its success.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Names a snapshot by where it stands: the same state is the same snapshot.
+pub(crate) fn snapshot_id(last_applied: Option<LogId>) -> String {
+    last_applied.map_or_else(|| "0".to_owned(), |log_id| format!("{}-{}", log_id.leader_id, log_id.index))
+}

@@ -1,0 +1,130 @@
+//! How this member's database is, from Raft's own metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::{RaftMetrics, ServerState};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::raft_types::{NodeId, Peer, Raft};
+
+/// What this member is in Raft's eyes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RaftState {
+    /// It sequences the writes.
+    Leader,
+    /// It votes, and follows the leader.
+    Follower,
+    /// It asks to be elected.
+    Candidate,
+    /// It has the log, or will; it does not vote.
+    Learner,
+    /// It has stopped.
+    Shutdown,
+}
+
+/// A look at the database of this member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This member's Raft node id.
+    pub node_id: NodeId,
+    /// What it is now.
+    pub state: RaftState,
+    /// The term it is in.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The index of the last entry in its log.
+    pub last_log_index: u64,
+    /// Up to where it has applied the log.
+    pub applied_index: u64,
+    /// As leader: a majority has answered lately. Otherwise: it knows a leader.
+    pub has_quorum: bool,
+    /// The nodes that vote.
+    pub voters: BTreeSet<NodeId>,
+    /// The nodes that have the log and do not vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Where all nodes are.
+    pub nodes: BTreeMap<NodeId, Peer>,
+}
+
+impl Status {
+    /// Whether this member leads.
+    pub fn is_leader(&self) -> bool {
+        self.state == RaftState::Leader && self.leader == Some(self.node_id)
+    }
+
+    /// Where the leader is, if one is known.
+    pub fn leader_peer(&self) -> Option<&Peer> {
+        self.nodes.get(&self.leader?)
+    }
+
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.state == RaftState::Shutdown
+    }
+
+    /// The status in openraft's metrics. A leader that no majority has answered for `quorum_timeout` has no quorum.
+    pub(crate) fn from_metrics(metrics: &RaftMetrics<NodeId, Peer>, quorum_timeout: Duration) -> Status {
+        let membership = metrics.membership_config.membership();
+        let state = match metrics.state {
+            _ if metrics.running_state.is_err() => RaftState::Shutdown,
+            ServerState::Leader => RaftState::Leader,
+            ServerState::Follower => RaftState::Follower,
+            ServerState::Candidate => RaftState::Candidate,
+            ServerState::Learner => RaftState::Learner,
+            ServerState::Shutdown => RaftState::Shutdown,
+        };
+        let alone = membership.voter_ids().eq([metrics.id]);
+        let has_quorum = match (state, metrics.millis_since_quorum_ack) {
+            (RaftState::Leader, _) if alone => true,
+            (RaftState::Leader, Some(millis)) => Duration::from_millis(millis) <= quorum_timeout,
+            (RaftState::Leader, None) => false,
+            _ => metrics.current_leader.is_some(),
+        };
+        Status {
+            node_id: metrics.id,
+            state,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
+            has_quorum,
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            nodes: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
+        }
+    }
+}
+
+/// Keeps `status` up to date until cancelled. Who leads and who is a member is told at once; indices alone would
+/// wake everybody at each write, so they are read from [`super::Database::status`] instead.
+pub(crate) async fn watch_metrics(
+    raft: Raft,
+    status: watch::Sender<Status>,
+    quorum_timeout: Duration,
+    cancelled: CancellationToken,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = Status::from_metrics(&metrics.borrow_and_update(), quorum_timeout);
+        let stopped = now.is_shut_down();
+        status.send_if_modified(|before| {
+            let tell = (before.state, before.term, before.leader, before.has_quorum)
+                != (now.state, now.term, now.leader, now.has_quorum)
+                || (&before.voters, &before.learners, &before.nodes) != (&now.voters, &now.learners, &now.nodes);
+            *before = now;
+            tell
+        });
+        if stopped {
+            return;
+        }
+        tokio::select! {
+            () = cancelled.cancelled() => {
+                status.send_modify(|status| status.state = RaftState::Shutdown);
+                return;
+            }
+            changed = metrics.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Interactive transactions: a closure runs on the local replica, inside a transaction that is rolled back;
+//! its writes are recorded, and the leader lets the record in if nothing that it touched has changed since.
+
+mod closure;
+mod parameters;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+
+use super::command::{Body, Scope};
+use super::error::Error;
+use super::forward::{Closure, Forwarder};
+use super::gate::Preemptible;
+use super::sequencer::Seen;
+use super::writer::Shared;
+use closure::{Connections, Ran, Run, Start};
+
+pub use closure::Transaction;
+pub use parameters::Parameters;
+
+/// How many closures of one member run at once; the others wait.
+const CLOSURES_MAX: usize = 16;
+/// How often a closure runs again after conflicts.
+const ATTEMPTS_MAX: u32 = 64;
+/// How long one run of a closure may take.
+const CLOSURE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a transaction may take with all its runs.
+const TRANSACTION_LIMIT: Duration = Duration::from_secs(30);
+/// The longest pause between two runs.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Runs the closures of one member.
+pub(crate) struct Closures {
+    shared: Arc<Shared>,
+    connections: Arc<Connections>,
+    running: Arc<Semaphore>,
+}
+
+impl Closures {
+    /// Nothing is opened yet.
+    pub fn new(shared: Arc<Shared>) -> Closures {
+        let connections = Arc::new(Connections::default());
+        Closures { shared, connections, running: Arc::new(Semaphore::new(CLOSURES_MAX)) }
+    }
+
+    /// Runs `body` until it gets through, and answers what it returned in that run.
+    pub async fn run<T, F>(&self, forwarder: &Forwarder, scope: Scope, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&Transaction<'_>) -> Result<T, Error> + Send + Sync + 'static,
+    {
+        let body = Arc::new(body);
+        let started = Instant::now();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            // After a few lost races the closure takes the write lock from its start, so that it cannot be overtaken on this member.
+            let eager = attempts > 2;
+            let error = match self.attempt(forwarder, scope, &body, eager).await {
+                Err(error @ Error::Conflict { .. }) => error,
+                result => return result,
+            };
+            if attempts >= ATTEMPTS_MAX || started.elapsed() > TRANSACTION_LIMIT {
+                tracing::debug!(attempts, %error, "giving a transaction up");
+                return Err(Error::Conflict { attempts });
+            }
+            let pause = PAUSE_MAX.min(Duration::from_micros(200 << attempts.min(7)));
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.1..1.0))).await;
+        }
+    }
+
+    async fn attempt<T, F>(&self, forwarder: &Forwarder, scope: Scope, body: &Arc<F>, eager: bool) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&Transaction<'_>) -> Result<T, Error> + Send + Sync + 'static,
+    {
+        let busy = Error::Busy { detail: "too many transactions run on this member" };
+        let permit = match tokio::time::timeout(CLOSURE_LIMIT, Arc::clone(&self.running).acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(Error::ShuttingDown),
+            Err(_) => return Err(busy),
+        };
+        let (time_ms, seed) = (now_ms(), rand::random());
+        let start = Start { time_ms, seed, scope, eager };
+        let run = Run::new();
+        let running = {
+            let (run, body) = (Arc::clone(&run), Arc::clone(body));
+            let (shared, connections) = (Arc::clone(&self.shared), Arc::clone(&self.connections));
+            tokio::task::spawn_blocking(move || {
+                let ran = run.run(&start, &shared, &connections, &*body);
+                drop(permit);
+                ran
+            })
+        };
+        let ran = match tokio::time::timeout(CLOSURE_LIMIT, running).await {
+            Ok(Ok(ran)) => ran?,
+            // The thread's transaction was rolled back when the panic unwound it.
+            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Err(_) => {
+                // It may hold the write lock; the next call that the closure makes fails.
+                let _ = tokio::task::spawn_blocking(move || run.preempt()).await;
+                return Err(Error::TooLong { what: "the transaction's closure", limit: CLOSURE_LIMIT });
+            }
+        };
+        let Ran { value, index, writes, touched } = ran;
+        if !writes.is_empty() {
+            let closure = Closure { time_ms, seed, seen: Seen { index, touched } };
+            forwarder.submit(scope, Body::Statements(writes), Some(closure)).await?;
+        }
+        Ok(value)
+    }
+}
+
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,69 @@
+//! The values bound to a statement's parameters, in whatever form the caller has them.
+
+use rusqlite::ToSql;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+
+use crate::db::command::Value;
+use crate::db::error::Error;
+
+/// Values for `?1`, `?2`, …: `()`, an array or a slice of one type, a tuple of up to eight types, or a
+/// vector of [`Value`]s. Each type is one of rusqlite's [`ToSql`].
+pub trait Parameters {
+    /// The values in order.
+    ///
+    /// # Errors
+    /// When a value has no form in SQLite, such as a `u64` over `i64::MAX`.
+    fn into_values(self) -> Result<Vec<Value>, Error>;
+}
+
+fn value(value: &dyn ToSql) -> Result<Value, Error> {
+    match value.to_sql()? {
+        ToSqlOutput::Borrowed(value) => Ok(Value::from(value)),
+        ToSqlOutput::Owned(value) => Ok(Value::from(ValueRef::from(&value))),
+        _ => Err(Error::Sql { message: "a parameter of this kind cannot be replicated".to_owned() }),
+    }
+}
+
+impl Parameters for () {
+    fn into_values(self) -> Result<Vec<Value>, Error> {
+        Ok(Vec::new())
+    }
+}
+
+impl Parameters for Vec<Value> {
+    fn into_values(self) -> Result<Vec<Value>, Error> {
+        Ok(self)
+    }
+}
+
+impl<T: ToSql, const N: usize> Parameters for [T; N] {
+    fn into_values(self) -> Result<Vec<Value>, Error> {
+        self.iter().map(|each| value(each)).collect()
+    }
+}
+
+impl<T: ToSql> Parameters for &[T] {
+    fn into_values(self) -> Result<Vec<Value>, Error> {
+        self.iter().map(|each| value(each)).collect()
+    }
+}
+
+macro_rules! tuple {
+    ($($name:ident),+) => {
+        impl<$($name: ToSql),+> Parameters for ($($name,)+) {
+            #[allow(non_snake_case)]
+            fn into_values(self) -> Result<Vec<Value>, Error> {
+                let ($($name,)+) = self;
+                Ok(vec![$(value(&$name)?),+])
+            }
+        }
+    };
+}
+tuple!(A);
+tuple!(A, B);
+tuple!(A, B, C);
+tuple!(A, B, C, D);
+tuple!(A, B, C, D, E);
+tuple!(A, B, C, D, E, F);
+tuple!(A, B, C, D, E, F, G);
+tuple!(A, B, C, D, E, F, G, H);

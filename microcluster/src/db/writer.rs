@@ -1,0 +1,163 @@
+//! The one thread that writes to the state file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::apply::{Applier, ApplyError, Position};
+use super::gate::WriteGate;
+use super::raft_types::Entry;
+use super::readers::Readers;
+use super::state_file;
+use super::waiters::Waiters;
+
+/// How many jobs may wait. openraft hands over one at a time; the rest is for snapshots.
+const JOBS_MAX: usize = 16;
+
+/// What the writer thread shares with the rest of the database.
+pub(crate) struct Shared {
+    pub waiters: Waiters,
+    pub readers: Readers,
+    pub gate: WriteGate,
+    /// The index of the last applied entry, told after its transaction was committed.
+    pub applied: watch::Sender<u64>,
+}
+
+/// Why the writer thread could not do a job.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriterError {
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("cannot replace or sync the state file")]
+    Io(#[from] io::Error),
+    #[error("the writer thread has ended")]
+    Ended,
+}
+
+enum Job {
+    Apply { entries: Vec<Entry>, done: oneshot::Sender<Result<(), WriterError>> },
+    Sync { done: oneshot::Sender<Result<Position, WriterError>> },
+    Install { file: PathBuf, done: oneshot::Sender<Result<Position, WriterError>> },
+    Position { done: oneshot::Sender<Result<Position, WriterError>> },
+}
+
+/// A handle on the writer thread; the thread ends and is joined with the last of them.
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Opens the state in `dir` and starts the thread.
+    pub fn start(dir: &Path) -> Result<(Writer, Arc<Shared>, Position), WriterError> {
+        let path = state_file::current(dir)?;
+        state_file::remove_others(dir)?;
+        let applier = Applier::open(&path)?;
+        let position = applier.position().clone();
+        let applied = position.last_applied.map_or(0, |log_id| log_id.index);
+        let shared = Arc::new(Shared {
+            waiters: Waiters::default(),
+            readers: Readers::new(path.clone()),
+            gate: WriteGate::default(),
+            applied: watch::Sender::new(applied),
+        });
+        let (jobs, receiver) = mpsc::channel(JOBS_MAX);
+        let state = State { dir: dir.to_owned(), path, applier, shared: Arc::clone(&shared) };
+        let thread = std::thread::Builder::new().name("sqlite-writer".to_owned()).spawn(move || state.run(receiver))?;
+        Ok((Writer { jobs, thread: Some(thread) }, shared, position))
+    }
+
+    /// Applies committed entries and answers those who wait for them.
+    pub async fn apply(&self, entries: Vec<Entry>) -> Result<(), WriterError> {
+        self.ask(|done| Job::Apply { entries, done }).await
+    }
+
+    /// Brings the state onto stable storage and says where it stands.
+    pub async fn sync(&self) -> Result<Position, WriterError> {
+        self.ask(|done| Job::Sync { done }).await
+    }
+
+    /// Puts a snapshot's file in force.
+    pub async fn install(&self, file: PathBuf) -> Result<Position, WriterError> {
+        self.ask(|done| Job::Install { file, done }).await
+    }
+
+    /// Where the state stands.
+    pub async fn position(&self) -> Result<Position, WriterError> {
+        self.ask(|done| Job::Position { done }).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, WriterError>>) -> Job) -> Result<T, WriterError> {
+        let (done, result) = oneshot::channel();
+        self.jobs.send(job(done)).await.map_err(|_| WriterError::Ended)?;
+        result.await.map_err(|_| WriterError::Ended)?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Closing the channel ends the thread once the jobs that wait are done.
+        let (closed, _) = mpsc::channel(1);
+        self.jobs = closed;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer thread panicked");
+        }
+    }
+}
+
+struct State {
+    dir: PathBuf,
+    path: PathBuf,
+    applier: Applier,
+    shared: Arc<Shared>,
+}
+
+impl State {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        while let Some(job) = jobs.blocking_recv() {
+            // Who asked may have gone; the work is done all the same.
+            match job {
+                Job::Apply { entries, done } => drop(done.send(self.apply(&entries))),
+                Job::Sync { done } => drop(done.send(self.sync())),
+                Job::Install { file, done } => drop(done.send(self.install(&file))),
+                Job::Position { done } => drop(done.send(Ok(self.applier.position().clone()))),
+            }
+        }
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), WriterError> {
+        let answered = {
+            let _entered = self.shared.gate.enter_as_writer();
+            self.applier.apply(entries)?
+        };
+        if let Some(entry) = entries.last() {
+            self.shared.applied.send_replace(entry.log_id.index);
+        }
+        self.shared.waiters.answer(answered);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<Position, WriterError> {
+        let connection = self.applier.connection();
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(ApplyError::from)?;
+        state_file::sync(&self.path)?;
+        Ok(self.applier.position().clone())
+    }
+
+    fn install(&mut self, file: &Path) -> Result<Position, WriterError> {
+        let _entered = self.shared.gate.enter_as_writer();
+        let path = state_file::install(&self.dir, file)?;
+        self.applier = Applier::open(&path)?;
+        let old = std::mem::replace(&mut self.path, path.clone());
+        self.shared.readers.switch(path);
+        state_file::remove(&old)?;
+        let position = self.applier.position().clone();
+        self.shared.applied.send_replace(position.last_applied.map_or(0, |log_id| log_id.index));
+        Ok(position)
+    }
+}
