@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser};
+use microcluster::Daemon;
 use microcluster_client::Address;
 
 use crate::cli::parse_duration;
@@ -107,6 +108,12 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
 /// Runs the daemon until it is stopped.
 async fn serve(state_dir: PathBuf, options: Options) -> anyhow::Result<()> {
     let Options { heartbeat, socket_group, pre_init_listen, .. } = options;
-    let _ = (state_dir, heartbeat, socket_group, pre_init_listen);
-    anyhow::bail!("not yet")
+    Daemon::builder(state_dir)
+        .version(env!("CARGO_PKG_VERSION"))
+        .heartbeat_interval(heartbeat)
+        .socket_group(socket_group)
+        .pre_init_listen(pre_init_listen.map(Address::socket_addr))
+        .run()
+        .await?;
+    Ok(())
 }

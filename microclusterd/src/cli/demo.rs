@@ -39,8 +39,13 @@ impl Arguments {
         };
         let outcome = outcome.inspect_err(|_| cluster.tell_logs());
         cluster.stop().await;
-        dir.close().context("cannot remove the demo's directory")?;
-        outcome
+        match dir.close() {
+            // The last member to end may have taken it along.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                outcome.and(Err(error).context("cannot remove the demo's directory"))
+            }
+            _ => outcome,
+        }
     }
 }
 

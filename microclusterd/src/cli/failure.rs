@@ -39,7 +39,7 @@ pub fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
 }
 
 /// The error and its causes on one line.
-fn one_line(error: &anyhow::Error) -> String {
+pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         if !text.is_empty() {

@@ -11,6 +11,7 @@ use rustyline::{Config, DefaultEditor};
 
 use super::run;
 use super::statement::is_complete;
+use crate::cli::failure::one_line;
 use crate::cli::output::{ClosedPipe, Format, tell};
 
 /// Most statements that the history keeps.
@@ -41,7 +42,7 @@ pub(super) async fn run_prompt(client: &Client, format: Format) -> anyhow::Resul
             if error.is::<ClosedPipe>() {
                 return Err(error);
             }
-            eprintln!("Error: {error:#}");
+            eprintln!("Error: {}", one_line(&error));
         }
     }
     if let Some(history) = &history {
