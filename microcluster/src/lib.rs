@@ -7,6 +7,8 @@
 // siblings without a loop; `tests/layers.rs` holds that.
 
 // L0
+mod config;
+mod error;
 mod tasks;
 
 // L1
@@ -17,3 +19,20 @@ mod trust;
 
 // L2
 pub mod db;
+
+// L3
+mod cluster;
+mod state;
+
+// L4
+mod api;
+
+// L5
+mod builder;
+mod daemon;
+mod listener;
+
+pub use builder::{Builder, Daemon};
+pub use daemon::{Handle, RunError, StartError};
+pub use error::{Error, Fatal, Result};
+pub use state::State;

@@ -1,1 +1,303 @@
-//! state_dir
+//! The state directory: its layout, its lock, and files that are replaced atomically.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+const LOCK: &str = "daemon.lock";
+const RESET_MARKER: &str = "resetting";
+
+/// Mode of a file with a key or another secret.
+pub(crate) const MODE_SECRET: u32 = 0o600;
+/// Mode of a file that is no secret.
+pub(crate) const MODE_PUBLIC: u32 = 0o644;
+/// Mode of directories: the socket inside can be reached, nothing can be listed.
+const MODE_DIRECTORY: u32 = 0o711;
+
+/// A state directory that this process holds. Clones share the lock; it is released with the last one.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    path: Arc<PathBuf>,
+    /// Held for its lock alone.
+    _lock: Arc<File>,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("the state directory {} is in use by another daemon; stop that one or choose another --state-dir", .path.display())]
+    Held { path: PathBuf },
+    #[error("cannot use the state directory {}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A file of the state directory cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", .path.display())]
+pub(crate) struct FileError {
+    pub action: &'static str,
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl StateDir {
+    /// Creates the directory where it is missing, and takes its lock.
+    pub fn open(path: &Path) -> Result<StateDir, OpenError> {
+        let io = |source| OpenError::Io {
+            path: path.into(),
+            source,
+        };
+        create_directory(path).map_err(io)?;
+        // Absolute, so that it stays the same directory whatever becomes of the working directory.
+        let path = fs::canonicalize(path).map_err(io)?;
+        let io = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(MODE_SECRET)
+            .open(path.join(LOCK))
+            .map_err(io)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Held { path }),
+            Err(errno) => return Err(io(errno.into())),
+        }
+        for directory in ["truststore", "certificates"] {
+            create_directory(&path.join(directory)).map_err(io)?;
+        }
+        Ok(StateDir {
+            path: Arc::new(path),
+            _lock: Arc::new(lock),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join("control.socket")
+    }
+
+    pub fn daemon_config(&self) -> PathBuf {
+        self.path.join("daemon.yaml")
+    }
+
+    /// The record of a join that is under way.
+    pub fn join_record(&self) -> PathBuf {
+        self.path.join("joining.json")
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.path.join("database")
+    }
+
+    pub fn truststore(&self) -> PathBuf {
+        self.path.join("truststore")
+    }
+
+    /// The certificate and the key of that name, such as `server` or `cluster`.
+    pub fn key_pair(&self, name: &str) -> (PathBuf, PathBuf) {
+        (
+            self.path.join(format!("{name}.crt")),
+            self.path.join(format!("{name}.key")),
+        )
+    }
+
+    /// Whether the reset of an earlier run has not been finished.
+    pub fn is_resetting(&self) -> bool {
+        self.path.join(RESET_MARKER).exists()
+    }
+
+    /// Removes all that belongs to a cluster; the member's own identity stays. A marker makes a
+    /// reset that was interrupted continue at the next start: half of a member must not come back.
+    pub fn reset(&self) -> Result<(), FileError> {
+        let marker = self.path.join(RESET_MARKER);
+        write_file(&marker, b"", MODE_PUBLIC)?;
+        let (cluster_crt, cluster_key) = self.key_pair("cluster");
+        let files = [
+            self.daemon_config(),
+            self.join_record(),
+            cluster_crt,
+            cluster_key,
+            self.path.join("cluster.ca"),
+        ];
+        for file in &files {
+            remove_file(file)?;
+        }
+        for directory in [self.truststore(), self.database()] {
+            remove_directory(&directory)?;
+        }
+        let truststore = self.truststore();
+        create_directory(&truststore).map_err(failed("create", &truststore))?;
+        sync_directory(&self.path)?;
+        remove_file(&marker)?;
+        sync_directory(&self.path)
+    }
+}
+
+/// Replaces a file so that after a crash either the old or the new content is there, never a mix.
+pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    let name = path.file_name().unwrap_or_else(|| OsStr::new("file"));
+    let mut temporary_name = OsStr::new(".").to_owned();
+    temporary_name.push(name);
+    temporary_name.push(".new");
+    let temporary = path.with_file_name(temporary_name);
+    let write = || {
+        // One left by a crash could have another mode.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(failed("write", path))?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// The file's text, `None` when there is no such file.
+pub(crate) fn read_file(path: &Path) -> Result<Option<String>, FileError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("read", path)(e)),
+    }
+}
+
+/// Removes a file that may be absent.
+pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes creations, renames and removals in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))
+}
+
+fn remove_directory(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Creates a directory and tightens one that is more open than it should be.
+fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(MODE_DIRECTORY)
+        .create(path)?;
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & !MODE_DIRECTORY != 0 {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode & MODE_DIRECTORY))?;
+    }
+    Ok(())
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> FileError {
+    move |source| FileError {
+        action,
+        path: path.into(),
+        source,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused_with_the_directory_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        let held = StateDir::open(&path).unwrap();
+        let refused = StateDir::open(&path).unwrap_err();
+        assert!(matches!(refused, OpenError::Held { .. }));
+        assert!(refused.to_string().contains("state"), "{refused}");
+        drop(held);
+        StateDir::open(&path).expect("the lock is gone with its holder");
+    }
+
+    #[test]
+    fn modes_are_tight() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+        let dir = StateDir::open(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o711);
+        assert_eq!(mode(&dir.truststore()), 0o711 & mode(&dir.truststore()));
+        let (_, key) = dir.key_pair("server");
+        write_file(&key, b"secret", MODE_SECRET).unwrap();
+        assert_eq!(mode(&key), 0o600);
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_no_temporary_is_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("daemon.yaml");
+        // What a crash in an earlier write can leave.
+        fs::write(parent.path().join(".daemon.yaml.new"), "half").unwrap();
+        write_file(&path, b"one", MODE_PUBLIC).unwrap();
+        write_file(&path, b"two", MODE_PUBLIC).unwrap();
+        assert_eq!(read_file(&path).unwrap().unwrap(), "two");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+        assert_eq!(read_file(&parent.path().join("absent")).unwrap(), None);
+    }
+
+    #[test]
+    fn reset_leaves_the_identity_and_nothing_of_the_cluster() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        for name in ["server", "cluster"] {
+            let (cert, key) = dir.key_pair(name);
+            write_file(&cert, b"c", MODE_PUBLIC).unwrap();
+            write_file(&key, b"k", MODE_SECRET).unwrap();
+        }
+        write_file(&dir.daemon_config(), b"name: c1", MODE_PUBLIC).unwrap();
+        write_file(&dir.join_record(), b"{}", MODE_SECRET).unwrap();
+        write_file(&dir.truststore().join("c1.yaml"), b"x", MODE_PUBLIC).unwrap();
+        fs::create_dir_all(dir.database().join("log")).unwrap();
+        dir.reset().unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "certificates",
+                "daemon.lock",
+                "server.crt",
+                "server.key",
+                "truststore"
+            ]
+        );
+        assert_eq!(fs::read_dir(dir.truststore()).unwrap().count(), 0);
+        assert!(!dir.is_resetting());
+    }
+}

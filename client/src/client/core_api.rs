@@ -1,0 +1,164 @@
+//! The calls of the Core API, one method each.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use http::Method;
+
+use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
+use crate::{
+    ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest,
+    SqlResults, TokenRecord, TokenRequest,
+};
+
+/// A dump is the whole database as text.
+const DUMP_BYTES_MAX: usize = 1 << 30;
+/// How long [`Client::wait_ready`] waits between two tries.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The Core API. Every call fails with [`Error::Status`] when the daemon refuses and with the other
+/// errors when there is no good answer.
+impl Client {
+    /// What the daemon says of itself to anybody.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn status(&self) -> Result<ServerStatus, Error> {
+        self.query(Method::GET, "/core/1.0", ()).await
+    }
+
+    /// Whether the daemon has started: an error with code 503 when it has not.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.empty(Method::GET, "/core/1.0/ready", ()).await
+    }
+
+    /// Waits until the daemon runs and has started; an answer that asking again cannot better
+    /// ends the wait.
+    ///
+    /// # Errors
+    /// The last reason why it is not ready, when the time is up.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let attempt = self.timeout(left.clamp(READY_INTERVAL, TIMEOUT_DEFAULT)).ready().await;
+            let Err(error) = attempt else { return Ok(()) };
+            let starting = match &error {
+                Error::Unreachable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,
+                Error::Interrupted { .. } | Error::Timeout { .. } => true,
+                error => error.code() == Some(503),
+            };
+            if !starting || Instant::now() + READY_INTERVAL >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(READY_INTERVAL).await;
+        }
+    }
+
+    /// What the daemon knows of itself: role, leader, quorum, database, certificates.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn daemon_status(&self) -> Result<DaemonStatus, Error> {
+        self.query(Method::GET, "/core/1.0/daemon/status", ()).await
+    }
+
+    /// The additional servers and where they listen.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn daemon_servers(&self) -> Result<BTreeMap<Name, ServerConfig>, Error> {
+        self.query(Method::GET, "/core/1.0/daemon/servers", ()).await
+    }
+
+    /// Bootstraps or joins; returns when the product's hooks are done. Unless the client has a timeout
+    /// of its own, [`TIMEOUT_INIT`] is its time. Unix socket only.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn control(&self, request: &ControlRequest) -> Result<(), Error> {
+        let patient = if self.timeout == TIMEOUT_DEFAULT { TIMEOUT_INIT } else { self.timeout };
+        self.timeout(patient).empty(Method::POST, "/core/control", request).await
+    }
+
+    /// Stops the daemon; it answers and then ends. Unix socket only.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.empty(Method::POST, "/core/control/shutdown", ()).await
+    }
+
+    /// The members of the cluster, each with its live status.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster_members(&self) -> Result<Vec<Member>, Error> {
+        self.query(Method::GET, "/core/1.0/cluster", ()).await
+    }
+
+    /// One member of the cluster.
+    ///
+    /// # Errors
+    /// See [`Error`]; 404 when there is none with this name.
+    pub async fn cluster_member(&self, name: &Name) -> Result<Member, Error> {
+        self.query(Method::GET, &format!("/core/1.0/cluster/{name}"), ()).await
+    }
+
+    /// Removes a member; with `force` also one that does not answer.
+    ///
+    /// # Errors
+    /// See [`Error`]; 404 when there is none with this name.
+    pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
+        let force = if force { "?force=1" } else { "" };
+        self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+    }
+
+    /// The join tokens that have not been used. Unix socket only.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {
+        self.query(Method::GET, "/core/control/tokens", ()).await
+    }
+
+    /// Makes a join token. Unix socket only.
+    ///
+    /// # Errors
+    /// See [`Error`]; 409 when there is one for this name.
+    pub async fn add_token(&self, request: &TokenRequest) -> Result<Secret, Error> {
+        self.query(Method::POST, "/core/control/tokens", request).await
+    }
+
+    /// Revokes a join token.
+    ///
+    /// # Errors
+    /// See [`Error`]; 404 when there is none for this name.
+    pub async fn revoke_token(&self, name: &Name) -> Result<(), Error> {
+        self.empty(Method::DELETE, &format!("/core/1.0/tokens/{name}"), ()).await
+    }
+
+    /// Runs statements as one atomic transaction.
+    ///
+    /// # Errors
+    /// See [`Error`]; 400 for bad SQL, 409 for a broken unique constraint.
+    pub async fn sql(&self, request: &SqlRequest) -> Result<SqlResults, Error> {
+        self.query(Method::POST, "/core/internal/sql", request).await
+    }
+
+    /// The database as SQL that restores it, or its schema alone. At most 1 GiB of it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn sql_dump(&self, schema_only: bool) -> Result<SqlDump, Error> {
+        let schema = if schema_only { "?schema=1" } else { "" };
+        self.response_limit(DUMP_BYTES_MAX).query(Method::GET, &format!("/core/internal/sql{schema}"), ()).await
+    }
+
+    async fn empty(&self, method: Method, path: &str, body: impl serde::Serialize) -> Result<(), Error> {
+        self.query::<Empty>(method, path, body).await.map(|_| ())
+    }
+}

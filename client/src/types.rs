@@ -1,0 +1,20 @@
+//! The objects of the Core API, field names exactly as on the wire.
+
+mod cluster;
+mod control;
+mod daemon;
+mod envelope;
+mod join;
+mod lenient;
+mod sql;
+mod timestamp;
+
+pub use cluster::{HeartbeatInfo, Member, MemberLocal, MemberStatus, Role};
+pub use control::{ControlRequest, InitConfig, TokenRecord, TokenRequest};
+pub use daemon::{
+    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, ServerConfig, ServerStatus,
+};
+pub use envelope::{Empty, Envelope, EnvelopeType};
+pub use join::{JoinRequest, JoinResponse};
+pub use sql::{Consistency, SqlDump, SqlRequest, SqlResult, SqlResultType, SqlResults};
+pub use timestamp::{Timestamp, TimestampError};

@@ -1,0 +1,120 @@
+//! One daemon: what it says of itself, its configuration, its certificates.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::cluster::Role;
+use super::lenient;
+use super::timestamp::Timestamp;
+use crate::{Address, Name, Secret};
+
+/// What a daemon says of itself to anybody.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerStatus {
+    /// The member's name; before initialisation the name of the machine.
+    pub name: String,
+    /// The cluster address; none before initialisation.
+    #[serde(with = "lenient::empty_none")]
+    pub address: Option<Address>,
+    /// The version of the product.
+    pub version: String,
+    /// Whether it is a member of a cluster and has started.
+    pub ready: bool,
+    /// API extensions it has.
+    #[serde(deserialize_with = "lenient::null_default")]
+    pub extensions: Vec<String>,
+}
+
+/// What a daemon says of itself to members and on its own machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The member's name.
+    pub name: Name,
+    /// Its cluster address.
+    pub address: Address,
+    /// The version of the product.
+    pub version: String,
+    /// Whether it has started.
+    pub ready: bool,
+    /// What it does in Raft.
+    pub role: Role,
+    /// Who leads, if that is known.
+    pub leader: Option<Leader>,
+    /// Whether a majority can be reached.
+    pub quorum: bool,
+    /// The replicated database here.
+    pub database: DatabaseStatus,
+    /// How many members the cluster has.
+    pub members: u64,
+    /// When the certificates used here expire.
+    #[serde(default, deserialize_with = "lenient::null_default")]
+    pub certificates: Vec<CertificateExpiry>,
+}
+
+/// The member that leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// Its name.
+    pub name: Name,
+    /// Its cluster address.
+    pub address: Address,
+}
+
+/// The replicated database of one member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// What Raft does here: leader, follower, candidate, learner, shutdown.
+    pub state: String,
+    /// The Raft term.
+    pub term: u64,
+    /// Index of the last log entry here.
+    pub last_log_index: u64,
+    /// Index of the last log entry applied here.
+    pub applied_index: u64,
+}
+
+/// When a certificate expires.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateExpiry {
+    /// `cluster`, `server`, or the name of an additional server.
+    pub name: String,
+    /// When it expires.
+    pub expires_at: Timestamp,
+}
+
+/// The configuration of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonConfig {
+    /// The member's name, fixed.
+    pub name: Name,
+    /// Its cluster address, fixed.
+    pub address: Address,
+    /// Additional servers by name.
+    #[serde(default, deserialize_with = "lenient::null_default")]
+    pub servers: BTreeMap<Name, ServerConfig>,
+    /// Members of one failure domain are expected to fail together; 0 for none.
+    #[serde(default, rename = "failure-domain")]
+    pub failure_domain: u64,
+}
+
+/// The configuration of an additional server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub address: Address,
+}
+
+/// A certificate with its private key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyPair {
+    /// The certificate, PEM.
+    pub cert: String,
+    /// The private key, PEM.
+    pub key: Secret,
+    /// The authority that signed the certificate, PEM; empty for none.
+    #[serde(deserialize_with = "lenient::null_default")]
+    pub ca: String,
+}

@@ -1,0 +1,19 @@
+//! The Core API: who may ask what, and what is answered. One file a resource.
+
+mod cluster;
+mod control;
+mod daemon;
+mod database;
+mod dispatch;
+mod envelope;
+mod errors;
+mod extract;
+mod forward;
+mod internal;
+mod routes;
+mod sql;
+mod table;
+mod tokens;
+
+pub(crate) use dispatch::Api;
+pub(crate) use routes::{Connection, ListenerKind};

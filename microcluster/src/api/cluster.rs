@@ -1,0 +1,97 @@
+//! Members: list, show, remove; and what a joiner and a removed member are told.
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use microcluster_client::{Empty, JoinRequest, JoinResponse, Member};
+
+use super::envelope::{Answer, EMPTY};
+use super::extract::{Body, Flags, PathName};
+use super::forward;
+use crate::cluster::RemoveError;
+use crate::cluster::join::Claim;
+use crate::error::Error;
+use crate::state::State;
+
+/// GET `/core/1.0/cluster`
+pub(super) async fn members_list(state: State) -> Result<Answer<Vec<Member>>, Error> {
+    Ok(Answer(state.node()?.members().await?))
+}
+
+/// GET `/core/1.0/cluster/{name}`
+pub(super) async fn member_show(
+    state: State,
+    PathName(name): PathName,
+) -> Result<Answer<Member>, Error> {
+    let member = state.node()?.member(&name).await?;
+    member
+        .map(Answer)
+        .ok_or_else(|| RemoveError::NotFound { name }.into())
+}
+
+/// DELETE `/core/1.0/cluster/{name}`. A leader that is to be removed hands over first; who leads
+/// then removes it.
+pub(super) async fn member_remove(
+    state: State,
+    PathName(name): PathName,
+    flags: Flags,
+    request: Request,
+) -> Result<Response, Error> {
+    let node = state.node()?;
+    match node.remove(&name, flags.has("force")).await {
+        Ok(()) => Ok(EMPTY.into_response()),
+        Err(RemoveError::Leads { .. }) => {
+            node.db.transfer_leadership().await?;
+            forward::to_new_leader(&node, request).await
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// POST `/core/internal/cluster`: a joiner shows its token.
+pub(super) async fn joiner_admit(
+    state: State,
+    Body(request): Body<JoinRequest>,
+) -> Result<Answer<JoinResponse>, Error> {
+    Ok(Answer(state.node()?.admit(request).await?))
+}
+
+/// POST `/core/internal/cluster/{name}/confirm`: an admitted joiner has its database open.
+pub(super) async fn joiner_confirm(
+    state: State,
+    PathName(name): PathName,
+    Body(claim): Body<Claim>,
+) -> Result<Answer<Empty>, Error> {
+    state
+        .node()?
+        .confirm(name, claim.member_id, claim.secret)
+        .await?;
+    Ok(EMPTY)
+}
+
+/// POST `/core/internal/cluster/{name}/drop`: an admitted joiner gives up.
+pub(super) async fn joiner_drop(
+    state: State,
+    PathName(name): PathName,
+    Body(claim): Body<Claim>,
+) -> Result<Answer<Empty>, Error> {
+    state
+        .node()?
+        .drop_joiner(name, claim.member_id, claim.secret)
+        .await?;
+    Ok(EMPTY)
+}
+
+/// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.
+pub(super) async fn member_reset(
+    state: State,
+    PathName(name): PathName,
+) -> Result<Answer<Empty>, Error> {
+    let own = state.node()?.name.clone();
+    if own != name {
+        return Err(Error::not_found(format!(
+            "this is the member {own}, not {name}"
+        )));
+    }
+    state.reset().await?;
+    Ok(EMPTY)
+}

@@ -1,0 +1,96 @@
+//! The daemon itself: what it is, whether it is ready, its configuration.
+
+use std::collections::BTreeMap;
+
+use microcluster_client::{
+    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Leader, Name,
+    ServerConfig, ServerStatus,
+};
+
+use super::envelope::{Answer, EMPTY};
+use crate::config::MemberConfig;
+use crate::db::RaftState;
+use crate::error::Error;
+use crate::state::{Lifecycle, State};
+
+/// GET `/`: where the APIs begin.
+pub(super) async fn roots_list() -> Answer<[&'static str; 1]> {
+    Answer(["/core/1.0"])
+}
+
+/// GET `/core/1.0`
+pub(super) async fn server_show(state: State) -> Answer<ServerStatus> {
+    Answer(state.server_status())
+}
+
+/// GET `/core/1.0/ready`: start-up is done, and a member can do its work.
+pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
+    match state.lifecycle() {
+        Lifecycle::Uninitialised => Ok(EMPTY),
+        Lifecycle::Member(node) if node.db.status().has_quorum => Ok(EMPTY),
+        Lifecycle::Member(_) => Err(Error::unavailable(
+            "the cluster has no quorum: too few members can be reached",
+        )
+        .retry_after(1)),
+        other => Err(other.not_now().into()),
+    }
+}
+
+/// GET `/core/1.0/daemon/config`
+pub(super) async fn config_show(state: State) -> Result<Answer<DaemonConfig>, Error> {
+    let node = state.node()?;
+    Ok(Answer(
+        MemberConfig::new(node.id, node.name.clone(), node.address).public(),
+    ))
+}
+
+/// GET `/core/1.0/daemon/servers`
+pub(super) async fn servers_list() -> Answer<BTreeMap<Name, ServerConfig>> {
+    Answer(BTreeMap::new())
+}
+
+/// GET `/core/1.0/daemon/status`
+pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Error> {
+    let node = state.node()?;
+    let raft = node.db.status();
+    let (role, members) = node.own_role().await?;
+    let leader = raft.leader_peer().and_then(|peer| {
+        Some(Leader {
+            name: peer.name.parse().ok()?,
+            address: peer.address.parse().ok()?,
+        })
+    });
+    let server = state.server_certificate().current().certificate;
+    let cluster = node.cluster_certificate.current().certificate;
+    let expiry = |name: &str, certificate: &crate::tls::Certificate| CertificateExpiry {
+        name: name.into(),
+        expires_at: certificate.expires_at,
+    };
+    Ok(Answer(DaemonStatus {
+        name: node.name.clone(),
+        address: node.address,
+        version: state.version().into(),
+        ready: raft.has_quorum,
+        role,
+        leader,
+        quorum: raft.has_quorum,
+        database: DatabaseStatus {
+            state: state_name(&raft.state).into(),
+            term: raft.term,
+            last_log_index: raft.last_log_index,
+            applied_index: raft.applied_index,
+        },
+        members,
+        certificates: vec![expiry("cluster", &cluster), expiry("server", &server)],
+    }))
+}
+
+fn state_name(state: &RaftState) -> &'static str {
+    match state {
+        RaftState::Leader => "leader",
+        RaftState::Follower => "follower",
+        RaftState::Candidate => "candidate",
+        RaftState::Learner => "learner",
+        RaftState::Shutdown => "shutdown",
+    }
+}

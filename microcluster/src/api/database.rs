@@ -1,0 +1,52 @@
+//! The Raft transport: a connection that is upgraded and handed to the database.
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::cluster::RAFT_PROTOCOL;
+use crate::error::Error;
+use crate::state::State;
+
+/// POST `/core/internal/database` with `Upgrade`
+pub(super) async fn transport_open(state: State, mut request: Request) -> Result<Response, Error> {
+    let node = state.joined_node()?;
+    let asked = request.headers().get(UPGRADE).cloned();
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let (Some(asked), Some(upgrade), Version::HTTP_11) = (asked, upgrade, request.version()) else {
+        return Err(Error::bad_request(format!(
+            "this is where members open the Raft transport: HTTP/1.1 with `Upgrade: {RAFT_PROTOCOL}`"
+        )));
+    };
+    if asked != RAFT_PROTOCOL {
+        return Err(Error::bad_request(format!(
+            "the Raft transport {asked:?} is not known here, {RAFT_PROTOCOL} is; do the members run the same version?"
+        )));
+    }
+    node.transports().spawn("raft transport", {
+        let node = node.clone();
+        async move {
+            match upgrade.await {
+                Ok(upgraded) => node.db.serve_peer(Box::new(TokioIo::new(upgraded))).await,
+                Err(e) => tracing::debug!(error = %e, "a Raft transport was not opened"),
+            }
+        }
+    });
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+        .headers_mut()
+        .insert(UPGRADE, HeaderValue::from_static(RAFT_PROTOCOL));
+    Ok(response)
+}
+
+/// PATCH `/core/internal/database`: a member was upgraded. The body of the answer is empty, without an envelope.
+pub(super) async fn upgrade_notice(state: State) -> Result<Response, Error> {
+    state.node()?.nudge();
+    Ok(StatusCode::OK.into_response())
+}

@@ -1,0 +1,259 @@
+//! The way of a request: path, method, access, phase, leader, body bound; then its handler.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use futures_util::FutureExt;
+use http::header::{ALLOW, CONTENT_LENGTH};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use hyper::body::Incoming;
+use tower::Service;
+use tracing::Instrument;
+
+use super::extract::{BodyMax, too_large};
+use super::forward;
+use super::routes::{Access, Connection, ListenerKind, Phase, Route};
+use super::table::table;
+use crate::error::Error;
+use crate::state::State;
+use crate::tasks::{Tasks, panic_message};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The API of one listener. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Api {
+    router: Router,
+    /// Numbers the requests; the start of the daemon tells those of two runs apart.
+    requests: Arc<AtomicU64>,
+    run: u32,
+}
+
+/// All methods of one path on one listener.
+struct PathRoutes {
+    routes: Vec<Route>,
+    allow: HeaderValue,
+    state: State,
+    tasks: Tasks,
+}
+
+impl Api {
+    /// The routes that are served on a listener. `tasks` own the requests that go on without their client.
+    pub fn new(listener: ListenerKind, state: &State, tasks: &Tasks) -> Api {
+        let mut paths: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
+        for route in table()
+            .into_iter()
+            .filter(|route| route.listeners.contains(&listener))
+        {
+            paths.entry(route.path).or_default().push(route);
+        }
+        let mut router = Router::new();
+        for (path, routes) in paths {
+            let (state, tasks) = (state.clone(), tasks.clone());
+            let path_routes = Arc::new(PathRoutes {
+                allow: allow(&routes),
+                routes,
+                state,
+                tasks,
+            });
+            router = router.route(path, any(move |request| path_routes.clone().call(request)));
+        }
+        let router = router.fallback(unknown_path);
+        Api {
+            router,
+            requests: Arc::default(),
+            run: rand::random(),
+        }
+    }
+
+    /// Answers one request. Never fails: what goes wrong is an answer.
+    pub async fn call(
+        &self,
+        request: http::Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Result<Response, Infallible> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let id = RequestId {
+            run: self.run,
+            number,
+        };
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(connection);
+        request.extensions_mut().insert(id);
+        let mut response = self.router.clone().call(request).await?;
+        response.headers_mut().insert(REQUEST_ID, id.header());
+        Ok(response)
+    }
+}
+
+impl PathRoutes {
+    async fn call(self: Arc<Self>, request: Request) -> Response {
+        let method = match *request.method() {
+            Method::HEAD => &Method::GET,
+            ref method => method,
+        };
+        let Some(route) = self.routes.iter().find(|route| route.method == *method) else {
+            return self.other_method(&request);
+        };
+        if !route.traced {
+            return self.check_and_run(route, request).await;
+        }
+        let id = request
+            .extensions()
+            .get::<RequestId>()
+            .copied()
+            .unwrap_or_default();
+        let span = tracing::info_span!(
+            "request",
+            %id,
+            member = self.state.name().as_ref().map(|name| name.as_str()),
+            method = %request.method(),
+            path = request.uri().path(),
+        );
+        self.check_and_run(route, request).instrument(span).await
+    }
+
+    async fn check_and_run(&self, route: &Route, mut request: Request) -> Response {
+        if let Err(e) = self.check(route, &request) {
+            return e.into_response();
+        }
+        request.extensions_mut().insert(BodyMax(route.body_max));
+        let handler = route.handler.clone();
+        let (state, leader) = (self.state.clone(), route.leader);
+        let run = async move {
+            if leader {
+                match forward::to_leader(&state, request).await {
+                    Ok(forward::Outcome::Here(request)) => handler(request, state).await,
+                    Ok(forward::Outcome::Answered(response)) => response,
+                    Err(e) => e.into_response(),
+                }
+            } else {
+                handler(request, state).await
+            }
+        };
+        if route.detached {
+            let span = tracing::Span::current();
+            let done = self.tasks.detached("request", run.instrument(span)).await;
+            return done.unwrap_or_else(|lost| Error::from(lost).into_response());
+        }
+        // What the handler held is dropped with it, so nobody sees a half-changed value.
+        AssertUnwindSafe(run)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| {
+                tracing::error!(
+                    path = route.path,
+                    panic = panic_message(&*panic),
+                    "a handler panicked"
+                );
+                Error::internal("the request failed inside the daemon; its log says why")
+                    .into_response()
+            })
+    }
+
+    fn check(&self, route: &Route, request: &Request) -> Result<(), Error> {
+        let connection = request.extensions().get::<Arc<Connection>>();
+        let connection =
+            connection.ok_or_else(|| Error::internal("a request without a connection"))?;
+        self.check_access(route, connection)?;
+        match route.phase {
+            Phase::Always => {}
+            Phase::Joining => drop(self.state.joined_node()?),
+            Phase::Member => drop(self.state.node()?),
+        }
+        let length = request
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok());
+        // Said before the client has sent all of it.
+        if length
+            .and_then(|length| length.parse().ok())
+            .is_some_and(|length: usize| length > route.body_max)
+        {
+            return Err(too_large(route.body_max));
+        }
+        Ok(())
+    }
+
+    fn check_access(&self, route: &Route, connection: &Connection) -> Result<(), Error> {
+        if connection.listener == ListenerKind::Unix {
+            return Ok(());
+        }
+        match route.access {
+            Access::Open | Access::Token => Ok(()),
+            // Such a route is served on the socket alone; this holds even if the table is wrong.
+            Access::Socket => Err(Error::forbidden("this is for the control socket alone")),
+            Access::Member => {
+                let Some(certificate) = connection.certificate else {
+                    return Err(Error::forbidden(
+                        "this is for members of the cluster: connect with the certificate of one",
+                    ));
+                };
+                let node = self.state.joined_node()?;
+                if node.trust.is_trusted(&certificate) {
+                    return Ok(());
+                }
+                node.stranger_seen();
+                Err(Error::forbidden(format!(
+                    "the certificate {certificate} is no member's of this cluster"
+                )))
+            }
+        }
+    }
+
+    /// A method without a route: asked what there is, or refused.
+    fn other_method(&self, request: &Request) -> Response {
+        let mut response = if request.method() == Method::OPTIONS {
+            StatusCode::NO_CONTENT.into_response()
+        } else {
+            let (method, path) = (request.method(), request.uri().path());
+            let allow = self.allow.to_str().unwrap_or_default();
+            let message = format!("{method} is not possible on {path}; possible are {allow}");
+            Error::new(StatusCode::METHOD_NOT_ALLOWED, message).into_response()
+        };
+        response.headers_mut().insert(ALLOW, self.allow.clone());
+        response
+    }
+}
+
+async fn unknown_path(request: Request) -> Response {
+    Error::not_found(format!("there is nothing at {}", request.uri().path())).into_response()
+}
+
+/// The methods of a path, as the `Allow` header lists them.
+fn allow(routes: &[Route]) -> HeaderValue {
+    let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
+    methods.push("OPTIONS");
+    // Names of methods are always valid in a header.
+    HeaderValue::from_str(&methods.join(", ")).unwrap_or(HeaderValue::from_static("OPTIONS"))
+}
+
+/// Names a request in its answer and in the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct RequestId {
+    run: u32,
+    number: u64,
+}
+
+impl RequestId {
+    fn header(self) -> HeaderValue {
+        // Hexadecimal digits are always valid in a header.
+        HeaderValue::try_from(self.to_string()).unwrap_or(HeaderValue::from_static(""))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08x}-{:x}", self.run, self.number)
+    }
+}

@@ -1,0 +1,176 @@
+//! The one place that maps errors to HTTP: status and public message.
+
+use http::StatusCode;
+use microcluster_client as client;
+
+use crate::cluster::join::Refusal;
+use crate::cluster::tokens::{AddError, RevokeError};
+use crate::cluster::{AdmitError, ConfirmError, RemoveError};
+use crate::db;
+use crate::error::Error;
+use crate::state::InitError;
+use crate::tasks::TaskLost;
+
+impl From<db::Error> for Error {
+    fn from(error: db::Error) -> Error {
+        let message = error.to_string();
+        match error {
+            db::Error::NoQuorum { .. } | db::Error::NotLeader { .. } | db::Error::Busy { .. } => {
+                Error::unavailable(message).retry_after(1)
+            }
+            db::Error::ShuttingDown => Error::unavailable(message),
+            db::Error::Conflict { .. } | db::Error::Constraint { unique: true, .. } => {
+                Error::conflict(message)
+            }
+            db::Error::Constraint { unique: false, .. }
+            | db::Error::Sql { .. }
+            | db::Error::Refused { .. }
+            | db::Error::TooLong { .. }
+            | db::Error::TooManySteps { .. } => Error::bad_request(message),
+            db::Error::TooLarge { .. } => Error::too_large(message),
+            db::Error::OutcomeUnknown { .. } => Error::timeout(message),
+            db::Error::ResultLost => Error::internal(message),
+            error => {
+                Error::internal("the database failed; the daemon's log says why").caused_by(error)
+            }
+        }
+    }
+}
+
+impl From<AdmitError> for Error {
+    fn from(error: AdmitError) -> Error {
+        let message = error.to_string();
+        match error {
+            AdmitError::Address(_)
+            | AdmitError::Certificate(_)
+            | AdmitError::CertificateName { .. } => Error::bad_request(message),
+            AdmitError::Refused(Refusal::TokenUnknown { .. }) => Error::not_found(message),
+            AdmitError::Refused(Refusal::TokenExpired { .. } | Refusal::TokenForOther { .. }) => {
+                Error::forbidden(message)
+            }
+            AdmitError::Refused(_) | AdmitError::AlreadyVotes { .. } => Error::conflict(message),
+            AdmitError::Database { source, .. } => source.into(),
+        }
+    }
+}
+
+impl From<ConfirmError> for Error {
+    fn from(error: ConfirmError) -> Error {
+        let message = error.to_string();
+        match error {
+            ConfirmError::Gone { .. } => Error::not_found(message),
+            ConfirmError::Leaving { .. } | ConfirmError::InProgress { .. } => {
+                Error::unavailable(message).retry_after(1)
+            }
+            ConfirmError::IsMember { .. } => Error::conflict(message),
+            ConfirmError::Database { source, .. } => source.into(),
+        }
+    }
+}
+
+impl From<RemoveError> for Error {
+    fn from(error: RemoveError) -> Error {
+        let message = error.to_string();
+        match error {
+            RemoveError::NotFound { .. } => Error::not_found(message),
+            RemoveError::Last { .. } => Error::conflict(message),
+            RemoveError::Unreachable { .. } => Error::unavailable(message),
+            RemoveError::Leads { .. } => Error::unavailable(message).retry_after(1),
+            RemoveError::Database { source, .. } => source.into(),
+        }
+    }
+}
+
+impl From<AddError> for Error {
+    fn from(error: AddError) -> Error {
+        let message = error.to_string();
+        match error {
+            AddError::NameTaken { .. } => Error::conflict(message),
+            AddError::ExpiresTooLate => Error::bad_request(message),
+            AddError::Database(source) => source.into(),
+        }
+    }
+}
+
+impl From<RevokeError> for Error {
+    fn from(error: RevokeError) -> Error {
+        match error {
+            RevokeError::NotFound { .. } => Error::not_found(error.to_string()),
+            RevokeError::Database(source) => source.into(),
+        }
+    }
+}
+
+impl From<InitError> for Error {
+    fn from(error: InitError) -> Error {
+        let message = error.to_string();
+        match error {
+            InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
+            InitError::NotNow(reason) => reason.into(),
+            InitError::Listen { ref source, .. }
+                if source.kind() == std::io::ErrorKind::AddrInUse =>
+            {
+                Error::conflict(message)
+            }
+            InitError::Token(_)
+            | InitError::Address(_)
+            | InitError::Listen { .. }
+            | InitError::CertificateName { .. } => Error::bad_request(message),
+            InitError::OtherCluster { .. } => Error::forbidden(message),
+            InitError::Unreachable { .. } => Error::unavailable(message),
+            InitError::Refused {
+                code, retry_after, ..
+            } => {
+                let status =
+                    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let error = Error::new(status, message);
+                match retry_after {
+                    Some(after) => {
+                        error.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX))
+                    }
+                    None => error,
+                }
+            }
+            InitError::StillJoining => Error::timeout(message),
+            InitError::Database(source) => source.into(),
+            InitError::Open(_)
+            | InitError::KeyPair(_)
+            | InitError::File(_)
+            | InitError::Tls(_)
+            | InitError::BadAnswer { .. }
+            | InitError::Lost(_) => Error::internal(message).caused_by(error),
+        }
+    }
+}
+
+/// What another member's answer, or the lack of one, means to the caller of this one.
+impl From<client::Error> for Error {
+    fn from(error: client::Error) -> Error {
+        let message = error.to_string();
+        if let client::Error::Status {
+            code, retry_after, ..
+        } = &error
+        {
+            let status = StatusCode::from_u16(*code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let answer = Error::new(status, message);
+            return match retry_after {
+                Some(after) => {
+                    answer.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX))
+                }
+                None => answer,
+            };
+        }
+        if error.outcome_unknown() {
+            Error::timeout(message).caused_by(error)
+        } else {
+            Error::unavailable(message).retry_after(1).caused_by(error)
+        }
+    }
+}
+
+impl From<TaskLost> for Error {
+    fn from(lost: TaskLost) -> Error {
+        Error::internal("the request ended without an answer; the daemon's log says why")
+            .caused_by(lost)
+    }
+}

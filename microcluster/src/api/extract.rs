@@ -1,0 +1,182 @@
+//! What handlers take from a request: the state, a JSON body, a name in the path, a flag in the query.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{StatusCode, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use microcluster_client::Name;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::state::State;
+
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The bound on the body of a request, from its route.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyMax(pub usize);
+
+/// The body as a JSON object. The content type does not matter: clients of the Go daemon send none.
+pub(super) struct Body<T>(pub T);
+
+/// The `{name}` in the path.
+pub(super) struct PathName(pub Name);
+
+/// The query of the address.
+pub(super) struct Flags(Uri);
+
+impl FromRequestParts<State> for State {
+    type Rejection = Error;
+
+    async fn from_request_parts(_parts: &mut Parts, state: &State) -> Result<State, Error> {
+        Ok(state.clone())
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _state: &State) -> Result<Self, Error> {
+        let bytes = read_body(request).await?;
+        parse_object(&bytes).map(Body)
+    }
+}
+
+impl FromRequestParts<State> for PathName {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|e| Error::bad_request(e.body_text()))?;
+        name.parse()
+            .map(PathName)
+            .map_err(|e: microcluster_client::NameError| Error::bad_request(e.to_string()))
+    }
+}
+
+impl FromRequestParts<State> for Flags {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &State) -> Result<Self, Error> {
+        Ok(Flags(parts.uri.clone()))
+    }
+}
+
+impl Flags {
+    /// Whether a flag is set: `name=1` or `name=true`.
+    pub fn has(&self, name: &str) -> bool {
+        let pairs = self.0.query().unwrap_or_default().split('&');
+        pairs
+            .filter_map(|pair| pair.split_once('='))
+            .any(|(key, value)| key == name && (value == "1" || value.eq_ignore_ascii_case("true")))
+    }
+}
+
+/// Reads the whole body, up to the bound of its route.
+pub(super) async fn read_body(request: Request) -> Result<Bytes, Error> {
+    let max = request.extensions().get::<BodyMax>().map_or(0, |max| max.0);
+    let read = Limited::new(request.into_body(), max).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if is_over_limit(&*e) => Err(too_large(max)),
+        Ok(Err(e)) => Err(Error::bad_request("the body of the request ended early").caused_by(e)),
+        Err(_) => {
+            let late = format!(
+                "the body of the request did not come within {} s",
+                BODY_TIMEOUT.as_secs()
+            );
+            Err(Error::new(StatusCode::REQUEST_TIMEOUT, late))
+        }
+    }
+}
+
+/// The answer to a body over its bound.
+pub(super) fn too_large(max: usize) -> Error {
+    Error::too_large(format!(
+        "the body of the request is larger than {max} bytes"
+    ))
+}
+
+/// The body may have been wrapped on its way here.
+fn is_over_limit(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Reads a JSON object. Lists are refused here: serde would take one for an object's fields in their order.
+fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => serde_json::from_slice(bytes).map_err(|e| {
+            Error::bad_request(format!("the body of the request is not as expected: {e}"))
+        }),
+        Some(_) => Err(Error::bad_request(
+            "the body of the request must be a JSON object",
+        )),
+        None => Err(Error::bad_request(
+            "the request has no body; a JSON object is needed",
+        )),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use microcluster_client::{SqlRequest, TokenRequest};
+
+    use super::*;
+
+    #[test]
+    fn only_objects_are_bodies() {
+        assert!(parse_object::<SqlRequest>(b" {\"query\":\"SELECT 1\"}\n").is_ok());
+        for body in [
+            "",
+            "  ",
+            "null",
+            "[1]",
+            "[\"SELECT 1\"]",
+            "1",
+            "\"x\"",
+            "{",
+            "{bad",
+            "{} x",
+            "{}",
+        ] {
+            let error = parse_object::<SqlRequest>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.status(), 400, "{body:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let refused = |body: &[u8]| {
+            parse_object::<TokenRequest>(body)
+                .unwrap_err()
+                .message()
+                .to_owned()
+        };
+        assert!(refused(br#"{"name":"a_b"}"#).contains("a_b"));
+        assert!(refused(br#"{"expire_after":1}"#).contains("name"));
+    }
+
+    #[test]
+    fn flags_are_one_or_true() {
+        let flags = |query: &str| Flags(format!("/core/internal/sql{query}").parse().unwrap());
+        for query in ["?schema=1", "?a=b&schema=true", "?schema=1&schema=0"] {
+            assert!(flags(query).has("schema"), "{query}");
+        }
+        for query in ["", "?schema=0", "?schema", "?schema=", "?xschema=1"] {
+            assert!(!flags(query).has("schema"), "{query}");
+        }
+    }
+}

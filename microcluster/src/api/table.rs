@@ -1,0 +1,416 @@
+//! The route table: every path of the Core API, with who may use it where and when.
+
+use http::Method;
+
+use super::routes::{Access, EVERYWHERE, Phase, Route, TLS, UNIX, UNIX_AND_TLS};
+use super::{cluster, control, daemon, database, internal, sql, tokens};
+
+/// Names, addresses, a token: little is needed to control a daemon.
+const CONTROL_BODY_MAX: usize = 64 << 10;
+/// A script of statements.
+const SQL_BODY_MAX: usize = 16 << 20;
+
+/// All routes of the Core API.
+pub(super) fn table() -> Vec<Route> {
+    use Access::{Open, Socket, Token};
+    use Method as M;
+    use Phase::{Always, Joining};
+    vec![
+        Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list)
+            .access(Open)
+            .phase(Always),
+        Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show)
+            .access(Open)
+            .phase(Always),
+        Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
+        Route::new(
+            M::GET,
+            "/core/1.0/daemon/config",
+            UNIX_AND_TLS,
+            daemon::config_show,
+        ),
+        Route::new(
+            M::GET,
+            "/core/1.0/daemon/servers",
+            UNIX_AND_TLS,
+            daemon::servers_list,
+        ),
+        Route::new(
+            M::GET,
+            "/core/1.0/daemon/status",
+            UNIX_AND_TLS,
+            daemon::status_show,
+        ),
+        Route::new(
+            M::GET,
+            "/core/1.0/cluster",
+            UNIX_AND_TLS,
+            cluster::members_list,
+        ),
+        Route::new(
+            M::GET,
+            "/core/1.0/cluster/{name}",
+            UNIX_AND_TLS,
+            cluster::member_show,
+        ),
+        Route::new(
+            M::DELETE,
+            "/core/1.0/cluster/{name}",
+            UNIX_AND_TLS,
+            cluster::member_remove,
+        )
+        .leader(),
+        Route::new(
+            M::DELETE,
+            "/core/1.0/tokens/{name}",
+            UNIX_AND_TLS,
+            tokens::token_revoke,
+        ),
+        Route::new(M::POST, "/core/control", UNIX, control::daemon_initialise)
+            .access(Socket)
+            .phase(Always)
+            .body_max(CONTROL_BODY_MAX),
+        Route::new(
+            M::POST,
+            "/core/control/shutdown",
+            UNIX,
+            control::daemon_shutdown,
+        )
+        .access(Socket)
+        .phase(Always),
+        Route::new(M::GET, "/core/control/tokens", UNIX, tokens::tokens_list).access(Socket),
+        Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add)
+            .access(Socket)
+            .body_max(CONTROL_BODY_MAX),
+        Route::new(
+            M::POST,
+            "/core/internal/cluster",
+            UNIX_AND_TLS,
+            cluster::joiner_admit,
+        )
+        .access(Token)
+        .leader(),
+        Route::new(
+            M::POST,
+            "/core/internal/cluster/{name}/confirm",
+            TLS,
+            cluster::joiner_confirm,
+        )
+        .access(Token)
+        .leader(),
+        Route::new(
+            M::POST,
+            "/core/internal/cluster/{name}/drop",
+            TLS,
+            cluster::joiner_drop,
+        )
+        .access(Token)
+        .leader(),
+        Route::new(
+            M::PUT,
+            "/core/internal/cluster/{name}",
+            TLS,
+            cluster::member_reset,
+        ),
+        Route::new(
+            M::GET,
+            "/core/internal/sql",
+            UNIX_AND_TLS,
+            sql::database_dump,
+        ),
+        // The database takes a write with its first poll and finishes it, waited for or not.
+        Route::new(
+            M::POST,
+            "/core/internal/sql",
+            UNIX_AND_TLS,
+            sql::statements_run,
+        )
+        .body_max(SQL_BODY_MAX)
+        .attached()
+        .untraced(),
+        Route::new(
+            M::POST,
+            "/core/internal/database",
+            UNIX_AND_TLS,
+            database::transport_open,
+        )
+        .phase(Joining)
+        .attached(),
+        Route::new(
+            M::PATCH,
+            "/core/internal/database",
+            UNIX_AND_TLS,
+            database::upgrade_notice,
+        ),
+        Route::new(
+            M::POST,
+            "/core/internal/heartbeat",
+            UNIX_AND_TLS,
+            internal::heartbeat_run,
+        ),
+        Route::new(
+            M::POST,
+            "/core/internal/truststore",
+            UNIX_AND_TLS,
+            internal::trust_nudge,
+        ),
+        Route::new(
+            M::DELETE,
+            "/core/internal/truststore/{name}",
+            UNIX_AND_TLS,
+            internal::trust_nudge_removed,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::api::routes::ListenerKind;
+
+    /// Path, method, listeners (u: socket, t: cluster address, p: pre-init address), access, phase,
+    /// leader. A change here changes who may do what: it is to be seen in a review.
+    const EXPECTED: &[(&str, &str, &str, Access, Phase, bool)] = &[
+        ("/", "GET", "utp", Access::Open, Phase::Always, false),
+        (
+            "/core/1.0",
+            "GET",
+            "utp",
+            Access::Open,
+            Phase::Always,
+            false,
+        ),
+        (
+            "/core/1.0/ready",
+            "GET",
+            "utp",
+            Access::Member,
+            Phase::Always,
+            false,
+        ),
+        (
+            "/core/1.0/daemon/config",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/1.0/daemon/servers",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/1.0/daemon/status",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/1.0/cluster",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/1.0/cluster/{name}",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/1.0/cluster/{name}",
+            "DELETE",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            true,
+        ),
+        (
+            "/core/1.0/tokens/{name}",
+            "DELETE",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/control",
+            "POST",
+            "u",
+            Access::Socket,
+            Phase::Always,
+            false,
+        ),
+        (
+            "/core/control/shutdown",
+            "POST",
+            "u",
+            Access::Socket,
+            Phase::Always,
+            false,
+        ),
+        (
+            "/core/control/tokens",
+            "GET",
+            "u",
+            Access::Socket,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/control/tokens",
+            "POST",
+            "u",
+            Access::Socket,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/cluster",
+            "POST",
+            "ut",
+            Access::Token,
+            Phase::Member,
+            true,
+        ),
+        (
+            "/core/internal/cluster/{name}/confirm",
+            "POST",
+            "t",
+            Access::Token,
+            Phase::Member,
+            true,
+        ),
+        (
+            "/core/internal/cluster/{name}/drop",
+            "POST",
+            "t",
+            Access::Token,
+            Phase::Member,
+            true,
+        ),
+        (
+            "/core/internal/cluster/{name}",
+            "PUT",
+            "t",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/sql",
+            "GET",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/sql",
+            "POST",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/database",
+            "POST",
+            "ut",
+            Access::Member,
+            Phase::Joining,
+            false,
+        ),
+        (
+            "/core/internal/database",
+            "PATCH",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/heartbeat",
+            "POST",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/truststore",
+            "POST",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+        (
+            "/core/internal/truststore/{name}",
+            "DELETE",
+            "ut",
+            Access::Member,
+            Phase::Member,
+            false,
+        ),
+    ];
+
+    #[test]
+    fn the_table_is_the_one_that_was_reviewed() {
+        let letter = |kind: &ListenerKind| match kind {
+            ListenerKind::Unix => 'u',
+            ListenerKind::Tls => 't',
+            ListenerKind::PreInit => 'p',
+        };
+        let table = table();
+        assert_eq!(
+            table.len(),
+            EXPECTED.len(),
+            "every route has a row in this test"
+        );
+        for (route, expected) in table.iter().zip(EXPECTED) {
+            let listeners: String = route.listeners.iter().map(letter).collect();
+            let row = (
+                route.path,
+                route.method.as_str(),
+                &*listeners,
+                route.access,
+                route.phase,
+                route.leader,
+            );
+            assert_eq!(row, *expected);
+        }
+    }
+
+    #[test]
+    fn what_only_the_socket_may_do_is_served_nowhere_else() {
+        for route in table() {
+            let is_socket = route.path.starts_with("/core/control");
+            assert_eq!(route.access == Access::Socket, is_socket, "{}", route.path);
+            assert_eq!(route.listeners == UNIX, is_socket, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn a_path_and_method_stand_in_the_table_once() {
+        let mut seen = HashSet::new();
+        assert!(
+            table()
+                .iter()
+                .all(|route| seen.insert((route.path, route.method.clone())))
+        );
+    }
+}

@@ -1,0 +1,22 @@
+//! The cluster as one of its members sees it and changes it: member rows, Raft membership, trust.
+
+mod admission;
+mod heartbeat;
+pub(crate) mod join;
+pub(crate) mod members;
+mod node;
+mod peers;
+mod reconcile;
+mod removal;
+mod roles;
+pub(crate) mod schema;
+pub(crate) mod tokens;
+mod trust_keeper;
+
+pub(crate) use admission::{AdmitError, ConfirmError};
+pub(crate) use heartbeat::keep_heartbeat;
+pub(crate) use node::{Node, NodeParts};
+pub(crate) use peers::{Peers, RAFT_PROTOCOL};
+pub(crate) use reconcile::keep_reconciled;
+pub(crate) use removal::RemoveError;
+pub(crate) use trust_keeper::keep_trust;

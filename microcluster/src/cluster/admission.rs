@@ -1,0 +1,315 @@
+//! Taking a joiner in, on the leader: admit it by its token, confirm it, or drop it.
+
+use std::collections::BTreeMap;
+
+use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
+
+use super::join::{self, Admission, Refusal, Situation};
+use super::members::{self, MemberRow, NewMember, RowRole};
+use super::node::Node;
+use super::roles::{self, FullRole};
+use super::tokens;
+use crate::db::{self, NodeId, Peer};
+use crate::tls::{Certificate, CertificateError};
+
+/// Why a joiner was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdmitError {
+    #[error(transparent)]
+    Address(#[from] microcluster_client::AddressError),
+    #[error("the certificate of the joining daemon cannot be used: {0}")]
+    Certificate(#[from] CertificateError),
+    #[error(
+        "the certificate of the joining daemon is for {names}, not for {name}; it must carry the name in the join token"
+    )]
+    CertificateName { name: Name, names: String },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{name} has joined with this token and is being made a member; wait for it")]
+    AlreadyVotes { name: Name },
+    #[error("cannot admit {name}")]
+    Database { name: Name, source: db::Error },
+}
+
+/// Why a joiner was not confirmed or dropped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfirmError {
+    #[error("{name} is not joining: its join was given up, or its token was revoked; join again")]
+    Gone { name: Name },
+    #[error("{name} is catching up with the log")]
+    InProgress { name: Name },
+    #[error("{name} is being removed from the cluster")]
+    Leaving { name: Name },
+    #[error("{name} is a member already; remove it with `microctl cluster remove {name}`")]
+    IsMember { name: Name },
+    #[error("cannot confirm the join of {name}")]
+    Database { name: Name, source: db::Error },
+}
+
+impl Node {
+    /// Admits a joiner: checks its token and gives it a row with a new id. It is no member yet.
+    pub async fn admit(&self, request: JoinRequest) -> Result<JoinResponse, AdmitError> {
+        request.address.cluster()?;
+        let certificate = Certificate::parse(&request.certificate)?;
+        if !certificate.carries(request.name.as_str()) {
+            let names = match certificate.names() {
+                [] => "no name".to_owned(),
+                names => names.join(", "),
+            };
+            return Err(AdmitError::CertificateName {
+                name: request.name,
+                names,
+            });
+        }
+        let name = request.name.clone();
+        let _membership = self.membership.lock().await;
+        let voters = self.db.status().voters;
+        let own = self.versions.clone();
+        let now = Timestamp::now();
+        let joiner = name.clone();
+        let admitted = self.db.transaction(move |tx| {
+            let (tokens, members) = (tokens::all_in(tx)?, members::all_in(tx)?);
+            let situation = Situation {
+                tokens: &tokens,
+                members: &members,
+                own: &own,
+                now,
+            };
+            let Admission { token_id, replaces } =
+                join::admit(&situation, &request, certificate.fingerprint)
+                    .map_err(|refusal| db::Error::other(AdmitError::from(refusal)))?;
+            if let Some(earlier) = replaces {
+                if voters.contains(&earlier) {
+                    return Err(db::Error::other(AdmitError::AlreadyVotes {
+                        name: joiner.clone(),
+                    }));
+                }
+                members::delete(tx, earlier, RowRole::Pending)?;
+            }
+            members::insert(tx, &NewMember::joining(&request, token_id))
+        });
+        let id = match admitted.await {
+            Ok(id) => id,
+            Err(e) => {
+                let own = e.downcast::<AdmitError>();
+                return Err(own.unwrap_or_else(|source| AdmitError::Database { name, source }));
+            }
+        };
+        self.nudge();
+        let database = |source| AdmitError::Database {
+            name: name.clone(),
+            source,
+        };
+        // At once: the joiner comes back with its certificate as soon as it has the answer.
+        self.refresh_trust().await.map_err(&database)?;
+        let rows = self.rows().await.map_err(&database)?;
+        tracing::info!(member = %name, id, "admitted a joining member");
+        Ok(self.welcome(id, &rows))
+    }
+
+    /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
+    pub async fn confirm(
+        &self,
+        name: Name,
+        id: NodeId,
+        secret: Secret,
+    ) -> Result<(), ConfirmError> {
+        let database = |source| ConfirmError::Database {
+            name: name.clone(),
+            source,
+        };
+        let Some(row) = self.joining_row(&name, id, Some(&secret)).await? else {
+            return Ok(());
+        };
+        let _guard = Confirming::begin(self, id)
+            .ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
+        if !self.db.status().voters.contains(&id) {
+            let peer = Peer {
+                name: row.name.to_string(),
+                address: row.address.to_string(),
+            };
+            self.db.add_learner(id, peer).await.map_err(database)?;
+        }
+        let _membership = self.membership.lock().await;
+        // It took a while: the row can be gone by now.
+        let Some(row) = self.joining_row(&name, id, None).await? else {
+            return Ok(());
+        };
+        self.take_in(&row).await.map_err(database)?;
+        tracing::info!(member = %name, id, "a member joined");
+        Ok(())
+    }
+
+    /// Forgets a joiner that gave up before it was a member.
+    pub async fn drop_joiner(
+        &self,
+        name: Name,
+        id: NodeId,
+        secret: Secret,
+    ) -> Result<(), ConfirmError> {
+        let database = |source| ConfirmError::Database {
+            name: name.clone(),
+            source,
+        };
+        let row = match self.joining_row(&name, id, Some(&secret)).await {
+            Ok(Some(row)) => row,
+            Ok(None) => return Err(ConfirmError::IsMember { name }),
+            Err(ConfirmError::Gone { .. }) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let _membership = self.membership.lock().await;
+        if !self.drop_pending(row.id).await.map_err(database)? {
+            return Err(ConfirmError::IsMember { name });
+        }
+        Ok(())
+    }
+
+    /// Gives a joiner that has caught up its role. The role in the row and the end of the token are
+    /// written last: until then asking again leads here again.
+    pub(super) async fn take_in(&self, row: &MemberRow) -> Result<(), db::Error> {
+        let rows = self.rows().await?;
+        let raft = self.db.status();
+        let mut members: BTreeMap<NodeId, Option<FullRole>> = rows
+            .iter()
+            .filter(|row| row.role.is_full())
+            .map(|row| (row.id, Some(row.full_role())))
+            .collect();
+        members.insert(
+            row.id,
+            raft.voters.contains(&row.id).then_some(FullRole::Voter),
+        );
+        let assigned = roles::assign(roles::POLICY_DEFAULT, &members);
+        let role = RowRole::from(assigned.get(&row.id).copied().unwrap_or(FullRole::Spare));
+        if role == RowRole::Voter && !raft.voters.contains(&row.id) {
+            let mut voters = raft.voters;
+            voters.insert(row.id);
+            self.ensure_voters(voters).await?;
+        }
+        let (id, token_id) = (row.id, row.token_id);
+        self.db
+            .transaction(move |tx| {
+                members::change_role(tx, id, RowRole::Pending, role)?;
+                token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
+            })
+            .await?;
+        self.refresh_trust().await?;
+        self.nudge();
+        Ok(())
+    }
+
+    /// Deletes the row of a joiner and takes it out of Raft, unless it votes already; says whether
+    /// that was done. The caller holds the membership lock.
+    pub(super) async fn drop_pending(&self, id: NodeId) -> Result<bool, db::Error> {
+        if self.db.status().voters.contains(&id) {
+            return Ok(false);
+        }
+        let dropped = self
+            .db
+            .transaction(move |tx| members::delete(tx, id, RowRole::Pending))
+            .await?;
+        if self.db.status().learners.contains(&id) {
+            self.db.remove_node(id).await?;
+        }
+        self.refresh_trust().await?;
+        Ok(dropped)
+    }
+
+    /// The row of a joiner that is still pending; none when it is a member already.
+    async fn joining_row(
+        &self,
+        name: &Name,
+        id: NodeId,
+        secret: Option<&Secret>,
+    ) -> Result<Option<MemberRow>, ConfirmError> {
+        let gone = || ConfirmError::Gone { name: name.clone() };
+        let read = self.db.read(db::Consistency::Linearizable, |db| {
+            Ok((members::all(db)?, tokens::all(db)?))
+        });
+        let (rows, tokens) = read.await.map_err(|source| ConfirmError::Database {
+            name: name.clone(),
+            source,
+        })?;
+        let row = rows
+            .into_iter()
+            .find(|row| row.id == id && row.name == *name)
+            .ok_or_else(gone)?;
+        match row.role {
+            RowRole::Leaving => return Err(ConfirmError::Leaving { name: name.clone() }),
+            RowRole::Pending => {}
+            RowRole::Voter | RowRole::StandBy | RowRole::Spare => return Ok(None),
+        }
+        if let Some(secret) = secret {
+            let token = tokens::find(&tokens, secret).ok_or_else(gone)?;
+            if row.token_id != Some(token.id) {
+                return Err(gone());
+            }
+        }
+        Ok(Some(row))
+    }
+
+    /// What an admitted joiner is told.
+    fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
+        let cluster = self.cluster_certificate.current();
+        let mut cluster_members: Vec<MemberLocal> = rows
+            .iter()
+            .filter(|row| row.role.is_full())
+            .map(MemberRow::local)
+            .collect();
+        // This one first: it is the leader, and the joiner asks it first.
+        cluster_members.sort_by_key(|member| member.name != self.name);
+        let trusted_member = rows
+            .iter()
+            .find(|row| row.id == self.id)
+            .map(MemberRow::local);
+        JoinResponse {
+            cluster_cert: cluster.certificate.pem.clone(),
+            cluster_key: cluster.key_pem().clone(),
+            trusted_member: trusted_member.unwrap_or_else(|| MemberLocal {
+                name: self.name.clone(),
+                address: self.address,
+                certificate: String::new(),
+            }),
+            cluster_members,
+            cluster_additional_certs: BTreeMap::new(),
+            member_id: id,
+        }
+    }
+}
+
+impl NewMember {
+    fn joining(request: &JoinRequest, token_id: i64) -> Self {
+        NewMember {
+            id: None,
+            name: request.name.clone(),
+            address: request.address,
+            certificate: request.certificate.clone(),
+            role: RowRole::Pending,
+            schema_internal: request.schema_internal_version,
+            schema_external: request.schema_external_version,
+            extensions: request.extensions.clone(),
+            last_heartbeat: Timestamp::ZERO,
+            token_id: Some(token_id),
+        }
+    }
+}
+
+/// Marks a joiner that catches up, for as long as it is held.
+struct Confirming<'a> {
+    node: &'a Node,
+    id: NodeId,
+}
+
+impl<'a> Confirming<'a> {
+    /// None when that joiner catches up already.
+    fn begin(node: &'a Node, id: NodeId) -> Option<Self> {
+        node.confirming()
+            .insert(id)
+            .then_some(Confirming { node, id })
+    }
+}
+
+impl Drop for Confirming<'_> {
+    fn drop(&mut self) {
+        self.node.confirming().remove(&self.id);
+    }
+}

@@ -1,0 +1,439 @@
+//! Joining, as decisions without I/O: whether a joiner is admitted, and what a joiner does next.
+//!
+//! The order is what makes a crash at any moment harmless:
+//!
+//! | step | joiner | leader | a crash after it |
+//! |---|---|---|---|
+//! | present | shows its token | inserts a `PENDING` row under a new id | the row is dropped after a while; the token is good for another try |
+//! | record | writes its join record | | the join goes on at the next start |
+//! | open | opens its database and its listener | | the same |
+//! | confirm | asks to be taken in | adds the learner, lets it vote, then marks the row and spends the token | asking again finishes what is missing |
+//! | await | waits to see itself as a member | | the same |
+//! | commit | writes `daemon.yaml`, removes the record | | it is a member |
+//!
+//! From the first confirm on the joiner may vote. It then must not throw its log away on its own: a
+//! cluster of two could never elect a leader again. Only the leader's word that it is no member
+//! (`Gone`) ends the join from there.
+
+use std::fmt;
+
+use microcluster_client::{Address, Fingerprint, InitConfig, JoinRequest, Name, Secret, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::members::{MemberRow, RowRole};
+use super::tokens::{self, TokenRow};
+use crate::db::NodeId;
+
+/// What a joiner has to remember to go on after a crash. Stored before anything else of the join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinRecord {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    /// For the product's hooks.
+    pub config: InitConfig,
+    /// The secret of the token: it proves to the leader whose join this is.
+    pub secret: Secret,
+    pub cluster_cert: String,
+    pub cluster_key: Secret,
+    /// Members that can be asked to be taken in; the first one answered last time.
+    pub members: Vec<microcluster_client::MemberLocal>,
+}
+
+/// What an admitted joiner shows to be confirmed or dropped.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    pub member_id: NodeId,
+    pub secret: Secret,
+}
+
+/// What a joiner does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Record,
+    Open,
+    Confirm,
+    Await,
+    Commit,
+    /// Tell the leader and remove all traces here.
+    Undo,
+    /// It is a member.
+    Joined,
+    /// It is not, and nothing of the join is left.
+    NotJoined,
+    /// It stops here and goes on at the next start of the daemon.
+    Suspended,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    /// The leader says that this is no member, and will not be.
+    Gone,
+    /// Not possible, or nobody can tell whether it was done, and the wait is over.
+    Failed,
+}
+
+impl Step {
+    /// The step that follows.
+    pub fn next(self, outcome: Outcome) -> Step {
+        use Outcome::{Done, Failed, Gone};
+        match (self, outcome) {
+            (step @ (Step::Joined | Step::NotJoined | Step::Suspended), _) => step,
+            (Step::Record, Done) => Step::Open,
+            (Step::Open, Done) => Step::Confirm,
+            (Step::Confirm, Done) => Step::Await,
+            (Step::Await, Done) => Step::Commit,
+            (Step::Commit, Done) => Step::Joined,
+            (Step::Undo, Done) => Step::NotJoined,
+            // Nothing that votes exists yet: the leader drops the row by itself if it is not told.
+            (Step::Record | Step::Open, Failed) => Step::Undo,
+            // It may vote by now; only the leader can tell.
+            (Step::Confirm | Step::Await | Step::Commit, Failed) => Step::Suspended,
+            (Step::Undo, Failed) => Step::Suspended,
+            (Step::Undo, Gone) => Step::NotJoined,
+            (_, Gone) => Step::Undo,
+        }
+    }
+
+    pub fn is_final(self) -> bool {
+        matches!(self, Step::Joined | Step::NotJoined | Step::Suspended)
+    }
+}
+
+/// The versions that members of one cluster must have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Versions {
+    pub schema_internal: u64,
+    pub schema_external: u64,
+    pub extensions: Vec<String>,
+}
+
+/// What the leader knows when a joiner presents itself.
+pub(crate) struct Situation<'a> {
+    pub tokens: &'a [TokenRow],
+    pub members: &'a [MemberRow],
+    pub own: &'a Versions,
+    pub now: Timestamp,
+}
+
+/// A joiner may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Admission {
+    /// The token it comes by.
+    pub token_id: i64,
+    /// The row of its earlier try with this token.
+    pub replaces: Option<NodeId>,
+}
+
+/// Why a joiner may not come in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error(
+        "the join token is not known here: it was used, revoked, or made before the cluster was recovered; make a new one with `microctl tokens add {name}` on a member"
+    )]
+    TokenUnknown { name: Name },
+    #[error(
+        "the join token expired at {at}; make a new one with `microctl tokens add {name}` on a member"
+    )]
+    TokenExpired { name: Name, at: Timestamp },
+    #[error(
+        "the join token is for the name {token_name}, not for {name}; join with that name, or make a token with `microctl tokens add {name}` on a member"
+    )]
+    TokenForOther { name: Name, token_name: Name },
+    #[error(
+        "there is a member named {name} already; remove it first with `microctl cluster remove {name}`, or join under another name"
+    )]
+    NameTaken { name: Name },
+    #[error(
+        "the address {address} belongs to the member {member}; use another one, or remove that member first"
+    )]
+    AddressTaken { address: Address, member: Name },
+    #[error(
+        "the certificate belongs to the member {member}; this daemon is, or was, that member: remove it from the cluster first"
+    )]
+    CertificateTaken { member: Name },
+    #[error(
+        "{what} of the joining daemon is {joiner}, the cluster has {cluster}; install the same version on both"
+    )]
+    VersionDiffers {
+        what: &'static str,
+        joiner: String,
+        cluster: String,
+    },
+}
+
+/// Decides whether a joiner is admitted.
+pub(crate) fn admit(
+    situation: &Situation<'_>,
+    request: &JoinRequest,
+    certificate: Fingerprint,
+) -> Result<Admission, Refusal> {
+    let name = || request.name.clone();
+    let token = tokens::find(situation.tokens, &request.secret)
+        .ok_or_else(|| Refusal::TokenUnknown { name: name() })?;
+    if token.name != request.name {
+        return Err(Refusal::TokenForOther {
+            name: name(),
+            token_name: token.name.clone(),
+        });
+    }
+    if token.is_expired(situation.now) {
+        return Err(Refusal::TokenExpired {
+            name: name(),
+            at: token.expires_at,
+        });
+    }
+    let is_earlier_try =
+        |row: &&MemberRow| row.role == RowRole::Pending && row.token_id == Some(token.id);
+    for row in situation.members.iter().filter(|row| !is_earlier_try(row)) {
+        if row.name == request.name {
+            return Err(Refusal::NameTaken { name: name() });
+        }
+        if row.address == request.address {
+            let member = row.name.clone();
+            return Err(Refusal::AddressTaken {
+                address: request.address,
+                member,
+            });
+        }
+        if Fingerprint::of_pem(&row.certificate) == Ok(certificate) {
+            return Err(Refusal::CertificateTaken {
+                member: row.name.clone(),
+            });
+        }
+    }
+    same_versions(situation.own, request)?;
+    let replaces = situation
+        .members
+        .iter()
+        .find(is_earlier_try)
+        .map(|row| row.id);
+    Ok(Admission {
+        token_id: token.id,
+        replaces,
+    })
+}
+
+fn same_versions(own: &Versions, request: &JoinRequest) -> Result<(), Refusal> {
+    let same = |what, joiner: &dyn fmt::Display, cluster: &dyn fmt::Display, equal: bool| {
+        if equal {
+            return Ok(());
+        }
+        Err(Refusal::VersionDiffers {
+            what,
+            joiner: joiner.to_string(),
+            cluster: cluster.to_string(),
+        })
+    };
+    let internal = (request.schema_internal_version, own.schema_internal);
+    same(
+        "the internal schema version",
+        &internal.0,
+        &internal.1,
+        internal.0 == internal.1,
+    )?;
+    let external = (request.schema_external_version, own.schema_external);
+    same(
+        "the schema version",
+        &external.0,
+        &external.1,
+        external.0 == external.1,
+    )?;
+    let list = |extensions: &[String]| format!("[{}]", extensions.join(", "));
+    let (joiner, cluster) = (list(&request.extensions), list(&own.extensions));
+    same(
+        "the list of API extensions",
+        &joiner,
+        &cluster,
+        request.extensions == own.extensions,
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::tls::{Generate, KeyPair};
+    use crate::token::new_secret;
+
+    struct Fixture {
+        tokens: Vec<TokenRow>,
+        members: Vec<MemberRow>,
+        own: Versions,
+        request: JoinRequest,
+    }
+
+    fn certificate(name: &str) -> String {
+        KeyPair::generate(&Generate {
+            name,
+            addresses: &[],
+        })
+        .unwrap()
+        .certificate
+        .pem
+    }
+
+    fn row(id: NodeId, name: &str, port: u16, role: RowRole, token_id: Option<i64>) -> MemberRow {
+        MemberRow {
+            id,
+            name: name.parse().unwrap(),
+            address: format!("127.0.0.1:{port}").parse().unwrap(),
+            certificate: certificate(name),
+            role,
+            schema_internal: 1,
+            schema_external: 0,
+            extensions: vec![],
+            last_heartbeat: Timestamp::ZERO,
+            token_id,
+        }
+    }
+
+    fn token(id: i64, name: &str) -> TokenRow {
+        TokenRow {
+            id,
+            name: name.parse().unwrap(),
+            secret: new_secret(),
+            expires_at: Timestamp::ZERO,
+        }
+    }
+
+    fn fixture() -> Fixture {
+        let tokens = vec![token(1, "c2"), token(2, "c3")];
+        let request = JoinRequest {
+            name: "c2".parse().unwrap(),
+            address: "127.0.0.1:9002".parse().unwrap(),
+            certificate: certificate("c2"),
+            schema_internal_version: 1,
+            schema_external_version: 0,
+            extensions: vec!["a".into()],
+            secret: tokens[0].secret.clone(),
+        };
+        Fixture {
+            tokens,
+            members: vec![row(1, "c1", 9001, RowRole::Voter, None)],
+            own: Versions {
+                schema_internal: 1,
+                schema_external: 0,
+                extensions: vec!["a".into()],
+            },
+            request,
+        }
+    }
+
+    impl Fixture {
+        fn admit(&self) -> Result<Admission, Refusal> {
+            let situation = Situation {
+                tokens: &self.tokens,
+                members: &self.members,
+                own: &self.own,
+                now: Timestamp::now(),
+            };
+            admit(
+                &situation,
+                &self.request,
+                Fingerprint::of_pem(&self.request.certificate).unwrap(),
+            )
+        }
+    }
+
+    #[test]
+    fn an_invited_joiner_is_admitted() {
+        assert_eq!(
+            fixture().admit(),
+            Ok(Admission {
+                token_id: 1,
+                replaces: None
+            })
+        );
+    }
+
+    #[test]
+    fn a_second_try_replaces_the_first() {
+        let mut f = fixture();
+        f.members
+            .push(row(7, "c2", 9002, RowRole::Pending, Some(1)));
+        assert_eq!(
+            f.admit(),
+            Ok(Admission {
+                token_id: 1,
+                replaces: Some(7)
+            })
+        );
+        f.members[1].role = RowRole::Voter;
+        assert!(matches!(f.admit(), Err(Refusal::NameTaken { .. })));
+    }
+
+    #[test]
+    fn refusals_name_the_reason() {
+        let refused = |change: &dyn Fn(&mut Fixture)| {
+            let mut f = fixture();
+            change(&mut f);
+            f.admit().unwrap_err()
+        };
+        assert!(matches!(
+            refused(&|f| f.request.secret = new_secret()),
+            Refusal::TokenUnknown { .. }
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.secret = "".into()),
+            Refusal::TokenUnknown { .. }
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.secret = f.tokens[1].secret.clone()),
+            Refusal::TokenForOther { token_name, .. } if token_name == "c3"
+        ));
+        assert!(matches!(
+            refused(&|f| f.tokens[0].expires_at = "2020-01-01T00:00:00Z".parse().unwrap()),
+            Refusal::TokenExpired { .. }
+        ));
+        assert!(matches!(
+            refused(&|f| f.members[0].name = "c2".parse().unwrap()),
+            Refusal::NameTaken { .. }
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.address = f.members[0].address),
+            Refusal::AddressTaken { member, .. } if member == "c1"
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.certificate = f.members[0].certificate.clone()),
+            Refusal::CertificateTaken { member } if member == "c1"
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.schema_internal_version = 2),
+            Refusal::VersionDiffers { joiner, cluster, .. } if joiner == "2" && cluster == "1"
+        ));
+        assert!(matches!(
+            refused(&|f| f.request.extensions.clear()),
+            Refusal::VersionDiffers { joiner, cluster, .. } if joiner == "[]" && cluster == "[a]"
+        ));
+    }
+
+    #[test]
+    fn the_steps_of_a_join_in_order() {
+        let mut step = Step::Record;
+        let mut taken = vec![step];
+        while !step.is_final() {
+            step = step.next(Outcome::Done);
+            taken.push(step);
+        }
+        use Step::{Await, Commit, Confirm, Joined, Open, Record};
+        assert_eq!(taken, [Record, Open, Confirm, Await, Commit, Joined]);
+    }
+
+    /// A joiner that may vote throws its log away on the leader's word alone.
+    #[test]
+    fn after_a_confirm_only_the_leader_can_undo_the_join() {
+        for step in [Step::Confirm, Step::Await, Step::Commit] {
+            assert_eq!(step.next(Outcome::Failed), Step::Suspended, "{step:?}");
+        }
+        for step in [Step::Record, Step::Open, Step::Confirm, Step::Await] {
+            assert_eq!(step.next(Outcome::Gone), Step::Undo, "{step:?}");
+        }
+        for step in [Step::Record, Step::Open] {
+            assert_eq!(step.next(Outcome::Failed), Step::Undo, "{step:?}");
+        }
+        assert_eq!(Step::Undo.next(Outcome::Done), Step::NotJoined);
+    }
+}

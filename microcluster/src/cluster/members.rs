@@ -1,0 +1,227 @@
+//! The member table: its rows, and the statements on it.
+
+use std::collections::BTreeSet;
+
+use microcluster_client::{
+    Address, Member, MemberLocal, MemberStatus, Name, Role, Secret, Timestamp,
+};
+use rusqlite::types::{FromSqlError, Type};
+use rusqlite::{Connection, Row};
+
+use crate::db::{Error, NodeId, Status, Transaction};
+use crate::trust::{TrustSet, TrustedMember};
+
+/// What a row says of its member: what is wanted, not what Raft does by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowRole {
+    /// Admitted by its token, not confirmed yet.
+    Pending,
+    Voter,
+    StandBy,
+    Spare,
+    /// Its removal was decided and has to be finished.
+    Leaving,
+}
+
+/// One row of the member table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberRow {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    pub certificate: String,
+    pub role: RowRole,
+    pub schema_internal: u64,
+    pub schema_external: u64,
+    pub extensions: Vec<String>,
+    pub last_heartbeat: Timestamp,
+    /// The token it joins by, while it is pending.
+    pub token_id: Option<i64>,
+}
+
+/// A row to be.
+#[derive(Clone, Debug)]
+pub(crate) struct NewMember {
+    /// Fixed for the first member, from the table for all others.
+    pub id: Option<NodeId>,
+    pub name: Name,
+    pub address: Address,
+    pub certificate: String,
+    pub role: RowRole,
+    pub schema_internal: u64,
+    pub schema_external: u64,
+    pub extensions: Vec<String>,
+    pub last_heartbeat: Timestamp,
+    pub token_id: Option<i64>,
+}
+
+const SELECT: &str = "SELECT id, name, address, certificate, role, schema_internal, schema_external, \
+                      extensions, last_heartbeat, token_id FROM core_cluster_members";
+
+impl RowRole {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RowRole::Pending => "PENDING",
+            RowRole::Voter => "voter",
+            RowRole::StandBy => "stand-by",
+            RowRole::Spare => "spare",
+            RowRole::Leaving => "leaving",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [
+            RowRole::Pending,
+            RowRole::Voter,
+            RowRole::StandBy,
+            RowRole::Spare,
+            RowRole::Leaving,
+        ]
+        .into_iter()
+        .find(|role| role.as_str() == text)
+    }
+
+    /// Whether the member is in: not on its way in or out.
+    pub fn is_full(self) -> bool {
+        !matches!(self, RowRole::Pending | RowRole::Leaving)
+    }
+}
+
+impl MemberRow {
+    /// What the member does now: Raft says who votes, the row says what those do that do not.
+    pub fn role(&self, voters: &BTreeSet<NodeId>) -> Role {
+        match self.role {
+            _ if voters.contains(&self.id) => Role::Voter,
+            RowRole::Pending => Role::Pending,
+            // A voter to be, until Raft has it.
+            RowRole::Voter | RowRole::StandBy => Role::StandBy,
+            RowRole::Spare | RowRole::Leaving => Role::Spare,
+        }
+    }
+
+    pub fn local(&self) -> MemberLocal {
+        MemberLocal {
+            name: self.name.clone(),
+            address: self.address,
+            certificate: self.certificate.clone(),
+        }
+    }
+
+    /// The row as the API shows it.
+    pub fn public(self, raft: &Status, status: MemberStatus) -> Member {
+        let role = self.role(&raft.voters);
+        Member {
+            name: self.name,
+            address: self.address,
+            certificate: self.certificate,
+            role,
+            schema_internal_version: self.schema_internal,
+            schema_external_version: self.schema_external,
+            last_heartbeat: self.last_heartbeat,
+            status,
+            extensions: self.extensions,
+            secret: Secret::default(),
+        }
+    }
+}
+
+/// All rows, by name. An empty list when this replica has not got the table yet.
+pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<MemberRow>> {
+    let has_table = "SELECT count(*) FROM sqlite_schema WHERE name = 'core_cluster_members'";
+    if db.query_row(has_table, (), |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut statement = db.prepare_cached(&format!("{SELECT} ORDER BY name"))?;
+    statement.query_map((), from_row)?.collect()
+}
+
+/// All rows, by name.
+pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<MemberRow>, Error> {
+    tx.query(&format!("{SELECT} ORDER BY name"), (), from_row)
+}
+
+/// Adds a row and returns its id.
+pub(crate) fn insert(tx: &Transaction<'_>, member: &NewMember) -> Result<NodeId, Error> {
+    // A list of texts always has a JSON form.
+    let extensions = serde_json::to_string(&member.extensions).unwrap_or_default();
+    tx.execute(
+        "INSERT INTO core_cluster_members (id, name, address, certificate, role, schema_internal, \
+         schema_external, extensions, last_heartbeat, token_id) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        rusqlite::params![
+            member.id.map(NodeId::cast_signed),
+            member.name.as_str(),
+            member.address.to_string(),
+            member.certificate,
+            member.role.as_str(),
+            member.schema_internal.cast_signed(),
+            member.schema_external.cast_signed(),
+            extensions,
+            member.last_heartbeat.to_string(),
+            member.token_id,
+        ],
+    )?;
+    Ok(tx.last_insert_rowid().cast_unsigned())
+}
+
+/// Changes what is wanted of a member, if it is still `from`; says whether it was.
+pub(crate) fn change_role(
+    tx: &Transaction<'_>,
+    id: NodeId,
+    from: RowRole,
+    to: RowRole,
+) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE core_cluster_members SET role = ?3 WHERE id = ?1 AND role = ?2",
+        (id.cast_signed(), from.as_str(), to.as_str()),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Removes a row, if it is still `role`; says whether it was.
+pub(crate) fn delete(tx: &Transaction<'_>, id: NodeId, role: RowRole) -> Result<bool, Error> {
+    let deleted = tx.execute(
+        "DELETE FROM core_cluster_members WHERE id = ?1 AND role = ?2",
+        (id.cast_signed(), role.as_str()),
+    )?;
+    Ok(deleted == 1)
+}
+
+/// Those whom these rows make trusted. A certificate that cannot be read trusts nobody.
+pub(crate) fn trust_set(rows: &[MemberRow]) -> TrustSet {
+    rows.iter()
+        .filter_map(|row| TrustedMember::new(row.local()).ok())
+        .collect()
+}
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<MemberRow> {
+    Ok(MemberRow {
+        id: row.get::<_, i64>(0)?.cast_unsigned(),
+        name: parsed(row, 1)?,
+        address: parsed(row, 2)?,
+        certificate: row.get(3)?,
+        role: RowRole::parse(&row.get::<_, String>(4)?).ok_or(FromSqlError::InvalidType)?,
+        schema_internal: row.get::<_, i64>(5)?.cast_unsigned(),
+        schema_external: row.get::<_, i64>(6)?.cast_unsigned(),
+        extensions: serde_json::from_str(&row.get::<_, String>(7)?).map_err(|e| bad_text(7, e))?,
+        last_heartbeat: parsed(row, 8)?,
+        token_id: row.get(9)?,
+    })
+}
+
+/// A text column that has a parser of its own.
+pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get::<_, String>(column)?
+        .parse()
+        .map_err(|e| bad_text(column, e))
+}
+
+fn bad_text(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}

@@ -1,0 +1,202 @@
+//! This daemon as a member of a cluster: everything that members do is done through a `Node`.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use microcluster_client::{Address, Client, Member, MemberStatus, Name};
+use tokio::sync::Notify;
+
+use super::join::Versions;
+use super::members::{self, MemberRow};
+use super::peers::Peers;
+use crate::db::{self, Consistency, Database, NodeId, Status};
+use crate::tasks::Tasks;
+use crate::tls::CertificateCell;
+use crate::trust::Trust;
+
+/// How long a live probe of another member may take: a member that is down delays a list by this.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
+/// How long a list waits for the leader before it shows what this member has.
+const LINEARIZE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// This daemon as a member, or as a joiner that has been admitted.
+pub(crate) struct Node {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    pub versions: Versions,
+    pub db: Database,
+    pub trust: Trust,
+    pub peers: Peers,
+    /// What listeners on the cluster address present.
+    pub cluster_certificate: CertificateCell,
+    /// One membership change at a time. Only the leader makes any, so a lock in the process is enough.
+    pub(super) membership: tokio::sync::Mutex<()>,
+    /// Joiners that catch up: the reconciler leaves them alone.
+    confirming: Mutex<HashSet<NodeId>>,
+    /// Something may have to be put in order.
+    pub(super) disorder: Notify,
+    /// A certificate was shown that this member does not know; its table may be behind.
+    pub(super) stranger: Notify,
+    /// The connections that other members run Raft on.
+    transports: Tasks,
+}
+
+/// What a `Node` is made of.
+pub(crate) struct NodeParts {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    pub versions: Versions,
+    pub db: Database,
+    pub trust: Trust,
+    pub peers: Peers,
+    pub cluster_certificate: CertificateCell,
+}
+
+impl Node {
+    pub fn new(parts: NodeParts) -> Arc<Node> {
+        let NodeParts {
+            id,
+            name,
+            address,
+            versions,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+        } = parts;
+        Arc::new(Node {
+            id,
+            name,
+            address,
+            versions,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+            membership: tokio::sync::Mutex::new(()),
+            confirming: Mutex::new(HashSet::new()),
+            disorder: Notify::new(),
+            stranger: Notify::new(),
+            transports: Tasks::new(),
+        })
+    }
+
+    /// Has the members' table looked at again: something that concerns it happened.
+    pub fn nudge(&self) {
+        self.disorder.notify_one();
+    }
+
+    /// A certificate was shown that is not trusted: it may be a new member's that this one has not heard of.
+    pub fn stranger_seen(&self) {
+        self.stranger.notify_one();
+    }
+
+    /// The owner of the connections that other members run Raft on.
+    pub fn transports(&self) -> &Tasks {
+        &self.transports
+    }
+
+    /// The members with their live status, by name.
+    pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
+        let rows = self.rows_as_fresh_as_possible().await?;
+        let raft = self.db.status();
+        let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
+        let members = rows.into_iter().zip(statuses);
+        Ok(members
+            .map(|(row, status)| row.public(&raft, status))
+            .collect())
+    }
+
+    /// One member with its live status.
+    pub async fn member(&self, name: &Name) -> Result<Option<Member>, db::Error> {
+        let rows = self.rows_as_fresh_as_possible().await?;
+        let Some(row) = rows.into_iter().find(|row| row.name == *name) else {
+            return Ok(None);
+        };
+        let status = self.probe(&row).await;
+        Ok(Some(row.public(&self.db.status(), status)))
+    }
+
+    /// This member's role and how many members there are, from the local replica.
+    pub async fn own_role(&self) -> Result<(microcluster_client::Role, u64), db::Error> {
+        let rows = self.db.read(Consistency::Local, members::all).await?;
+        let voters = self.db.status().voters;
+        let own = rows.iter().find(|row| row.id == self.id);
+        let role = own.map_or(microcluster_client::Role::Pending, |row| row.role(&voters));
+        Ok((role, rows.len() as u64))
+    }
+
+    /// A client of the leader, if there is one and it is another member.
+    pub fn leader_client(&self, status: &Status) -> Option<Client> {
+        let leader = status.leader.filter(|leader| *leader != self.id)?;
+        let address = status.nodes.get(&leader)?.address.parse().ok()?;
+        Some(self.peers.client(address))
+    }
+
+    /// Clients of all other members that are trusted.
+    pub fn other_clients(&self) -> Vec<Client> {
+        let trusted = self.trust.current();
+        let others = trusted.iter().filter(|member| member.name != self.name);
+        others
+            .map(|member| self.peers.client(member.address))
+            .collect()
+    }
+
+    /// Reads the rows with everything that was acknowledged before.
+    pub(super) async fn rows(&self) -> Result<Vec<MemberRow>, db::Error> {
+        self.db.read(Consistency::Linearizable, members::all).await
+    }
+
+    /// Makes the trusted members those of the table, as this replica has it.
+    pub(super) async fn refresh_trust(&self) -> Result<bool, db::Error> {
+        let rows = self.db.read(Consistency::Local, members::all).await?;
+        // A replica that has not got this member's own row yet is older than the list that came
+        // with the admission: replacing the list by it would lock out those who bring the rest.
+        if !rows.iter().any(|row| row.id == self.id) {
+            return Ok(false);
+        }
+        Ok(self.trust.replace(members::trust_set(&rows)))
+    }
+
+    pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        self.confirming
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Changes the voters unless they are these already.
+    pub(super) async fn ensure_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), db::Error> {
+        if self.db.status().voters == voters {
+            return Ok(());
+        }
+        self.db.set_voters(voters).await
+    }
+
+    /// The rows as of now if a majority can be asked, else as this replica has them: a list is needed
+    /// most when something is down.
+    async fn rows_as_fresh_as_possible(&self) -> Result<Vec<MemberRow>, db::Error> {
+        if self.db.status().has_quorum
+            && let Ok(Err(e)) = tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await
+        {
+            tracing::debug!(error = %e, "listing the members from the local replica");
+        }
+        self.db.read(Consistency::Local, members::all).await
+    }
+
+    async fn probe(&self, row: &MemberRow) -> MemberStatus {
+        if row.id == self.id {
+            return MemberStatus::Online;
+        }
+        match self.db.ping(&row.address.to_string(), PROBE_TIMEOUT).await {
+            // Another daemon may listen there by now.
+            Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
+            Ok(_) => MemberStatus::Online,
+            Err(_) => MemberStatus::Unreachable,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Connections to the other members: pooled HTTP clients, and the streams that Raft runs on.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{Method, Request, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use microcluster_client::{
+    Address, Client, Fingerprint, Identity, ServerTrust, TlsError, client_config,
+};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::db::{PeerConnector, PeerStream};
+
+/// The protocol of upgraded connections that carry Raft.
+pub(crate) const RAFT_PROTOCOL: &str = "microcluster-raft/1";
+/// Where they are opened.
+const RAFT_PATH: &str = "/core/internal/database";
+/// How long opening one may take, TLS and the upgrade included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Opens connections to other members as this member. Clones share their connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Peers(Arc<Mutex<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    config: rustls::ClientConfig,
+    clients: HashMap<Address, Client>,
+}
+
+impl Peers {
+    /// Shows `identity` and accepts servers with the cluster certificate alone.
+    pub fn new(identity: &Identity, cluster: Fingerprint) -> Result<Peers, TlsError> {
+        let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
+        Ok(Peers(Arc::new(Mutex::new(Shared {
+            config,
+            clients: HashMap::new(),
+        }))))
+    }
+
+    /// Uses another identity or cluster certificate from now on; open requests are not disturbed.
+    pub fn reload(&self, identity: &Identity, cluster: Fingerprint) -> Result<(), TlsError> {
+        let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
+        *self.lock() = Shared {
+            config,
+            clients: HashMap::new(),
+        };
+        Ok(())
+    }
+
+    /// A client of the member at that address.
+    pub fn client(&self, address: Address) -> Client {
+        let mut shared = self.lock();
+        if let Some(client) = shared.clients.get(&address) {
+            return client.clone();
+        }
+        let client = Client::tls_with_config(address, shared.config.clone());
+        shared.clients.insert(address, client.clone());
+        client
+    }
+
+    /// Closes what is kept open to members that are not any more.
+    pub fn retain(&self, keep: impl Fn(Address) -> bool) {
+        self.lock().clients.retain(|address, _| keep(*address));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl PeerConnector for Peers {
+    fn connect(
+        &self,
+        address: String,
+    ) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+        let mut config = self.lock().config.clone();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Box::pin(async move {
+            let late = |_| {
+                io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{address} does not answer"),
+                )
+            };
+            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, &address))
+                .await
+                .map_err(late)?
+        })
+    }
+}
+
+/// TLS, then the upgrade, then the raw stream.
+async fn connect(config: rustls::ClientConfig, address: &str) -> io::Result<PeerStream> {
+    let invalid =
+        |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
+    let socket: SocketAddr = address.parse().map_err(|e| invalid(&e))?;
+    let tcp = TcpStream::connect(socket).await?;
+    tcp.set_nodelay(true)?;
+    // The certificate is pinned, the name is not looked at.
+    let name = ServerName::IpAddress(socket.ip().into());
+    let tls = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await?;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(RAFT_PATH)
+        .header(HOST, address)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, RAFT_PROTOCOL)
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| invalid(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
+        .await
+        .map_err(io::Error::other)?;
+    let mut connection = Box::pin(connection.with_upgrades());
+    let response = tokio::select! {
+        response = sender.send_request(request) => response.map_err(io::Error::other)?,
+        ended = &mut connection => {
+            ended.map_err(io::Error::other)?;
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let kind = match response.status() {
+            StatusCode::FORBIDDEN => io::ErrorKind::PermissionDenied,
+            _ => io::ErrorKind::ConnectionRefused,
+        };
+        let refused = format!("{address} answered {} to the upgrade", response.status());
+        return Err(io::Error::new(kind, refused));
+    }
+    let (upgraded, ended) = tokio::join!(hyper::upgrade::on(response), connection);
+    ended.map_err(io::Error::other)?;
+    Ok(Box::new(TokioIo::new(upgraded.map_err(io::Error::other)?)))
+}

@@ -1,0 +1,397 @@
+//! The reconciler: the leader puts in order what a crash or a failure has left half done.
+//!
+//! What is to be done follows from the member table and the Raft membership alone, so it can run at any
+//! time, by any leader, any number of times.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::members::{self, MemberRow, RowRole};
+use super::node::Node;
+use super::roles::{self, FullRole, Policy};
+use super::tokens::{self, TokenRow};
+use crate::db::{self, Consistency, NodeId};
+use crate::tasks::Tasks;
+
+/// How long an admitted joiner may take to ask to be taken in.
+const PENDING_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often everything is looked at without a reason.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Pause after a change, so that many changes are looked at together.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// One thing to put in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Action {
+    /// Finish the removal of a member.
+    FinishRemoval(NodeId),
+    /// A joiner votes already: finish taking it in.
+    TakeIn(NodeId),
+    /// A joiner did not come back.
+    DropPending(NodeId),
+    /// Raft knows a node that has no row.
+    DropOrphan(NodeId),
+    /// Other members should vote.
+    SetVoters(BTreeSet<NodeId>),
+    /// The rows should say something else.
+    SetRoles(BTreeMap<NodeId, (RowRole, RowRole)>),
+}
+
+/// What the leader sees.
+struct View<'a> {
+    rows: &'a [MemberRow],
+    tokens: &'a [TokenRow],
+    voters: &'a BTreeSet<NodeId>,
+    learners: &'a BTreeSet<NodeId>,
+    /// Joiners that catch up now.
+    confirming: &'a HashSet<NodeId>,
+    /// Joiners that have had their time.
+    overdue: &'a HashSet<NodeId>,
+    policy: Policy,
+}
+
+/// Puts the membership in order whenever this member leads, until the tasks are stopped.
+pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
+    let mut changes = node.db.changes();
+    let mut pending_since = HashMap::new();
+    loop {
+        if node.db.status().is_leader()
+            && let Err(e) = node.reconcile(&mut pending_since).await
+        {
+            tracing::warn!(error = %e, "cannot put the cluster's membership in order; trying again");
+        }
+        tokio::select! {
+            () = tasks.stopping() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = node.disorder.notified() => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        // A busy database changes all the time; the member table hardly ever does.
+        tokio::select! {
+            () = tasks.stopping() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+impl Node {
+    async fn reconcile(
+        &self,
+        pending_since: &mut HashMap<NodeId, Instant>,
+    ) -> Result<(), db::Error> {
+        let (rows, token_rows) = self
+            .db
+            .read(Consistency::Local, |db| {
+                let rows = members::all(db)?;
+                let tokens = if rows.is_empty() {
+                    Vec::new()
+                } else {
+                    tokens::all(db)?
+                };
+                Ok((rows, tokens))
+            })
+            .await?;
+        if !rows.iter().any(|row| row.id == self.id) {
+            // The cluster is being bootstrapped.
+            return Ok(());
+        }
+        let overdue = overdue(&rows, pending_since, Instant::now());
+        if self.actions(&rows, &token_rows, &overdue).is_empty() {
+            return Ok(());
+        }
+        // Something is to be done: look again with everything that is committed, while nobody else changes it.
+        let _membership = self.membership.lock().await;
+        let (rows, token_rows) = self
+            .db
+            .read(Consistency::Linearizable, |db| {
+                Ok((members::all(db)?, tokens::all(db)?))
+            })
+            .await?;
+        for action in self.actions(&rows, &token_rows, &overdue) {
+            tracing::info!(?action, "putting the membership in order");
+            self.carry_out(action, &rows).await?;
+        }
+        Ok(())
+    }
+
+    fn actions(
+        &self,
+        rows: &[MemberRow],
+        tokens: &[TokenRow],
+        overdue: &HashSet<NodeId>,
+    ) -> Vec<Action> {
+        let raft = self.db.status();
+        plan(&View {
+            rows,
+            tokens,
+            voters: &raft.voters,
+            learners: &raft.learners,
+            confirming: &self.confirming(),
+            overdue,
+            policy: roles::POLICY_DEFAULT,
+        })
+    }
+
+    async fn carry_out(&self, action: Action, rows: &[MemberRow]) -> Result<(), db::Error> {
+        let row = |id: NodeId| rows.iter().find(|row| row.id == id);
+        match action {
+            Action::FinishRemoval(id) if id == self.id => self.db.transfer_leadership().await,
+            Action::FinishRemoval(id) => match row(id) {
+                Some(row) => self.finish_removal(row).await,
+                None => Ok(()),
+            },
+            Action::TakeIn(id) => match row(id) {
+                Some(row) => self.take_in(row).await,
+                None => Ok(()),
+            },
+            Action::DropPending(id) => self.drop_pending(id).await.map(|_| ()),
+            Action::DropOrphan(id) => self.leave_raft(id).await,
+            Action::SetVoters(voters) => self.ensure_voters(voters).await,
+            Action::SetRoles(changes) => {
+                let change = move |tx: &db::Transaction<'_>| {
+                    for (id, (from, to)) in &changes {
+                        members::change_role(tx, *id, *from, *to)?;
+                    }
+                    Ok(())
+                };
+                self.db.transaction(change).await
+            }
+        }
+    }
+}
+
+/// The joiners that have been pending for too long. Measured by this leader's own clock, from when
+/// it first saw them: a new leader gives them their time again.
+fn overdue(
+    rows: &[MemberRow],
+    pending_since: &mut HashMap<NodeId, Instant>,
+    now: Instant,
+) -> HashSet<NodeId> {
+    let pending: HashSet<NodeId> = rows
+        .iter()
+        .filter(|row| row.role == RowRole::Pending)
+        .map(|row| row.id)
+        .collect();
+    pending_since.retain(|id, _| pending.contains(id));
+    for id in &pending {
+        pending_since.entry(*id).or_insert(now);
+    }
+    let is_over = |since: &Instant| now.saturating_duration_since(*since) >= PENDING_TIMEOUT;
+    pending_since
+        .iter()
+        .filter(|(_, since)| is_over(since))
+        .map(|(id, _)| *id)
+        .collect()
+}
+
+fn plan(view: &View<'_>) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for row in view.rows {
+        match row.role {
+            RowRole::Leaving => actions.push(Action::FinishRemoval(row.id)),
+            RowRole::Pending if view.confirming.contains(&row.id) => {}
+            RowRole::Pending if view.voters.contains(&row.id) => {
+                actions.push(Action::TakeIn(row.id))
+            }
+            RowRole::Pending => {
+                let invited = view
+                    .tokens
+                    .iter()
+                    .any(|token| Some(token.id) == row.token_id);
+                if !invited || view.overdue.contains(&row.id) {
+                    actions.push(Action::DropPending(row.id));
+                }
+            }
+            RowRole::Voter | RowRole::StandBy | RowRole::Spare => {}
+        }
+    }
+    let known: BTreeSet<NodeId> = view.rows.iter().map(|row| row.id).collect();
+    let nodes = view.voters.union(view.learners);
+    actions.extend(
+        nodes
+            .filter(|id| !known.contains(id))
+            .map(|id| Action::DropOrphan(*id)),
+    );
+    if actions.is_empty() && view.confirming.is_empty() {
+        // Roles are given when nobody is on the way in or out: those steps give roles themselves.
+        actions.extend(plan_roles(view));
+    }
+    actions
+}
+
+fn plan_roles(view: &View<'_>) -> Vec<Action> {
+    let is_in = |row: &&MemberRow| {
+        row.role.is_full() && (view.voters.contains(&row.id) || view.learners.contains(&row.id))
+    };
+    let present = |row: &MemberRow| match row.full_role() {
+        // Raft is the truth about who votes.
+        _ if view.voters.contains(&row.id) => FullRole::Voter,
+        FullRole::Voter => FullRole::StandBy,
+        role => role,
+    };
+    let members: BTreeMap<NodeId, Option<FullRole>> = view
+        .rows
+        .iter()
+        .filter(is_in)
+        .map(|row| (row.id, Some(present(row))))
+        .collect();
+    let assigned = roles::assign(view.policy, &members);
+    let voters: BTreeSet<NodeId> = assigned
+        .iter()
+        .filter(|(_, role)| **role == FullRole::Voter)
+        .map(|(id, _)| *id)
+        .collect();
+    let is_pending = |row: &MemberRow| row.role == RowRole::Pending;
+    let mut actions = Vec::new();
+    if !voters.is_empty() && voters != *view.voters && !view.rows.iter().any(is_pending) {
+        actions.push(Action::SetVoters(voters));
+    }
+    let changes: BTreeMap<NodeId, (RowRole, RowRole)> = view
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let to = RowRole::from(*assigned.get(&row.id)?);
+            (row.role != to).then_some((row.id, (row.role, to)))
+        })
+        .collect();
+    if !changes.is_empty() {
+        actions.push(Action::SetRoles(changes));
+    }
+    actions
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use microcluster_client::Timestamp;
+
+    use super::*;
+    use crate::token::new_secret;
+
+    fn row(id: NodeId, role: RowRole) -> MemberRow {
+        MemberRow {
+            id,
+            name: format!("c{id}").parse().unwrap(),
+            address: format!("127.0.0.1:{}", 9000 + id).parse().unwrap(),
+            certificate: String::new(),
+            role,
+            schema_internal: 1,
+            schema_external: 0,
+            extensions: vec![],
+            last_heartbeat: Timestamp::ZERO,
+            token_id: (role == RowRole::Pending).then_some(1),
+        }
+    }
+
+    fn token(id: i64) -> TokenRow {
+        TokenRow {
+            id,
+            name: "c9".parse().unwrap(),
+            secret: new_secret(),
+            expires_at: Timestamp::ZERO,
+        }
+    }
+
+    struct World {
+        rows: Vec<MemberRow>,
+        tokens: Vec<TokenRow>,
+        voters: Vec<NodeId>,
+        learners: Vec<NodeId>,
+        confirming: Vec<NodeId>,
+        overdue: Vec<NodeId>,
+    }
+
+    impl World {
+        fn new(rows: &[(NodeId, RowRole)], voters: &[NodeId], learners: &[NodeId]) -> Self {
+            World {
+                rows: rows.iter().map(|(id, role)| row(*id, *role)).collect(),
+                tokens: vec![token(1)],
+                voters: voters.to_vec(),
+                learners: learners.to_vec(),
+                confirming: vec![],
+                overdue: vec![],
+            }
+        }
+
+        fn plan(&self) -> Vec<Action> {
+            plan(&View {
+                rows: &self.rows,
+                tokens: &self.tokens,
+                voters: &self.voters.iter().copied().collect(),
+                learners: &self.learners.iter().copied().collect(),
+                confirming: &self.confirming.iter().copied().collect(),
+                overdue: &self.overdue.iter().copied().collect(),
+                policy: roles::POLICY_DEFAULT,
+            })
+        }
+    }
+
+    use RowRole::{Leaving, Pending, StandBy, Voter};
+
+    #[test]
+    fn nothing_to_do_in_a_cluster_that_is_in_order() {
+        let world = World::new(
+            &[(1, Voter), (2, Voter), (3, Voter), (4, StandBy)],
+            &[1, 2, 3],
+            &[4],
+        );
+        assert_eq!(world.plan(), []);
+    }
+
+    #[test]
+    fn a_joiner_has_its_time_and_not_more() {
+        let mut world = World::new(&[(1, Voter), (2, Pending)], &[1], &[2]);
+        assert_eq!(world.plan(), []);
+        world.overdue = vec![2];
+        assert_eq!(world.plan(), [Action::DropPending(2)]);
+        world.confirming = vec![2];
+        assert_eq!(world.plan(), [], "it catches up");
+        world.confirming.clear();
+        world.voters.push(2);
+        assert_eq!(world.plan(), [Action::TakeIn(2)], "it votes: it is in");
+    }
+
+    #[test]
+    fn a_joiner_whose_token_is_gone_is_dropped() {
+        let mut world = World::new(&[(1, Voter), (2, Pending)], &[1], &[]);
+        world.tokens.clear();
+        assert_eq!(world.plan(), [Action::DropPending(2)]);
+    }
+
+    #[test]
+    fn a_node_without_a_row_is_an_orphan() {
+        let world = World::new(&[(1, Voter), (3, Pending)], &[1], &[2, 3]);
+        assert_eq!(world.plan(), [Action::DropOrphan(2)]);
+    }
+
+    #[test]
+    fn a_removal_is_finished() {
+        let world = World::new(&[(1, Voter), (2, Leaving), (3, Voter)], &[1, 2, 3], &[]);
+        assert_eq!(world.plan(), [Action::FinishRemoval(2)]);
+    }
+
+    #[test]
+    fn a_stand_by_fills_the_place_of_a_voter() {
+        let world = World::new(&[(1, Voter), (2, Voter), (4, StandBy)], &[1, 2], &[4]);
+        let expected = [
+            Action::SetVoters([1, 2, 4].into()),
+            Action::SetRoles([(4, (StandBy, Voter))].into()),
+        ];
+        assert_eq!(world.plan(), expected);
+    }
+
+    #[test]
+    fn overdue_joiners_are_those_seen_for_too_long() {
+        let rows = [row(1, Voter), row(2, Pending)];
+        let (mut since, start) = (HashMap::new(), Instant::now());
+        assert!(overdue(&rows, &mut since, start).is_empty());
+        assert!(overdue(&rows, &mut since, start + PENDING_TIMEOUT / 2).is_empty());
+        assert_eq!(
+            overdue(&rows, &mut since, start + PENDING_TIMEOUT),
+            [2].into()
+        );
+        assert!(overdue(&rows[..1], &mut since, start + PENDING_TIMEOUT).is_empty());
+        assert!(since.is_empty());
+    }
+}

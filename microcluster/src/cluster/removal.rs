@@ -1,0 +1,145 @@
+//! Removing a member, on the leader. The mark in its row is the decision; what follows is finished
+//! by whoever leads, however often that changes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::Method;
+use microcluster_client::{Empty, Name};
+
+use super::members::{self, MemberRow, RowRole};
+use super::node::Node;
+use super::roles::{self, FullRole};
+use crate::db::{self, NodeId};
+
+/// How long a member may take to say that it is alive before its removal needs force.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a removed member may take to hear of it. One that does not is told when it asks.
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a member was not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveError {
+    #[error("there is no member named {name}; `microctl cluster list` shows those there are")]
+    NotFound { name: Name },
+    #[error("{name} is the only member: stop the daemon and delete its state directory instead")]
+    Last { name: Name },
+    #[error("{name} does not answer; if it is gone for good remove it with --force")]
+    Unreachable { name: Name },
+    #[error("{name} is the leader, and no other member took over; try again")]
+    Leads { name: Name },
+    #[error("cannot remove {name}")]
+    Database { name: Name, source: db::Error },
+}
+
+impl Node {
+    /// Removes another member, or a joiner, from the cluster and tells it. With `force` it need not answer.
+    pub async fn remove(&self, name: &Name, force: bool) -> Result<(), RemoveError> {
+        let database = |source| RemoveError::Database {
+            name: name.clone(),
+            source,
+        };
+        let _membership = self.membership.lock().await;
+        let rows = self.rows().await.map_err(database)?;
+        let row = rows.iter().find(|row| row.name == *name);
+        let row = row.ok_or_else(|| RemoveError::NotFound { name: name.clone() })?;
+        let others = rows
+            .iter()
+            .filter(|other| other.id != row.id && other.role.is_full())
+            .count();
+        if row.role.is_full() && others == 0 {
+            return Err(RemoveError::Last { name: name.clone() });
+        }
+        if row.id == self.id {
+            return Err(RemoveError::Leads { name: name.clone() });
+        }
+        if !force
+            && self
+                .db
+                .ping(&row.address.to_string(), ALIVE_TIMEOUT)
+                .await
+                .is_err()
+        {
+            return Err(RemoveError::Unreachable { name: name.clone() });
+        }
+        let (id, role) = (row.id, row.role);
+        self.db
+            .transaction(move |tx| members::change_role(tx, id, role, RowRole::Leaving))
+            .await
+            .map_err(database)?;
+        self.finish_removal(row).await.map_err(database)
+    }
+
+    /// Does what is left of a removal that was decided. The caller holds the membership lock.
+    pub(super) async fn finish_removal(&self, row: &MemberRow) -> Result<(), db::Error> {
+        self.leave_raft(row.id).await?;
+        self.tell_removed(row).await;
+        let id = row.id;
+        self.db
+            .transaction(move |tx| members::delete(tx, id, RowRole::Leaving))
+            .await?;
+        self.refresh_trust().await?;
+        self.nudge();
+        tracing::info!(member = %row.name, id, "a member was removed");
+        Ok(())
+    }
+
+    /// Takes a node out of Raft; who replaces it as a voter begins to vote in the same step.
+    pub(super) async fn leave_raft(&self, id: NodeId) -> Result<(), db::Error> {
+        let raft = self.db.status();
+        if raft.voters.contains(&id) {
+            let rows = self.rows().await?;
+            let remaining: BTreeMap<NodeId, Option<FullRole>> = rows
+                .iter()
+                .filter(|row| {
+                    row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id)
+                })
+                .map(|row| (row.id, Some(row.full_role())))
+                .collect();
+            let assigned = roles::assign(roles::POLICY_DEFAULT, &remaining);
+            let voters = assigned
+                .into_iter()
+                .filter(|(_, role)| *role == FullRole::Voter);
+            self.ensure_voters(voters.map(|(id, _)| id).collect())
+                .await?;
+        }
+        if self.db.status().nodes.contains_key(&id) {
+            self.db.remove_node(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells a removed member to forget the cluster. It may be dead, so this may fail.
+    async fn tell_removed(&self, row: &MemberRow) {
+        let client = self
+            .peers
+            .client(row.address)
+            .timeout(TELL_TIMEOUT)
+            .notification();
+        let path = format!("/core/internal/cluster/{}?force=1", row.name);
+        if let Err(e) = client.query::<Empty>(Method::PUT, &path, ()).await {
+            tracing::warn!(member = %row.name, error = %e, "a removed member could not be told");
+        }
+    }
+}
+
+impl MemberRow {
+    /// The role of a member that is in.
+    pub(super) fn full_role(&self) -> FullRole {
+        match self.role {
+            RowRole::Voter => FullRole::Voter,
+            RowRole::StandBy => FullRole::StandBy,
+            RowRole::Spare | RowRole::Pending | RowRole::Leaving => FullRole::Spare,
+        }
+    }
+}
+
+impl From<FullRole> for RowRole {
+    fn from(role: FullRole) -> Self {
+        match role {
+            FullRole::Voter => RowRole::Voter,
+            FullRole::StandBy => RowRole::StandBy,
+            FullRole::Spare => RowRole::Spare,
+        }
+    }
+}

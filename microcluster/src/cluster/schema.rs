@@ -1,0 +1,32 @@
+//! The daemon's own tables: an append-only list, its length is the schema version.
+
+/// The updates, oldest first. One that was released is never changed.
+pub(crate) const INTERNAL: &[&str] = &[MEMBERS_AND_TOKENS];
+
+/// `id` is the Raft node id. AUTOINCREMENT never gives one twice: a member whose log was lost must
+/// not come back under the id that voted with it.
+///
+/// `role` is what is wanted; which members vote now is told by the Raft membership alone.
+///
+/// The secret of a token is stored as it is: `tokens list` shows the whole token again, as clients
+/// of this API expect. It opens nothing by then that the database itself does not hold.
+const MEMBERS_AND_TOKENS: &str = "
+CREATE TABLE core_cluster_members (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    address TEXT NOT NULL UNIQUE,
+    certificate TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL CHECK (role IN ('PENDING', 'voter', 'stand-by', 'spare', 'leaving')),
+    schema_internal INTEGER NOT NULL,
+    schema_external INTEGER NOT NULL,
+    extensions TEXT NOT NULL,
+    last_heartbeat TEXT NOT NULL,
+    token_id INTEGER
+);
+CREATE TABLE core_token_records (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    secret TEXT NOT NULL UNIQUE,
+    expires_at TEXT NOT NULL
+);
+";

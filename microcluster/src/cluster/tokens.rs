@@ -1,0 +1,171 @@
+//! The token table: who was invited and has not come yet.
+
+use std::time::Duration;
+
+use microcluster_client::{Name, Secret, Timestamp, TokenRecord};
+use rusqlite::{Connection, Row};
+use subtle::ConstantTimeEq;
+
+use super::members::{self, parsed};
+use super::node::Node;
+use crate::db::{self, Consistency, Transaction};
+use crate::token::{self, JoinToken};
+
+/// One row of the token table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TokenRow {
+    pub id: i64,
+    pub name: Name,
+    pub secret: Secret,
+    /// Zero for never.
+    pub expires_at: Timestamp,
+}
+
+/// Why there is no new token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddError {
+    #[error(
+        "there is a join token for {name} already; revoke it with `microctl tokens revoke {name}` or use another name"
+    )]
+    NameTaken { name: Name },
+    #[error(
+        "the token would expire after the year 9999; give a shorter time, or 0 for one that never expires"
+    )]
+    ExpiresTooLate,
+    #[error("cannot add the join token")]
+    Database(#[source] db::Error),
+}
+
+/// Why a token was not revoked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RevokeError {
+    #[error("there is no join token for {name}; `microctl tokens list` shows those there are")]
+    NotFound { name: Name },
+    #[error("cannot revoke the join token")]
+    Database(#[source] db::Error),
+}
+
+impl TokenRow {
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        !self.expires_at.is_zero() && self.expires_at <= now
+    }
+}
+
+/// All rows, by name.
+pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
+    let mut statement = db.prepare_cached(SELECT)?;
+    statement.query_map((), from_row)?.collect()
+}
+
+/// All rows, by name.
+pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<TokenRow>, db::Error> {
+    tx.query(SELECT, (), from_row)
+}
+
+/// Removes a token: it is used up.
+pub(crate) fn spend(tx: &Transaction<'_>, id: i64) -> Result<(), db::Error> {
+    tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id])
+        .map(|_| ())
+}
+
+/// The token with this secret. Every row is compared, each in constant time: neither the secret
+/// nor its place can be guessed from how long it takes.
+pub(crate) fn find<'a>(tokens: &'a [TokenRow], secret: &Secret) -> Option<&'a TokenRow> {
+    let given = secret.expose().as_bytes();
+    let mut found = None;
+    for row in tokens {
+        if bool::from(row.secret.expose().as_bytes().ct_eq(given)) {
+            found = Some(row);
+        }
+    }
+    found
+}
+
+impl Node {
+    /// Makes a join token for a name.
+    pub async fn add_token(
+        &self,
+        name: Name,
+        expire_after: Option<Duration>,
+    ) -> Result<Secret, AddError> {
+        let expires_at = match expire_after {
+            None => Timestamp::ZERO,
+            Some(after) => Timestamp::now()
+                .checked_add(after)
+                .ok_or(AddError::ExpiresTooLate)?,
+        };
+        let secret = token::new_secret();
+        let (text, key, until) = (
+            name.to_string(),
+            secret.expose().to_owned(),
+            expires_at.to_string(),
+        );
+        let sql = "INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)";
+        match self.db.execute(sql, (text, key, until)).await {
+            Ok(_) => {}
+            Err(db::Error::Constraint { unique: true, .. }) => {
+                return Err(AddError::NameTaken { name });
+            }
+            Err(e) => return Err(AddError::Database(e)),
+        }
+        Ok(self
+            .join_token(secret)
+            .await
+            .map_err(AddError::Database)?
+            .encode())
+    }
+
+    /// The tokens that have not been used, by name.
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, db::Error> {
+        let rows = self.db.read(Consistency::Linearizable, all).await?;
+        let Some(first) = rows.first() else {
+            return Ok(Vec::new());
+        };
+        let mut token = self.join_token(first.secret.clone()).await?;
+        let mut records = Vec::with_capacity(rows.len());
+        for row in rows {
+            token.secret = row.secret;
+            records.push(TokenRecord {
+                name: row.name,
+                token: token.encode(),
+                expires_at: row.expires_at,
+            });
+        }
+        Ok(records)
+    }
+
+    /// Takes back a token.
+    pub async fn revoke_token(&self, name: Name) -> Result<(), RevokeError> {
+        let sql = "DELETE FROM core_token_records WHERE name = ?1";
+        match self.db.execute(sql, [name.to_string()]).await {
+            Ok(0) => Err(RevokeError::NotFound { name }),
+            Ok(_) => Ok(()),
+            Err(e) => Err(RevokeError::Database(e)),
+        }
+    }
+
+    /// The token for a secret, with the members as they are now; this one first.
+    async fn join_token(&self, secret: Secret) -> Result<JoinToken, db::Error> {
+        let mut rows = self.db.read(Consistency::Local, members::all).await?;
+        rows.retain(|row| row.role.is_full());
+        rows.sort_by_key(|row| row.id != self.id);
+        let join_addresses = rows.into_iter().map(|row| row.address).collect();
+        let fingerprint = self.cluster_certificate.current().fingerprint();
+        Ok(JoinToken {
+            secret,
+            fingerprint,
+            join_addresses,
+        })
+    }
+}
+
+const SELECT: &str = "SELECT id, name, secret, expires_at FROM core_token_records ORDER BY name";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
+    Ok(TokenRow {
+        id: row.get(0)?,
+        name: parsed(row, 1)?,
+        secret: Secret::new(row.get::<_, String>(2)?),
+        expires_at: parsed(row, 3)?,
+    })
+}

@@ -1,0 +1,377 @@
+//! The daemon: start, signals, the one loop that changes what it is, and a stop that joins everything.
+
+mod certificates;
+mod initialise;
+mod joining;
+mod member;
+mod notify;
+mod present;
+mod signals;
+mod start;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use self::member::Running;
+use self::signals::{Signal, Signals};
+pub(crate) use self::start::start;
+use crate::api::{Api, ListenerKind};
+use crate::db::OpenError;
+use crate::error::Fatal;
+use crate::listener::{self, Listener};
+use crate::state::{Command, InitRequest, Lifecycle, NotNow, State};
+use crate::tasks::{Tasks, blocking};
+use crate::tls;
+
+/// How long a leader tries to hand over before it stops.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a bootstrap or join that was begun may take to reach a step at which it can stop.
+const INIT_STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Commands that wait for the daemon.
+const COMMANDS_MAX: usize = 16;
+
+/// Why a daemon does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another daemon uses the state directory.
+    #[error("the state directory {} is in use by another daemon; stop that one or choose another --state-dir", .path.display())]
+    Held {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// The state directory, or a file in it, cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file of the state directory has a content that cannot be used.
+    #[error("{} cannot be used: {reason}", .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The control socket cannot be opened.
+    #[error("cannot open the control socket {}", .path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The group of the control socket cannot be used.
+    #[error("cannot give the control socket to the group {group:?}: {reason}")]
+    Group {
+        /// The group.
+        group: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {reason}")]
+    Tls {
+        /// What the TLS library says.
+        reason: String,
+    },
+    /// The database cannot be opened.
+    #[error("cannot open the database in {}", .path.display())]
+    Database {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: OpenError,
+    },
+    /// The daemon was stopped before it was up.
+    #[error("the daemon was stopped while it started")]
+    Stopped,
+}
+
+/// Why a daemon did not run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It could not go on.
+    #[error(transparent)]
+    Fatal(#[from] Fatal),
+}
+
+/// A daemon that runs in this process. It goes on when the handle is dropped.
+#[derive(Debug)]
+pub struct Handle {
+    control: mpsc::Sender<Internal>,
+    state: State,
+    done: oneshot::Receiver<Result<(), Fatal>>,
+}
+
+impl Handle {
+    /// The daemon as its handlers see it.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Asks the daemon to stop; [`Handle::wait`] tells when it has.
+    pub async fn shutdown(&self) {
+        // It has stopped already when nobody takes this.
+        self.control.send(Internal::Stop).await.ok();
+    }
+
+    /// Has the daemon read its certificates again. Connections stay open.
+    pub async fn reload(&self) {
+        self.control.send(Internal::Reload).await.ok();
+    }
+
+    /// Waits until the daemon has stopped.
+    ///
+    /// # Errors
+    /// When it stopped because it could not go on.
+    pub async fn wait(self) -> Result<(), Fatal> {
+        self.done
+            .await
+            .unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
+    }
+
+    async fn finished(&mut self) -> Result<(), Fatal> {
+        (&mut self.done)
+            .await
+            .unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
+    }
+}
+
+/// Runs a daemon until a signal or its control API ends it.
+pub(crate) async fn run(settings: crate::config::Settings) -> Result<(), RunError> {
+    let mut signals = Signals::new().map_err(|source| StartError::File {
+        action: "wait for",
+        path: "signals".into(),
+        source,
+    })?;
+    let mut handle = tokio::select! {
+        started = start(settings) => started?,
+        signal = signals.next_end() => {
+            tracing::info!(signal, "stopped while starting");
+            return Ok(());
+        }
+    };
+    notify::ready();
+    loop {
+        tokio::select! {
+            ended = handle.finished() => return Ok(ended?),
+            signal = signals.next() => match signal {
+                Signal::Reload => handle.reload().await,
+                Signal::End(signal) => {
+                    tracing::info!(signal, "stopping");
+                    handle.shutdown().await;
+                }
+            },
+        }
+    }
+}
+
+/// What the loop is told by the process, beside the commands of the API.
+#[derive(Debug)]
+enum Internal {
+    Stop,
+    Reload,
+    Fatal(Fatal),
+}
+
+/// All that the daemon holds. The loop in [`Core::run`] is its only owner.
+struct Core {
+    shared: Arc<CoreShared>,
+    commands: mpsc::Receiver<Command>,
+    internal: mpsc::Receiver<Internal>,
+    control_socket: Listener,
+}
+
+/// What the loop shares with the bootstrap, the join or the reset that it runs beside itself.
+struct CoreShared {
+    state: State,
+    /// Requests that go on without their clients.
+    requests: Tasks,
+    /// A bootstrap, join or reset.
+    changes: Tasks,
+    /// The parts of a member that run; none while the daemon is none.
+    running: Mutex<Option<Running>>,
+    pre_init: Mutex<Option<Listener>>,
+    control: mpsc::Sender<Internal>,
+}
+
+impl Core {
+    async fn run(mut self, done: oneshot::Sender<Result<(), Fatal>>) {
+        let ended = loop {
+            tokio::select! {
+                // Never closed: the state, which is held here, has a sender.
+                Some(command) = self.commands.recv() => match command {
+                    Command::Initialise { request, answer } => self.begin_initialise(request, answer),
+                    Command::Reset { answer } => self.begin_reset(answer),
+                    Command::Shutdown => break Ok(()),
+                },
+                Some(internal) = self.internal.recv() => match internal {
+                    Internal::Stop => break Ok(()),
+                    Internal::Reload => self.shared.reload_certificates().await,
+                    Internal::Fatal(fatal) => break Err(fatal),
+                },
+                else => break Ok(()),
+            }
+        };
+        if let Err(fatal) = &ended {
+            tracing::error!(error = %crate::error::Chain(fatal), "the daemon cannot go on");
+        }
+        notify::stopping();
+        self.stop().await;
+        tracing::info!("stopped");
+        done.send(ended).ok();
+    }
+
+    fn begin_initialise(
+        &self,
+        request: InitRequest,
+        answer: oneshot::Sender<Result<(), crate::state::InitError>>,
+    ) {
+        let shared = self.shared.clone();
+        match shared.state.lifecycle() {
+            Lifecycle::Uninitialised => {}
+            Lifecycle::Member(node) => {
+                let (name, address) = (node.name.clone(), node.address);
+                answer
+                    .send(Err(crate::state::InitError::AlreadyInitialised {
+                        name,
+                        address,
+                    }))
+                    .ok();
+                return;
+            }
+            other => {
+                answer.send(Err(other.not_now().into())).ok();
+                return;
+            }
+        }
+        shared.state.set_lifecycle(Lifecycle::Initialising(None));
+        self.shared.changes.spawn("initialise", async move {
+            shared.initialise(request, answer).await
+        });
+    }
+
+    fn begin_reset(&self, answer: oneshot::Sender<Result<(), NotNow>>) {
+        let shared = self.shared.clone();
+        match shared.state.lifecycle() {
+            Lifecycle::Member(_) => {}
+            other => {
+                answer.send(Err(other.not_now())).ok();
+                return;
+            }
+        }
+        shared.state.set_lifecycle(Lifecycle::Resetting);
+        answer.send(Ok(())).ok();
+        self.shared.changes.spawn("reset", async move {
+            if let Err(fatal) = shared.reset().await {
+                shared.control.send(Internal::Fatal(fatal)).await.ok();
+            }
+        });
+    }
+
+    /// Hands over, drains, and ends everything, in the order in which one thing needs the other.
+    async fn stop(self) {
+        let shared = self.shared;
+        let drain = shared.state.settings().drain_timeout;
+        shared.changes.shutdown(INIT_STOP_TIMEOUT).await;
+        if let Ok(node) = shared.state.node()
+            && node.db.status().is_leader()
+            && node.db.status().voters.len() > 1
+        {
+            match tokio::time::timeout(TRANSFER_TIMEOUT, node.db.transfer_leadership()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => tracing::warn!(error = %e, "leadership was not handed over"),
+                Err(_) => tracing::warn!("leadership was not handed over in time"),
+            }
+        }
+        self.control_socket.close(drain).await;
+        shared.close_pre_init().await;
+        shared.requests.shutdown(drain).await;
+        shared.state.set_lifecycle(Lifecycle::ShuttingDown);
+        if let Some(running) = shared.running.lock().await.take() {
+            running.stop(drain).await;
+        }
+    }
+}
+
+impl CoreShared {
+    /// Forgets the cluster: this member was removed.
+    async fn reset(&self) -> Result<(), Fatal> {
+        tracing::warn!("this member was removed from its cluster and forgets it");
+        if let Some(running) = self.running.lock().await.take() {
+            running.stop(self.state.settings().drain_timeout).await;
+        }
+        self.forget().await?;
+        self.become_uninitialised().await;
+        Ok(())
+    }
+
+    /// Removes what a cluster leaves in the state directory.
+    async fn forget(&self) -> Result<(), Fatal> {
+        let dir = self.state.dir().clone();
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+            Fatal::new("cannot remove what is left of the cluster in the state directory")
+                .caused_by(e)
+        };
+        blocking("reset", move || dir.reset())
+            .await
+            .map_err(|e| failed(e.into()))?
+            .map_err(|e| failed(e.into()))
+    }
+
+    async fn become_uninitialised(&self) {
+        self.state.set_lifecycle(Lifecycle::Uninitialised);
+        if let Err(e) = self.open_pre_init().await {
+            tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
+        }
+    }
+
+    /// Serves the pre-init address, if there is one.
+    async fn open_pre_init(&self) -> Result<(), StartError> {
+        let Some(address) = self.state.settings().pre_init_listen else {
+            return Ok(());
+        };
+        let tcp = listener::bind(address)
+            .await
+            .map_err(|source| StartError::Listen { address, source })?;
+        let config = tls::server_config(self.state.server_certificate().clone()).map_err(|e| {
+            StartError::Tls {
+                reason: e.to_string(),
+            }
+        })?;
+        let api = Api::new(ListenerKind::PreInit, &self.state, &self.requests);
+        *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
+        Ok(())
+    }
+
+    async fn close_pre_init(&self) {
+        let listener = self.pre_init.lock().await.take();
+        if let Some(listener) = listener {
+            listener.close(self.state.settings().drain_timeout).await;
+        }
+    }
+}

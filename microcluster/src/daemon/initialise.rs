@@ -1,0 +1,197 @@
+//! Bootstrap, and the frame around bootstrap and join: what is asked for, answered, and undone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{MemberLocal, Timestamp};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::CoreShared;
+use super::certificates::{ensure_server_carries, store};
+use super::member::{Identity, open_node, versions};
+use crate::cluster::Node;
+use crate::cluster::join::Versions;
+use crate::cluster::members::{self, NewMember, RowRole};
+use crate::db::{self, NodeId, Peer, Statement};
+use crate::error::{Chain, Fatal};
+use crate::listener;
+use crate::state::{InitError, InitRequest, Lifecycle};
+use crate::tasks::blocking;
+use crate::tls::{Generate, KeyPair};
+use crate::trust::{Trust, TrustedMember};
+
+/// The id of the member that begins a cluster.
+const FIRST_ID: NodeId = 1;
+/// The name in every cluster certificate, beside the address of the member that made it. Members
+/// pin the certificate; the name is for tools that insist on one.
+const CLUSTER_NAME: &str = "cluster.microcluster";
+/// How long a caller waits for a join. It goes on after that.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl CoreShared {
+    /// Bootstraps or joins, and answers. Whatever happens, the daemon is a member, a joiner, or
+    /// uninitialised afterwards.
+    pub(super) async fn initialise(
+        self: Arc<Self>,
+        request: InitRequest,
+        answer: oneshot::Sender<Result<(), InitError>>,
+    ) {
+        let run = self.bootstrap_or_join(request);
+        let mut run = std::pin::pin!(run);
+        // Dropped with the daemon's state when this task is: the caller is told then.
+        let ended = tokio::time::timeout(ANSWER_TIMEOUT, run.as_mut()).await;
+        match ended {
+            Ok(ended) => {
+                answer.send(ended).ok();
+            }
+            Err(_) => {
+                answer.send(Err(InitError::StillJoining)).ok();
+                if let Err(e) = run.await {
+                    tracing::error!(error = %Chain(&e), "the join failed");
+                }
+            }
+        }
+    }
+
+    async fn bootstrap_or_join(&self, request: InitRequest) -> Result<(), InitError> {
+        let prepared = self.prepare(&request).await;
+        let (tcp, server) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                return Err(e);
+            }
+        };
+        if request.token.is_some() {
+            return self.join(request, tcp, server).await;
+        }
+        let begun = self.bootstrap(&request, tcp, &server).await;
+        if let Err(e) = begun {
+            tracing::warn!(error = %Chain(&e), "the bootstrap failed and is undone");
+            self.undo().await;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// What can be checked on this machine alone: nobody else is bothered with a request that cannot succeed.
+    async fn prepare(&self, request: &InitRequest) -> Result<(TcpListener, KeyPair), InitError> {
+        let address = request.address;
+        let tcp = listener::bind(address.socket_addr())
+            .await
+            .map_err(|source| InitError::Listen { address, source })?;
+        let server = ensure_server_carries(&self.state, &request.name).await?;
+        Ok((tcp, server))
+    }
+
+    async fn bootstrap(
+        &self,
+        request: &InitRequest,
+        tcp: TcpListener,
+        server: &KeyPair,
+    ) -> Result<(), InitError> {
+        let InitRequest { name, address, .. } = request.clone();
+        let dir = self.state.dir().clone();
+        let ip = address.ip();
+        let cluster = blocking(
+            "cluster certificate",
+            move || -> Result<KeyPair, InitError> {
+                let pair = KeyPair::generate(&Generate {
+                    name: CLUSTER_NAME,
+                    addresses: &[ip],
+                })?;
+                store(&dir, "cluster", &pair)?;
+                Ok(pair)
+            },
+        )
+        .await??;
+        let me = MemberLocal {
+            name: name.clone(),
+            address,
+            certificate: server.certificate.pem.clone(),
+        };
+        let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer {
+            reason: e.to_string(),
+        })?;
+        let trust = Trust::new([trusted].into_iter().collect());
+        let identity = Identity {
+            id: FIRST_ID,
+            name: name.clone(),
+            address,
+            trust,
+            cluster,
+        };
+        let node = open_node(&self.state, identity).await?;
+        self.serve(&node, tcp).await?;
+        node.db
+            .initialise(Peer {
+                name: name.to_string(),
+                address: address.to_string(),
+            })
+            .await?;
+        self.first_entries(&node, me).await?;
+        // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
+        self.commit(&node).await?;
+        self.become_member(&node).await;
+        tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
+        Ok(())
+    }
+
+    /// The product's schema and the first member's row.
+    async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
+        let schema = self.state.settings().schema.iter();
+        let statements: Vec<Statement> = schema.map(Statement::new).collect();
+        if !statements.is_empty() {
+            node.db.batch(statements).await?;
+        }
+        let Versions {
+            schema_internal,
+            schema_external,
+            extensions,
+        } = versions(&self.state);
+        let first = NewMember {
+            id: Some(node.id),
+            name: me.name,
+            address: me.address,
+            certificate: me.certificate,
+            role: RowRole::Voter,
+            schema_internal,
+            schema_external,
+            extensions,
+            last_heartbeat: Timestamp::now(),
+            token_id: None,
+        };
+        node.db
+            .transaction(move |tx| members::insert(tx, &first))
+            .await?;
+        Ok(())
+    }
+
+    /// The last step of a bootstrap, a join and a start.
+    pub(super) async fn become_member(&self, node: &Arc<Node>) {
+        self.state.set_lifecycle(Lifecycle::Member(node.clone()));
+        self.close_pre_init().await;
+        node.nudge();
+    }
+
+    /// Leaves nothing of a bootstrap or a join that failed.
+    pub(super) async fn undo(&self) {
+        // Nobody has requests here that are worth waiting for.
+        self.stop_member(Duration::ZERO).await;
+        match self.forget().await {
+            Ok(()) => self.become_uninitialised().await,
+            Err(fatal) => self.give_up(fatal).await,
+        }
+    }
+
+    /// Stops the daemon.
+    pub(super) async fn give_up(&self, fatal: Fatal) {
+        self.control.send(super::Internal::Fatal(fatal)).await.ok();
+    }
+}
+
+/// Whether a database error may be gone at the next try.
+pub(super) fn is_passing(error: &db::Error) -> bool {
+    !matches!(error, db::Error::ShuttingDown | db::Error::Fatal(_))
+}

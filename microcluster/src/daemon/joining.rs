@@ -1,0 +1,342 @@
+//! The joiner: carries out the steps that `cluster::join` decides on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use microcluster_client::{Empty, JoinRequest, MemberLocal};
+use tokio::net::TcpListener;
+
+use super::CoreShared;
+use super::certificates::store;
+use super::initialise::is_passing;
+use super::member::{Identity, open_node, versions};
+use super::present::present;
+use crate::cluster::Node;
+use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
+use crate::cluster::members;
+use crate::db::Consistency;
+use crate::error::Chain;
+use crate::listener;
+use crate::state::{InitError, InitRequest, Lifecycle, NotNow};
+use crate::state_dir::{FileError, MODE_SECRET, remove_file, sync_directory, write_file};
+use crate::tasks::blocking;
+use crate::tls::KeyPair;
+use crate::trust::{Trust, TrustSet, TrustedMember};
+
+/// How long the leader may take to let the joiner catch up, for one try.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two tries to be confirmed: at first, and at most.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long a confirmed joiner waits to see itself as a member.
+const AWAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member may take to forget a joiner that gives up.
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A join under way: what is remembered on disk, and what is open.
+struct Joining<'a> {
+    core: &'a CoreShared,
+    record: JoinRecord,
+    /// The bound address, until it is served.
+    tcp: Option<TcpListener>,
+    node: Option<Arc<Node>>,
+    /// Why it is being undone or suspended.
+    cause: Option<InitError>,
+}
+
+impl CoreShared {
+    /// Joins a cluster by a token.
+    pub(super) async fn join(
+        &self,
+        request: InitRequest,
+        tcp: TcpListener,
+        server: KeyPair,
+    ) -> Result<(), InitError> {
+        match self.be_admitted(&request, &server).await {
+            Ok(record) => self.carry_on(record, Step::Record, Some(tcp)).await,
+            Err(e) => {
+                drop(tcp);
+                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                Err(e)
+            }
+        }
+    }
+
+    /// Goes on with a join that a stop of the daemon interrupted.
+    pub(super) async fn resume_join(&self, record: JoinRecord) {
+        tracing::info!(member = %record.name, id = record.id, "going on with a join");
+        if let Err(e) = self.carry_on(record, Step::Open, None).await {
+            tracing::error!(error = %Chain(&e), "the join failed");
+        }
+    }
+
+    async fn be_admitted(
+        &self,
+        request: &InitRequest,
+        server: &KeyPair,
+    ) -> Result<JoinRecord, InitError> {
+        let Some(token) = &request.token else {
+            return Err(InitError::Token(crate::token::TokenError::Empty));
+        };
+        let Versions {
+            schema_internal,
+            schema_external,
+            extensions,
+        } = versions(&self.state);
+        let joiner = JoinRequest {
+            name: request.name.clone(),
+            address: request.address,
+            certificate: server.certificate.pem.clone(),
+            schema_internal_version: schema_internal,
+            schema_external_version: schema_external,
+            extensions,
+            secret: token.secret.clone(),
+        };
+        let answer = present(token, &server.identity(), &joiner).await?;
+        Ok(JoinRecord {
+            id: answer.member_id,
+            name: request.name.clone(),
+            address: request.address,
+            config: request.config.clone(),
+            secret: token.secret.clone(),
+            cluster_cert: answer.cluster_cert,
+            cluster_key: answer.cluster_key,
+            members: answer.cluster_members,
+        })
+    }
+
+    async fn carry_on(
+        &self,
+        record: JoinRecord,
+        first: Step,
+        tcp: Option<TcpListener>,
+    ) -> Result<(), InitError> {
+        let mut joining = Joining {
+            core: self,
+            record,
+            tcp,
+            node: None,
+            cause: None,
+        };
+        let mut step = first;
+        while !step.is_final() {
+            tracing::debug!(?step, member = %joining.record.name, "joining");
+            let outcome = joining.take(step).await;
+            step = step.next(outcome);
+        }
+        match (step, joining.cause) {
+            (Step::Joined, _) => Ok(()),
+            (_, Some(cause)) => Err(cause),
+            (_, None) => Err(InitError::NotNow(NotNow::ShuttingDown)),
+        }
+    }
+}
+
+impl Joining<'_> {
+    async fn take(&mut self, step: Step) -> Outcome {
+        let done = match step {
+            Step::Record => self.write_record().await,
+            Step::Open => self.open().await,
+            Step::Confirm => self.confirm().await,
+            Step::Await => self.await_membership().await,
+            Step::Commit => self.commit().await,
+            Step::Undo => {
+                self.undo().await;
+                Ok(())
+            }
+            Step::Joined | Step::NotJoined | Step::Suspended => Ok(()),
+        };
+        match done {
+            Ok(()) => Outcome::Done,
+            Err(e) => {
+                tracing::warn!(?step, error = %Chain(&e), "a join does not go on");
+                let outcome = if matches!(e, InitError::Gone) {
+                    Outcome::Gone
+                } else {
+                    Outcome::Failed
+                };
+                self.cause = Some(e);
+                outcome
+            }
+        }
+    }
+
+    async fn write_record(&self) -> Result<(), InitError> {
+        let (path, record) = (self.core.state.dir().join_record(), self.record.clone());
+        blocking("join record", move || -> Result<(), InitError> {
+            let unwritable = |e: serde_json::Error| FileError {
+                action: "write",
+                path: path.clone(),
+                source: e.into(),
+            };
+            let json = serde_json::to_vec(&record).map_err(unwritable)?;
+            Ok(write_file(&path, &json, MODE_SECRET)?)
+        })
+        .await?
+    }
+
+    /// Opens the database and serves the address: the leader brings the log over it.
+    async fn open(&mut self) -> Result<(), InitError> {
+        let record = &self.record;
+        let address = record.address;
+        let tcp = match self.tcp.take() {
+            Some(tcp) => tcp,
+            None => listener::bind(address.socket_addr())
+                .await
+                .map_err(|source| InitError::Listen { address, source })?,
+        };
+        let cluster = KeyPair::parse(&record.cluster_cert, &record.cluster_key)?;
+        let trusted = self.trusted()?;
+        let (dir, pair, cache) = (
+            self.core.state.dir().clone(),
+            cluster.clone(),
+            trusted.clone(),
+        );
+        blocking("cluster certificate", move || {
+            store(&dir, "cluster", &pair)?;
+            cache.store(&dir.truststore())
+        })
+        .await??;
+        let (id, name, trust) = (record.id, record.name.clone(), Trust::new(trusted));
+        let node = open_node(
+            &self.core.state,
+            Identity {
+                id,
+                name,
+                address,
+                trust,
+                cluster,
+            },
+        )
+        .await?;
+        self.core.serve(&node, tcp).await?;
+        self.core
+            .state
+            .set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// Asks the members in turn to be taken in, until one says yes or no: from now on this joiner may
+    /// be needed for a quorum, so it does not give up by itself.
+    async fn confirm(&self) -> Result<(), InitError> {
+        let node = self.node()?;
+        let path = format!("/core/internal/cluster/{}/confirm", self.record.name);
+        let mut pause = RETRY_PAUSE.0;
+        loop {
+            for member in &self.record.members {
+                let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
+                match client
+                    .query::<Empty>(Method::POST, &path, self.claim())
+                    .await
+                {
+                    Ok(Empty {}) => return Ok(()),
+                    Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
+                    Err(e) => {
+                        tracing::debug!(member = %member.name, error = %Chain(&e), "not confirmed yet");
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE.1);
+        }
+    }
+
+    /// Waits until this replica has this member's own row.
+    async fn await_membership(&self) -> Result<(), InitError> {
+        let node = self.node()?;
+        let (id, begun) = (self.record.id, Instant::now());
+        let mut changes = node.db.changes();
+        loop {
+            let is_member = match node.db.linearize().await {
+                Ok(()) => {
+                    let rows = node.db.read(Consistency::Local, members::all).await?;
+                    let own = rows
+                        .iter()
+                        .find(|row| row.id == id)
+                        .ok_or(InitError::Gone)?;
+                    own.role.is_full()
+                }
+                Err(e) if is_passing(&e) => false,
+                Err(e) => return Err(e.into()),
+            };
+            if is_member {
+                return Ok(());
+            }
+            if begun.elapsed() > AWAIT_TIMEOUT {
+                return Err(InitError::StillJoining);
+            }
+            // Whether something changed or not: look again after a while.
+            let _ = tokio::time::timeout(RETRY_PAUSE.1, changes.changed()).await;
+        }
+    }
+
+    /// From here on this is a member's state directory.
+    async fn commit(&self) -> Result<(), InitError> {
+        let node = self.node()?;
+        // The place of the product's post_join hook: it is a member, and nobody was told yet.
+        self.core.commit(&node).await?;
+        let dir = self.core.state.dir().clone();
+        blocking("join record", move || {
+            remove_file(&dir.join_record())?;
+            sync_directory(dir.path())
+        })
+        .await??;
+        self.core.become_member(&node).await;
+        tracing::info!(member = %node.name, id = node.id, "joined the cluster");
+        Ok(())
+    }
+
+    /// Tells the cluster, best effort, and leaves nothing here.
+    async fn undo(&self) {
+        if !matches!(self.cause, Some(InitError::Gone))
+            && let Some(node) = &self.node
+        {
+            let path = format!("/core/internal/cluster/{}/drop", self.record.name);
+            for member in &self.record.members {
+                let client = node.peers.client(member.address).timeout(DROP_TIMEOUT);
+                if client
+                    .query::<Empty>(Method::POST, &path, self.claim())
+                    .await
+                    .is_ok()
+                {
+                    break;
+                }
+            }
+        }
+        self.core.undo().await;
+    }
+
+    fn claim(&self) -> Claim {
+        Claim {
+            member_id: self.record.id,
+            secret: self.record.secret.clone(),
+        }
+    }
+
+    fn node(&self) -> Result<Arc<Node>, InitError> {
+        self.node.clone().ok_or(InitError::NotNow(NotNow::Starting))
+    }
+
+    /// The members that admitted this one, and itself.
+    fn trusted(&self) -> Result<TrustSet, InitError> {
+        let own = MemberLocal {
+            name: self.record.name.clone(),
+            address: self.record.address,
+            certificate: self
+                .core
+                .state
+                .server_certificate()
+                .current()
+                .certificate
+                .pem,
+        };
+        let all = self.record.members.iter().cloned().chain([own]);
+        all.map(|member| {
+            TrustedMember::new(member).map_err(|e| InitError::BadAnswer {
+                reason: e.to_string(),
+            })
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,166 @@
+//! The parts of a member that run: its node, its listener on the cluster address, its keepers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{Address, Name};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use super::{CoreShared, Internal};
+use crate::api::{Api, ListenerKind};
+use crate::cluster::join::Versions;
+use crate::cluster::{Node, NodeParts, Peers, keep_heartbeat, keep_reconciled, keep_trust, schema};
+use crate::config::MemberConfig;
+use crate::db::{self, Database, NodeId, Options, RaftState, Timings};
+use crate::error::Fatal;
+use crate::listener::Listener;
+use crate::state::{InitError, State};
+use crate::state_dir::{MODE_PUBLIC, write_file};
+use crate::tasks::{Tasks, blocking};
+use crate::tls::{self, CertificateCell, KeyPair};
+use crate::trust::Trust;
+
+/// How long tasks beside the listener may take to end: they only wait for each other.
+const TASKS_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A member, or a joiner that the others reach, with all that runs for it.
+pub(super) struct Running {
+    pub node: Arc<Node>,
+    listener: Listener,
+    tasks: Tasks,
+}
+
+/// Who a node is.
+pub(super) struct Identity {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    pub trust: Trust,
+    pub cluster: KeyPair,
+}
+
+impl Running {
+    /// Ends everything: no more requests, then no more Raft, then the database.
+    pub async fn stop(self, drain: Duration) {
+        self.listener.close(drain).await;
+        self.tasks.shutdown(TASKS_STOP_TIMEOUT).await;
+        self.node.db.shutdown().await;
+        self.node.transports().shutdown(TASKS_STOP_TIMEOUT).await;
+    }
+}
+
+/// What the joiners and the members of a cluster must have in common.
+pub(super) fn versions(state: &State) -> Versions {
+    Versions {
+        schema_internal: schema::INTERNAL.len() as u64,
+        schema_external: state.settings().schema_external_version(),
+        extensions: state.settings().extensions(),
+    }
+}
+
+/// Opens the database of a node.
+pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
+    let Identity {
+        id,
+        name,
+        address,
+        trust,
+        cluster,
+    } = identity;
+    let own = state.server_certificate().current().identity();
+    let peers = Peers::new(&own, cluster.fingerprint())?;
+    let db = Database::open(Options {
+        dir: state.dir().database(),
+        node_id: id,
+        connector: Arc::new(peers.clone()),
+        internal_schema: schema::INTERNAL.to_vec(),
+        timings: Timings::default(),
+    })
+    .await?;
+    let versions = versions(state);
+    let cluster_certificate = CertificateCell::new(cluster);
+    Ok(Node::new(NodeParts {
+        id,
+        name,
+        address,
+        versions,
+        db,
+        trust,
+        peers,
+        cluster_certificate,
+    }))
+}
+
+impl CoreShared {
+    /// Serves the cluster address and follows the member table.
+    pub(super) async fn serve(&self, node: &Arc<Node>, tcp: TcpListener) -> Result<(), InitError> {
+        let config = tls::server_config(node.cluster_certificate.clone())
+            .map_err(|e| InitError::Tls(e.into()))?;
+        let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
+        let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
+        let tasks = Tasks::new();
+        let interval = self.state.settings().heartbeat_interval;
+        tasks.spawn(
+            "trust",
+            keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()),
+        );
+        tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
+        tasks.spawn(
+            "heartbeat",
+            keep_heartbeat(node.clone(), interval, tasks.clone()),
+        );
+        let watch = watch_database(node.db.status_watch(), self.control.clone(), tasks.clone());
+        tasks.spawn("database watch", watch);
+        *self.running.lock().await = Some(Running {
+            node: node.clone(),
+            listener,
+            tasks,
+        });
+        Ok(())
+    }
+
+    /// Ends what runs for a member, if anything does.
+    pub(super) async fn stop_member(&self, drain: Duration) {
+        let running = self.running.lock().await.take();
+        if let Some(running) = running {
+            running.stop(drain).await;
+        }
+    }
+
+    /// Writes `daemon.yaml`: from then on this is a member's state directory.
+    pub(super) async fn commit(&self, node: &Node) -> Result<(), InitError> {
+        let config = MemberConfig::new(node.id, node.name.clone(), node.address);
+        let path = self.state.dir().daemon_config();
+        blocking("daemon.yaml", move || -> Result<(), InitError> {
+            let unwritable = |e| crate::state_dir::FileError {
+                action: "write",
+                path: path.clone(),
+                source: std::io::Error::other(e),
+            };
+            let text = serde_norway::to_string(&config).map_err(unwritable)?;
+            Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
+        })
+        .await?
+    }
+}
+
+/// Stops the daemon when its database fails.
+async fn watch_database(
+    mut status: watch::Receiver<db::Status>,
+    control: mpsc::Sender<Internal>,
+    tasks: Tasks,
+) {
+    let failed = async {
+        status.wait_for(|status| status.state == RaftState::Shutdown).await.map(|_| ()).ok();
+    };
+    tokio::select! {
+        () = tasks.stopping() => {}
+        () = failed => {
+            if !tasks.is_stopping() {
+                let fatal = Fatal::new("the database stopped; the log says why");
+                control.send(Internal::Fatal(fatal)).await.ok();
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A joiner presents its token: the members named in it are tried in turn.
+
+use std::time::Duration;
+
+use http::Method;
+use microcluster_client::{
+    Address, Client, Error, Fingerprint, Identity, JoinRequest, JoinResponse, ServerTrust, TlsError,
+};
+
+use crate::error::Chain;
+use crate::state::InitError;
+use crate::token::JoinToken;
+
+/// How long one member may take. It may have to wait for a leader.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const PATH: &str = "/core/internal/cluster";
+
+/// Presents a joiner. The certificate of who answers is compared with the token before anything is
+/// sent: the secret goes to the cluster that made it, or nowhere.
+pub(super) async fn present(
+    token: &JoinToken,
+    identity: &Identity,
+    request: &JoinRequest,
+) -> Result<JoinResponse, InitError> {
+    let trust = ServerTrust::Pinned(token.fingerprint);
+    let mut failures = Failures::default();
+    for address in &token.join_addresses {
+        let client = match Client::tls(*address, Some(identity), &trust) {
+            Ok(client) => client.timeout(TIMEOUT),
+            Err(Error::Tls { source, .. }) => return Err(source.into()),
+            Err(e) => {
+                return Err(InitError::BadAnswer {
+                    reason: e.to_string(),
+                });
+            }
+        };
+        match client
+            .query::<JoinResponse>(Method::POST, PATH, request)
+            .await
+        {
+            Ok(response) => return checked(token, response),
+            Err(e) => failures.add(*address, e)?,
+        }
+    }
+    Err(failures.worst())
+}
+
+/// Why no member has admitted the joiner so far.
+#[derive(Default)]
+struct Failures {
+    not_now: Option<InitError>,
+    other_cluster: Option<Address>,
+    tried: Vec<String>,
+}
+
+impl Failures {
+    /// Notes a failure, or ends the search: the cluster has refused, others would do the same.
+    fn add(&mut self, address: Address, error: Error) -> Result<(), InitError> {
+        match error {
+            Error::Status {
+                code,
+                message,
+                retry_after,
+            } => {
+                let refused = InitError::Refused {
+                    code,
+                    message,
+                    retry_after,
+                };
+                if code < 500 {
+                    return Err(refused);
+                }
+                self.not_now = Some(refused);
+            }
+            Error::Tls {
+                source: TlsError::WrongCertificate { .. },
+                ..
+            } => {
+                self.other_cluster = Some(address);
+            }
+            Error::Body { source, .. } => {
+                return Err(InitError::BadAnswer {
+                    reason: source.to_string(),
+                });
+            }
+            error => self.tried.push(Chain(&error).to_string()),
+        }
+        Ok(())
+    }
+
+    /// The failure that says most.
+    fn worst(self) -> InitError {
+        match (self.not_now, self.other_cluster) {
+            (Some(refused), _) => refused,
+            (None, Some(address)) => InitError::OtherCluster { address },
+            (None, None) => InitError::Unreachable { tried: self.tried },
+        }
+    }
+}
+
+fn checked(token: &JoinToken, response: JoinResponse) -> Result<JoinResponse, InitError> {
+    if Fingerprint::of_pem(&response.cluster_cert) != Ok(token.fingerprint) {
+        let reason = "its cluster certificate is not the one in the join token".into();
+        return Err(InitError::BadAnswer { reason });
+    }
+    if response.member_id == 0 {
+        let reason = "it gives no id to the new member; does it run another implementation?".into();
+        return Err(InitError::BadAnswer { reason });
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use microcluster_client::Server;
+
+    use super::*;
+
+    fn status(code: u16) -> Error {
+        Error::Status {
+            code,
+            message: format!("refused with {code}"),
+            retry_after: None,
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_cluster_ends_the_search() {
+        let address: Address = "127.0.0.1:9001".parse().unwrap();
+        let mut failures = Failures::default();
+        assert!(failures.add(address, status(503)).is_ok());
+        let refused = failures.add(address, status(404)).unwrap_err();
+        assert!(matches!(refused, InitError::Refused { code: 404, .. }));
+    }
+
+    #[test]
+    fn the_failure_that_says_most_is_reported() {
+        let address: Address = "127.0.0.1:9001".parse().unwrap();
+        let late = || Error::Timeout {
+            server: Server::Tls(address),
+            after: TIMEOUT,
+        };
+        let (presented, pinned) = (Fingerprint::of_der(b"a"), Fingerprint::of_der(b"b"));
+        let other = || Error::Tls {
+            server: Server::Tls(address),
+            source: TlsError::WrongCertificate { presented, pinned },
+        };
+        let mut failures = Failures::default();
+        failures.add(address, late()).unwrap();
+        assert!(matches!(failures.worst(), InitError::Unreachable { tried } if tried.len() == 1));
+        let mut failures = Failures::default();
+        failures.add(address, late()).unwrap();
+        failures.add(address, other()).unwrap();
+        assert!(matches!(failures.worst(), InitError::OtherCluster { .. }));
+        let mut failures = Failures::default();
+        failures.add(address, other()).unwrap();
+        failures.add(address, status(503)).unwrap();
+        assert!(matches!(
+            failures.worst(),
+            InitError::Refused { code: 503, .. }
+        ));
+    }
+}

@@ -1,0 +1,335 @@
+//! The start: what the state directory says decides whether this is a member, a joiner, or neither.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::certificates::{self, LoadError};
+use super::member::{Identity, open_node};
+use super::{COMMANDS_MAX, Core, CoreShared, Handle, StartError};
+use crate::api::{Api, ListenerKind};
+use crate::cluster::join::JoinRecord;
+use crate::config::{MemberConfig, Settings};
+use crate::listener::{self, Listener, group_id};
+use crate::state::{InitError, Lifecycle, State};
+use crate::state_dir::{FileError, OpenError, StateDir, read_file};
+use crate::tasks::{TaskLost, Tasks, blocking};
+use crate::tls::{CertificateCell, KeyPair};
+use crate::trust::{Trust, TrustSet};
+
+/// What the state directory says that this daemon is.
+enum Found {
+    Nothing,
+    Joiner(Box<JoinRecord>),
+    Member {
+        config: MemberConfig,
+        cluster: KeyPair,
+        trusted: TrustSet,
+    },
+}
+
+/// Starts a daemon. It is up when this returns.
+pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
+    let path = settings.state_dir.clone();
+    let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
+    let group = settings.socket_group.as_deref().map(|group| {
+        group_id(group).map_err(|e| StartError::Group {
+            group: group.into(),
+            reason: crate::error::Chain(&e).to_string(),
+        })
+    });
+    let group = group.transpose()?;
+    let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
+    let (control, internal) = mpsc::channel(COMMANDS_MAX);
+    let state = State::new(settings, dir, CertificateCell::new(server), commands_in);
+    let requests = Tasks::new();
+    let socket = state.dir().control_socket();
+    let api = Api::new(ListenerKind::Unix, &state, &requests);
+    let control_socket =
+        Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket {
+            path: socket,
+            source,
+        })?;
+    let shared = Arc::new(CoreShared {
+        state: state.clone(),
+        requests,
+        changes: Tasks::new(),
+        running: Mutex::new(None),
+        pre_init: Mutex::new(None),
+        control: control.clone(),
+    });
+    let (done, wait) = oneshot::channel();
+    let core = Core {
+        shared: shared.clone(),
+        commands,
+        internal,
+        control_socket,
+    };
+    if let Err(e) = shared.begin(found).await {
+        core.stop().await;
+        return Err(e);
+    }
+    // The one task without an owner above it: it owns everything else, and the handle waits for it.
+    tokio::spawn(core.run(done));
+    Ok(Handle {
+        control,
+        state,
+        done: wait,
+    })
+}
+
+impl CoreShared {
+    /// Becomes what the state directory says.
+    async fn begin(self: &Arc<Self>, found: Found) -> Result<(), StartError> {
+        match found {
+            Found::Nothing => {
+                self.open_pre_init().await?;
+                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                tracing::info!("waiting to be initialised");
+            }
+            Found::Joiner(record) => {
+                self.state.set_lifecycle(Lifecycle::Initialising(None));
+                let shared = self.clone();
+                self.changes
+                    .spawn("join", async move { shared.resume_join(*record).await });
+            }
+            Found::Member {
+                config,
+                cluster,
+                trusted,
+            } => self.be_member(config, cluster, trusted).await?,
+        }
+        Ok(())
+    }
+
+    async fn be_member(
+        &self,
+        config: MemberConfig,
+        cluster: KeyPair,
+        trusted: TrustSet,
+    ) -> Result<(), StartError> {
+        let MemberConfig {
+            id, name, address, ..
+        } = config;
+        let socket = address.socket_addr();
+        let tcp = listener::bind(socket)
+            .await
+            .map_err(|source| StartError::Listen {
+                address: socket,
+                source,
+            })?;
+        let identity = Identity {
+            id,
+            name,
+            address,
+            trust: Trust::new(trusted),
+            cluster,
+        };
+        let path = self.state.dir().database();
+        let failed = |e| match e {
+            InitError::Open(source) => StartError::Database {
+                path: path.clone(),
+                source,
+            },
+            other => StartError::Tls {
+                reason: other.to_string(),
+            },
+        };
+        let node = open_node(&self.state, identity).await.map_err(failed)?;
+        self.serve(&node, tcp).await.map_err(failed)?;
+        self.become_member(&node).await;
+        tracing::info!(member = %node.name, address = %node.address, "started as a member");
+        Ok(())
+    }
+}
+
+/// Reads the state directory, and clears away what a crash has left in it.
+fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
+    let dir = StateDir::open(path)?;
+    if dir.is_resetting() {
+        tracing::info!("finishing a reset that was interrupted");
+        dir.reset()?;
+    }
+    let machine = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let server = certificates::load_or_make_server(&dir, &machine)?;
+    let found = find(&dir)?;
+    if matches!(found, Found::Nothing)
+        && (dir.database().exists() || dir.key_pair("cluster").0.exists())
+    {
+        // Neither a member nor a joiner: a bootstrap that did not get to its end. Nobody was told of it.
+        tracing::warn!("removing what a bootstrap that was interrupted has left");
+        dir.reset()?;
+    }
+    Ok((dir, server, found))
+}
+
+fn find(dir: &StateDir) -> Result<Found, StartError> {
+    // A join record beside it was not removed any more: that join was complete.
+    let path = dir.daemon_config();
+    if let Some(text) = read_file(&path)? {
+        let config =
+            serde_norway::from_str::<MemberConfig>(&text).map_err(|e| StartError::Content {
+                path,
+                reason: e.to_string(),
+            })?;
+        let (cert_path, _) = dir.key_pair("cluster");
+        let missing = || StartError::Content {
+            path: cert_path.clone(),
+            reason: "it or its key is missing".into(),
+        };
+        let cluster = certificates::load(dir, "cluster")?.ok_or_else(missing)?;
+        let trusted = TrustSet::load(&dir.truststore())?;
+        return Ok(Found::Member {
+            config,
+            cluster,
+            trusted,
+        });
+    }
+    let path = dir.join_record();
+    if let Some(text) = read_file(&path)? {
+        let record = serde_json::from_str(&text).map_err(|e| StartError::Content {
+            path,
+            reason: e.to_string(),
+        })?;
+        return Ok(Found::Joiner(record));
+    }
+    Ok(Found::Nothing)
+}
+
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Held { path } => StartError::Held { path },
+            OpenError::Io { path, source } => StartError::File {
+                action: "use the state directory",
+                path,
+                source,
+            },
+        }
+    }
+}
+
+impl From<FileError> for StartError {
+    fn from(
+        FileError {
+            action,
+            path,
+            source,
+        }: FileError,
+    ) -> Self {
+        StartError::File {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+impl From<LoadError> for StartError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::File(e) => e.into(),
+            LoadError::KeyPair { path, source } => StartError::Content {
+                path: path.into(),
+                reason: source.to_string(),
+            },
+        }
+    }
+}
+
+impl From<TaskLost> for StartError {
+    fn from(_: TaskLost) -> Self {
+        StartError::Stopped
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::state_dir::{MODE_PUBLIC, write_file};
+    use crate::tls::Generate;
+
+    fn record() -> JoinRecord {
+        JoinRecord {
+            id: 2,
+            name: "c2".parse().unwrap(),
+            address: "127.0.0.1:9002".parse().unwrap(),
+            config: Default::default(),
+            secret: "s".into(),
+            cluster_cert: "c".into(),
+            cluster_key: "k".into(),
+            members: vec![],
+        }
+    }
+
+    #[test]
+    fn the_directory_says_what_the_daemon_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let found = |expected: &str| {
+            let (dir, _, found) = load(parent.path()).unwrap();
+            let name = match found {
+                Found::Nothing => "nothing",
+                Found::Joiner(_) => "joiner",
+                Found::Member { .. } => "member",
+            };
+            assert_eq!(name, expected);
+            dir
+        };
+        let dir = found("nothing");
+        let pair = KeyPair::generate(&Generate {
+            name: "x",
+            addresses: &[],
+        })
+        .unwrap();
+        certificates::store(&dir, "cluster", &pair).unwrap();
+        std::fs::create_dir(dir.database()).unwrap();
+        drop(dir);
+        let dir = found("nothing");
+        assert!(
+            !dir.database().exists(),
+            "the rest of a bootstrap is removed"
+        );
+        write_file(
+            &dir.join_record(),
+            &serde_json::to_vec(&record()).unwrap(),
+            MODE_PUBLIC,
+        )
+        .unwrap();
+        std::fs::create_dir(dir.database()).unwrap();
+        drop(dir);
+        let dir = found("joiner");
+        assert!(dir.database().exists(), "a joiner goes on with its log");
+        certificates::store(&dir, "cluster", &pair).unwrap();
+        let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
+        let text = serde_norway::to_string(&config).unwrap();
+        write_file(&dir.daemon_config(), text.as_bytes(), MODE_PUBLIC).unwrap();
+        drop(dir);
+        let dir = found("member");
+        write_file(&dir.daemon_config(), b"id: x", MODE_PUBLIC).unwrap();
+        drop(dir);
+        let refused = load(parent.path()).map(|_| ()).unwrap_err();
+        assert!(matches!(refused, StartError::Content { .. }), "{refused}");
+    }
+
+    #[test]
+    fn an_interrupted_reset_is_finished() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, first, _) = load(parent.path()).unwrap();
+        write_file(&dir.path().join("resetting"), b"", MODE_PUBLIC).unwrap();
+        write_file(&dir.daemon_config(), b"id: 1", MODE_PUBLIC).unwrap();
+        drop(dir);
+        let (dir, second, found) = load(parent.path()).unwrap();
+        assert!(matches!(found, Found::Nothing));
+        assert!(!dir.daemon_config().exists());
+        assert_eq!(
+            first.fingerprint(),
+            second.fingerprint(),
+            "the identity stays"
+        );
+    }
+}

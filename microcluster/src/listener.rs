@@ -1,0 +1,76 @@
+//! Listeners: accept loops with bounds, and connections that are drained when the listener is closed.
+
+mod accept;
+mod unix;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+pub(crate) use self::unix::{GroupError, group_id};
+use crate::api::{Api, ListenerKind};
+use crate::tasks::Tasks;
+
+/// An open listener. It is closed with [`Listener::close`].
+pub(crate) struct Listener {
+    tasks: Tasks,
+    /// The socket's file, removed when it is closed.
+    socket: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Opens the control socket, for a group beside the owner if one is given.
+    pub fn unix(path: PathBuf, group: Option<u32>, api: Api) -> io::Result<Listener> {
+        let listener = unix::bind(&path, group)?;
+        let tasks = Tasks::new();
+        tasks.spawn(
+            "control socket",
+            accept::unix_loop(listener, api, tasks.clone()),
+        );
+        Ok(Listener {
+            tasks,
+            socket: Some(path),
+        })
+    }
+
+    /// Serves TLS on a bound address.
+    pub fn tls(
+        tcp: TcpListener,
+        config: rustls::ServerConfig,
+        kind: ListenerKind,
+        api: Api,
+    ) -> Listener {
+        let tasks = Tasks::new();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        tasks.spawn(
+            "TLS listener",
+            accept::tls_loop(tcp, acceptor, kind, api, tasks.clone()),
+        );
+        Listener {
+            tasks,
+            socket: None,
+        }
+    }
+
+    /// Takes no more connections, lets requests go on up to `drain`, then ends them.
+    pub async fn close(self, drain: Duration) {
+        if let Some(socket) = &self.socket {
+            // Gone first: who looks for the daemon from now on finds that it is not there.
+            if let Err(e) = std::fs::remove_file(socket) {
+                tracing::debug!(error = %e, "the control socket was gone already");
+            }
+        }
+        self.tasks.shutdown(drain).await;
+    }
+}
+
+/// Binds an address. Done before anything is decided that needs it.
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    // The standard library sets SO_REUSEADDR, so that connections that are being closed do not hold the address.
+    TcpListener::bind(address).await
+}

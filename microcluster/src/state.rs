@@ -1,0 +1,302 @@
+//! What handlers and hooks see of the daemon: its settings, what it is at the moment, and how to ask for a change of that.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::cluster::Node;
+use crate::config::Settings;
+use crate::db::{self, Database};
+use crate::error::Error;
+use crate::state_dir::{FileError, StateDir};
+use crate::tasks::TaskLost;
+use crate::tls::{CertificateCell, KeyPairError};
+use crate::token::{JoinToken, TokenError};
+
+/// The daemon as handlers see it. Cheap to clone.
+#[derive(Clone)]
+pub struct State(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    dir: StateDir,
+    lifecycle: watch::Sender<Lifecycle>,
+    commands: mpsc::Sender<Command>,
+    server_certificate: CertificateCell,
+}
+
+/// What the daemon is at the moment.
+#[derive(Clone)]
+pub(crate) enum Lifecycle {
+    /// It was a member or a joiner when it stopped and is becoming that again.
+    Starting,
+    /// It belongs to no cluster.
+    Uninitialised,
+    /// It bootstraps or joins. The node is there when the other members need to reach it.
+    Initialising(Option<Arc<Node>>),
+    /// It is a member.
+    Member(Arc<Node>),
+    /// It leaves its cluster.
+    Resetting,
+    /// It stops.
+    ShuttingDown,
+}
+
+/// What only the daemon itself can do, one at a time.
+pub(crate) enum Command {
+    Initialise {
+        request: InitRequest,
+        answer: oneshot::Sender<Result<(), InitError>>,
+    },
+    /// Forget the cluster. Answered before it is done: the answer travels over what is closed then.
+    Reset {
+        answer: oneshot::Sender<Result<(), NotNow>>,
+    },
+    /// Stop. Answered before it is done.
+    Shutdown,
+}
+
+/// A bootstrap or a join whose parts are all there.
+#[derive(Clone, Debug)]
+pub(crate) struct InitRequest {
+    pub name: Name,
+    pub address: Address,
+    pub config: InitConfig,
+    /// None for a bootstrap.
+    pub token: Option<JoinToken>,
+}
+
+/// The daemon is not in a state for this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotNow {
+    #[error("the daemon is starting")]
+    Starting,
+    #[error(
+        "the daemon is not initialised: run `microctl init` to bootstrap a cluster or to join one"
+    )]
+    Uninitialised,
+    #[error("the daemon is being initialised")]
+    Initialising,
+    #[error("the daemon leaves its cluster")]
+    Resetting,
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a bootstrap or a join failed. Nothing of it is left, unless it says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InitError {
+    #[error("the daemon is initialised already: it is the member {name} at {address}")]
+    AlreadyInitialised { name: Name, address: Address },
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Address(#[from] microcluster_client::AddressError),
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: Address, source: io::Error },
+    #[error(
+        "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
+    )]
+    CertificateName {
+        path: String,
+        name: Name,
+        names: String,
+    },
+    #[error("cannot make or read a certificate: {0}")]
+    KeyPair(#[from] KeyPairError),
+    #[error("{0}")]
+    File(#[from] FileError),
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error(
+        "the server at {address} is not of the cluster that made the join token: its certificate is not the one in the token. Nothing was sent to it; is this the right token, or was the cluster made anew?"
+    )]
+    OtherCluster { address: Address },
+    #[error("no member of the cluster can be reached; tried {}", .tried.join("; "))]
+    Unreachable { tried: Vec<String> },
+    /// The cluster's own answer, with its HTTP status.
+    #[error("{message}")]
+    Refused {
+        code: u16,
+        message: String,
+        retry_after: Option<Duration>,
+    },
+    #[error("the answer of the cluster cannot be used: {reason}")]
+    BadAnswer { reason: String },
+    #[error("the join was given up: the cluster says that this daemon is not joining; try again")]
+    Gone,
+    #[error("the join takes long and goes on; see `microctl status`")]
+    StillJoining,
+    #[error("cannot open the database: {0}")]
+    Open(#[from] db::OpenError),
+    #[error(transparent)]
+    Database(#[from] db::Error),
+    #[error(transparent)]
+    Lost(#[from] TaskLost),
+}
+
+impl State {
+    pub(crate) fn new(
+        settings: Settings,
+        dir: StateDir,
+        server_certificate: CertificateCell,
+        commands: mpsc::Sender<Command>,
+    ) -> State {
+        let lifecycle = watch::Sender::new(Lifecycle::Starting);
+        State(Arc::new(Shared {
+            settings,
+            dir,
+            lifecycle,
+            commands,
+            server_certificate,
+        }))
+    }
+
+    /// The member's name; none before initialisation.
+    #[must_use]
+    pub fn name(&self) -> Option<Name> {
+        self.node().ok().map(|node| node.name.clone())
+    }
+
+    /// The member's cluster address; none before initialisation.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        self.node().ok().map(|node| node.address)
+    }
+
+    /// The version of the product.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.settings().version
+    }
+
+    /// The replicated database.
+    ///
+    /// # Errors
+    /// 503 while the daemon is not a member of a cluster.
+    pub fn database(&self) -> Result<Database, Error> {
+        Ok(self.node()?.db.clone())
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn dir(&self) -> &StateDir {
+        &self.0.dir
+    }
+
+    pub(crate) fn server_certificate(&self) -> &CertificateCell {
+        &self.0.server_certificate
+    }
+
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        self.0.lifecycle.borrow().clone()
+    }
+
+    pub(crate) fn set_lifecycle(&self, lifecycle: Lifecycle) {
+        self.0.lifecycle.send_replace(lifecycle);
+    }
+
+    /// This daemon as a member.
+    pub(crate) fn node(&self) -> Result<Arc<Node>, NotNow> {
+        match &*self.0.lifecycle.borrow() {
+            Lifecycle::Member(node) => Ok(node.clone()),
+            other => Err(other.not_now()),
+        }
+    }
+
+    /// This daemon as a member or as a joiner: what other members of the cluster reach.
+    pub(crate) fn joined_node(&self) -> Result<Arc<Node>, NotNow> {
+        match &*self.0.lifecycle.borrow() {
+            Lifecycle::Member(node) | Lifecycle::Initialising(Some(node)) => Ok(node.clone()),
+            other => Err(other.not_now()),
+        }
+    }
+
+    /// Bootstraps or joins.
+    pub(crate) async fn initialise(&self, request: InitRequest) -> Result<(), InitError> {
+        let (answer, wait) = oneshot::channel();
+        self.send(Command::Initialise { request, answer }).await?;
+        // The daemon drops the answer only when it stops.
+        wait.await
+            .unwrap_or(Err(InitError::NotNow(NotNow::ShuttingDown)))
+    }
+
+    /// Begins to forget the cluster.
+    pub(crate) async fn reset(&self) -> Result<(), NotNow> {
+        let (answer, wait) = oneshot::channel();
+        self.send(Command::Reset { answer }).await?;
+        wait.await.unwrap_or(Err(NotNow::ShuttingDown))
+    }
+
+    /// Begins to stop.
+    pub(crate) async fn shut_down(&self) -> Result<(), NotNow> {
+        self.send(Command::Shutdown).await
+    }
+
+    /// What the daemon says of itself to anybody.
+    pub(crate) fn server_status(&self) -> ServerStatus {
+        let node = self.node().ok();
+        ServerStatus {
+            name: node
+                .as_ref()
+                .map_or_else(machine_name, |node| node.name.to_string()),
+            address: node.as_ref().map(|node| node.address),
+            version: self.settings().version.clone(),
+            ready: node.is_some(),
+            extensions: self.settings().extensions(),
+        }
+    }
+
+    async fn send(&self, command: Command) -> Result<(), NotNow> {
+        self.0
+            .commands
+            .send(command)
+            .await
+            .map_err(|_| NotNow::ShuttingDown)
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl Lifecycle {
+    /// Why there is no member.
+    pub fn not_now(&self) -> NotNow {
+        match self {
+            Lifecycle::Starting => NotNow::Starting,
+            Lifecycle::Uninitialised => NotNow::Uninitialised,
+            // Whoever asks for a member finds one.
+            Lifecycle::Initialising(_) | Lifecycle::Member(_) => NotNow::Initialising,
+            Lifecycle::Resetting => NotNow::Resetting,
+            Lifecycle::ShuttingDown => NotNow::ShuttingDown,
+        }
+    }
+}
+
+impl From<NotNow> for Error {
+    fn from(reason: NotNow) -> Error {
+        let error = Error::unavailable(reason.to_string());
+        match reason {
+            NotNow::Starting | NotNow::Initialising | NotNow::Resetting => error.retry_after(1),
+            NotNow::Uninitialised | NotNow::ShuttingDown => error,
+        }
+    }
+}
+
+fn machine_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

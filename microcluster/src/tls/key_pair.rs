@@ -1,0 +1,278 @@
+//! A certificate with its private key: made, read from PEM, checked against each other.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{Fingerprint, Identity, Secret, Timestamp};
+use rcgen::{
+    CertificateParams, DnType, DnValue, ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The organisation in certificates made here: it tells them from those that an operator brought.
+const ORGANIZATION: &str = "microcluster";
+/// How long certificates made here are valid: ten years.
+const VALIDITY_DAYS: i64 = 3652;
+/// Longest common name that X.509 allows; a longer name stands in the subject alternative name alone.
+const COMMON_NAME_MAX: usize = 64;
+
+/// A certificate and its private key that belong together.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyPair {
+    pub certificate: Certificate,
+    key_pem: Secret,
+    certified: Arc<CertifiedKey>,
+}
+
+/// A certificate that was read: what the daemon needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    /// The PEM text it was read from.
+    pub pem: String,
+    pub fingerprint: Fingerprint,
+    pub expires_at: Timestamp,
+    /// DNS names of the subject alternative name, else the common name.
+    names: Vec<String>,
+    /// Whether a microcluster daemon made it, not an operator.
+    pub is_generated: bool,
+}
+
+/// What to make a key pair for.
+pub(crate) struct Generate<'a> {
+    pub name: &'a str,
+    pub addresses: &'a [IpAddr],
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CertificateError {
+    #[error("there is no certificate in the PEM text: {0}")]
+    Pem(String),
+    #[error("the certificate is not a valid X.509 certificate: {0}")]
+    X509(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyPairError {
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("there is no private key in the PEM text: {0}")]
+    Key(String),
+    #[error("the private key cannot be used with the certificate: {0}")]
+    Mismatch(rustls::Error),
+    #[error("cannot make a key pair: {0}")]
+    Generate(#[from] rcgen::Error),
+}
+
+impl KeyPair {
+    /// Makes an ECDSA P-256 key and a self-signed certificate.
+    pub fn generate(request: &Generate<'_>) -> Result<KeyPair, KeyPairError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, ORGANIZATION);
+        if request.name.len() <= COMMON_NAME_MAX {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, DnValue::Utf8String(request.name.into()));
+        }
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(request.name.try_into()?));
+        params
+            .subject_alt_names
+            .extend(request.addresses.iter().copied().map(SanType::IpAddress));
+        let now = time::OffsetDateTime::now_utc();
+        // Clocks of members differ a little.
+        params.not_before = now - time::Duration::days(1);
+        params.not_after = now + time::Duration::days(VALIDITY_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        KeyPair::parse(&certificate.pem(), &Secret::new(key.serialize_pem()))
+    }
+
+    /// Reads a key pair and checks that the two belong together.
+    pub fn parse(cert_pem: &str, key_pem: &Secret) -> Result<KeyPair, KeyPairError> {
+        let certificate = Certificate::parse(cert_pem)?;
+        let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| CertificateError::Pem(e.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes())
+            .map_err(|e| KeyPairError::Key(e.to_string()))?;
+        let provider = rustls::crypto::ring::default_provider();
+        let certified =
+            CertifiedKey::from_der(chain, key, &provider).map_err(KeyPairError::Mismatch)?;
+        Ok(KeyPair {
+            certificate,
+            key_pem: key_pem.clone(),
+            certified: Arc::new(certified),
+        })
+    }
+
+    pub fn key_pem(&self) -> &Secret {
+        &self.key_pem
+    }
+
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.certificate.fingerprint
+    }
+
+    /// The key pair as what a client presents.
+    pub fn identity(&self) -> Identity {
+        Identity::new(self.certificate.pem.clone(), self.key_pem.expose())
+    }
+
+    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
+        self.certified.clone()
+    }
+}
+
+impl Certificate {
+    /// Reads the first certificate of a PEM text.
+    pub fn parse(pem: &str) -> Result<Certificate, CertificateError> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|e| CertificateError::Pem(e.to_string()))?;
+        let x509 = |e: &dyn std::fmt::Display| CertificateError::X509(e.to_string());
+        let (rest, parsed) = X509Certificate::from_der(&der).map_err(|e| x509(&e))?;
+        if !rest.is_empty() {
+            return Err(CertificateError::X509("there are bytes behind it".into()));
+        }
+        let expires_at = Timestamp::from_unix_seconds(parsed.validity().not_after.timestamp())
+            .ok_or_else(|| CertificateError::X509("its end date cannot be represented".into()))?;
+        let texts = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let alternative = parsed.subject_alternative_name().map_err(|e| x509(&e))?;
+        let names = match alternative {
+            Some(alternative) => {
+                let names = alternative.value.general_names.iter();
+                texts(&names.filter_map(dns_name).collect::<Vec<_>>())
+            }
+            None => {
+                let common = parsed.subject().iter_common_name();
+                texts(
+                    &common
+                        .filter_map(|name| name.as_str().ok())
+                        .collect::<Vec<_>>(),
+                )
+            }
+        };
+        let is_generated = parsed
+            .subject()
+            .iter_organization()
+            .any(|name| name.as_str() == Ok(ORGANIZATION));
+        Ok(Certificate {
+            pem: pem.to_owned(),
+            fingerprint: Fingerprint::of_der(&der),
+            expires_at,
+            names,
+            is_generated,
+        })
+    }
+
+    /// Whether it was issued for that name.
+    pub fn carries(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
+    }
+
+    /// The names it was issued for.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// How long it is still valid, none when it has expired.
+    pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
+        self.expires_at.since(now)
+    }
+}
+
+fn dns_name<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
+    match name {
+        GeneralName::DNSName(name) => Some(name),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn generate(name: &str) -> KeyPair {
+        KeyPair::generate(&Generate {
+            name,
+            addresses: &["127.0.0.1".parse().unwrap()],
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_generated_pair_carries_its_name() {
+        let longest = vec!["a".repeat(63); 4].join(".");
+        for name in ["c1", "UPPER", "10.0.0.1", "node-1.rack-7", &longest] {
+            let pair = generate(name);
+            assert!(
+                pair.certificate.carries(name),
+                "{name}: {:?}",
+                pair.certificate.names()
+            );
+            assert!(!pair.certificate.carries("other"));
+            assert!(pair.certificate.is_generated);
+            let days = pair
+                .certificate
+                .remaining(Timestamp::now())
+                .unwrap()
+                .as_secs()
+                / 86_400;
+            assert!((3650..3654).contains(&days), "{days}");
+        }
+    }
+
+    #[test]
+    fn pem_round_trips() {
+        let pair = generate("c1");
+        let again = KeyPair::parse(&pair.certificate.pem, pair.key_pem()).unwrap();
+        assert_eq!(again.certificate, pair.certificate);
+        assert_eq!(
+            again.fingerprint(),
+            Fingerprint::of_pem(&pair.certificate.pem).unwrap()
+        );
+    }
+
+    #[test]
+    fn bad_pairs_are_refused() {
+        let (one, two) = (generate("one"), generate("two"));
+        let parse = |cert: &str, key: &str| KeyPair::parse(cert, &key.into()).unwrap_err();
+        let (cert, key) = (&one.certificate.pem, one.key_pem().expose());
+        assert!(matches!(
+            parse(cert, two.key_pem().expose()),
+            KeyPairError::Mismatch(_)
+        ));
+        assert!(matches!(
+            parse("garbage", key),
+            KeyPairError::Certificate(_)
+        ));
+        assert!(matches!(parse(cert, "garbage"), KeyPairError::Key(_)));
+        assert!(matches!(parse(cert, ""), KeyPairError::Key(_)));
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(
+            parse(broken, key),
+            KeyPairError::Certificate(CertificateError::X509(_))
+        ));
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let pair = generate("c1");
+        let shown = format!("{pair:?}");
+        assert!(!shown.contains("PRIVATE"), "{shown}");
+    }
+}
