@@ -39,9 +39,7 @@ impl Daemon {
     /// Begins the description of a daemon that keeps its state in a directory. It is made where it
     /// is missing; one daemon can use it at a time.
     pub fn builder(state_dir: impl Into<PathBuf>) -> Builder {
-        Builder {
-            settings: Settings::new(state_dir.into()),
-        }
+        Builder { settings: Settings::new(state_dir.into()) }
     }
 }
 
@@ -79,10 +77,7 @@ impl Builder {
     }
 
     /// Names of what the product's API has beyond its first version. Members must have the same.
-    pub fn api_extensions<S: Into<String>>(
-        mut self,
-        extensions: impl IntoIterator<Item = S>,
-    ) -> Self {
+    pub fn api_extensions<S: Into<String>>(mut self, extensions: impl IntoIterator<Item = S>) -> Self {
         self.settings.api_extensions = extensions.into_iter().map(Into::into).collect();
         self
     }

@@ -16,7 +16,7 @@ mod trust_keeper;
 pub(crate) use admission::{AdmitError, ConfirmError};
 pub(crate) use heartbeat::keep_heartbeat;
 pub(crate) use node::{Node, NodeParts};
-pub(crate) use peers::{Peers, RAFT_PROTOCOL};
+pub(crate) use peers::Peers;
 pub(crate) use reconcile::keep_reconciled;
 pub(crate) use removal::RemoveError;
 pub(crate) use trust_keeper::keep_trust;

@@ -9,10 +9,7 @@ use microcluster_client::{Address, DaemonConfig, Name, ServerConfig};
 use serde::{Deserialize, Serialize};
 
 /// API extensions of the daemon itself: what a client may rely on beyond the endpoints.
-const EXTENSIONS_INTERNAL: [&str; 2] = [
-    "internal:runtime_extension_v1",
-    "internal:rename_core_endpoints",
-];
+const EXTENSIONS_INTERNAL: [&str; 2] = ["internal:runtime_extension_v1", "internal:rename_core_endpoints"];
 
 /// What the product and the operator set, fixed while the daemon runs.
 #[derive(Clone, Debug)]
@@ -72,13 +69,7 @@ pub(crate) struct MemberConfig {
 
 impl MemberConfig {
     pub fn new(id: u64, name: Name, address: Address) -> Self {
-        MemberConfig {
-            id,
-            name,
-            address,
-            servers: BTreeMap::new(),
-            failure_domain: 0,
-        }
+        MemberConfig { id, name, address, servers: BTreeMap::new(), failure_domain: 0 }
     }
 
     /// What of it is public.
@@ -101,35 +92,17 @@ mod tests {
     fn the_member_config_round_trips_as_yaml() {
         let mut config = MemberConfig::new(3, "c3".parse().unwrap(), "[::1]:9003".parse().unwrap());
         let text = serde_norway::to_string(&config).unwrap();
-        assert_eq!(
-            text,
-            "id: 3\nname: c3\naddress: '[::1]:9003'\nfailure-domain: 0\n"
-        );
-        assert_eq!(
-            serde_norway::from_str::<MemberConfig>(&text).unwrap(),
-            config
-        );
-        config.servers.insert(
-            "metrics".parse().unwrap(),
-            ServerConfig {
-                address: "127.0.0.1:9443".parse().unwrap(),
-            },
-        );
+        assert_eq!(text, "id: 3\nname: c3\naddress: '[::1]:9003'\nfailure-domain: 0\n");
+        assert_eq!(serde_norway::from_str::<MemberConfig>(&text).unwrap(), config);
+        config.servers.insert("metrics".parse().unwrap(), ServerConfig { address: "127.0.0.1:9443".parse().unwrap() });
         let text = serde_norway::to_string(&config).unwrap();
-        assert_eq!(
-            serde_norway::from_str::<MemberConfig>(&text).unwrap(),
-            config
-        );
+        assert_eq!(serde_norway::from_str::<MemberConfig>(&text).unwrap(), config);
     }
 
     #[test]
     fn a_name_that_yaml_reads_as_a_number_stays_a_name() {
         let config = MemberConfig::new(1, "123".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
         let text = serde_norway::to_string(&config).unwrap();
-        assert_eq!(
-            serde_norway::from_str::<MemberConfig>(&text).unwrap(),
-            config,
-            "{text}"
-        );
+        assert_eq!(serde_norway::from_str::<MemberConfig>(&text).unwrap(), config, "{text}");
     }
 }

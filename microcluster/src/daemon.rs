@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::member::Running;
 use self::signals::{Signal, Signals};
@@ -149,25 +149,18 @@ impl Handle {
     /// # Errors
     /// When it stopped because it could not go on.
     pub async fn wait(self) -> Result<(), Fatal> {
-        self.done
-            .await
-            .unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
+        self.done.await.unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
     }
 
     async fn finished(&mut self) -> Result<(), Fatal> {
-        (&mut self.done)
-            .await
-            .unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
+        (&mut self.done).await.unwrap_or_else(|_| Err(Fatal::new("the daemon's main task panicked")))
     }
 }
 
 /// Runs a daemon until a signal or its control API ends it.
 pub(crate) async fn run(settings: crate::config::Settings) -> Result<(), RunError> {
-    let mut signals = Signals::new().map_err(|source| StartError::File {
-        action: "wait for",
-        path: "signals".into(),
-        source,
-    })?;
+    let mut signals =
+        Signals::new().map_err(|source| StartError::File { action: "wait for", path: "signals".into(), source })?;
     let mut handle = tokio::select! {
         started = start(settings) => started?,
         signal = signals.next_end() => {
@@ -246,22 +239,13 @@ impl Core {
         done.send(ended).ok();
     }
 
-    fn begin_initialise(
-        &self,
-        request: InitRequest,
-        answer: oneshot::Sender<Result<(), crate::state::InitError>>,
-    ) {
+    fn begin_initialise(&self, request: InitRequest, answer: oneshot::Sender<Result<(), crate::state::InitError>>) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Uninitialised => {}
             Lifecycle::Member(node) => {
                 let (name, address) = (node.name.clone(), node.address);
-                answer
-                    .send(Err(crate::state::InitError::AlreadyInitialised {
-                        name,
-                        address,
-                    }))
-                    .ok();
+                answer.send(Err(crate::state::InitError::AlreadyInitialised { name, address })).ok();
                 return;
             }
             other => {
@@ -270,9 +254,7 @@ impl Core {
             }
         }
         shared.state.set_lifecycle(Lifecycle::Initialising(None));
-        self.shared.changes.spawn("initialise", async move {
-            shared.initialise(request, answer).await
-        });
+        self.shared.changes.spawn("initialise", async move { shared.initialise(request, answer).await });
     }
 
     fn begin_reset(&self, answer: oneshot::Sender<Result<(), NotNow>>) {
@@ -334,13 +316,9 @@ impl CoreShared {
     async fn forget(&self) -> Result<(), Fatal> {
         let dir = self.state.dir().clone();
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            Fatal::new("cannot remove what is left of the cluster in the state directory")
-                .caused_by(e)
+            Fatal::new("cannot remove what is left of the cluster in the state directory").caused_by(e)
         };
-        blocking("reset", move || dir.reset())
-            .await
-            .map_err(|e| failed(e.into()))?
-            .map_err(|e| failed(e.into()))
+        blocking("reset", move || dir.reset()).await.map_err(|e| failed(e.into()))?.map_err(|e| failed(e.into()))
     }
 
     async fn become_uninitialised(&self) {
@@ -355,14 +333,9 @@ impl CoreShared {
         let Some(address) = self.state.settings().pre_init_listen else {
             return Ok(());
         };
-        let tcp = listener::bind(address)
-            .await
-            .map_err(|source| StartError::Listen { address, source })?;
-        let config = tls::server_config(self.state.server_certificate().clone()).map_err(|e| {
-            StartError::Tls {
-                reason: e.to_string(),
-            }
-        })?;
+        let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+        let config = tls::server_config(self.state.server_certificate().clone())
+            .map_err(|e| StartError::Tls { reason: e.to_string() })?;
         let api = Api::new(ListenerKind::PreInit, &self.state, &self.requests);
         *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())

@@ -30,12 +30,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error with a status of its own.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Error {
-            status,
-            message: message.into(),
-            retry_after_seconds: None,
-            source: None,
-        }
+        Error { status, message: message.into(), retry_after_seconds: None, source: None }
     }
 
     /// 400: the request itself is wrong.
@@ -119,9 +114,7 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn StdError + 'static))
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
 
@@ -137,10 +130,7 @@ pub struct Fatal {
 impl Fatal {
     /// Says what cannot go on.
     pub fn new(what: impl Into<String>) -> Self {
-        Fatal {
-            what: what.into(),
-            source: None,
-        }
+        Fatal { what: what.into(), source: None }
     }
 
     /// The same with its cause.
@@ -172,12 +162,8 @@ mod tests {
 
     #[test]
     fn the_cause_is_for_the_log_alone() {
-        let error = Error::internal("the state directory cannot be written")
-            .caused_by("No space left on device");
+        let error = Error::internal("the state directory cannot be written").caused_by("No space left on device");
         assert_eq!(error.to_string(), "the state directory cannot be written");
-        assert_eq!(
-            Chain(&error).to_string(),
-            "the state directory cannot be written: No space left on device"
-        );
+        assert_eq!(Chain(&error).to_string(), "the state directory cannot be written: No space left on device");
     }
 }

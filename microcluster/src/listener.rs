@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use self::unix::{GroupError, group_id};
+pub(crate) use self::unix::group_id;
 use crate::api::{Api, ListenerKind};
 use crate::tasks::Tasks;
 
@@ -28,33 +28,16 @@ impl Listener {
     pub fn unix(path: PathBuf, group: Option<u32>, api: Api) -> io::Result<Listener> {
         let listener = unix::bind(&path, group)?;
         let tasks = Tasks::new();
-        tasks.spawn(
-            "control socket",
-            accept::unix_loop(listener, api, tasks.clone()),
-        );
-        Ok(Listener {
-            tasks,
-            socket: Some(path),
-        })
+        tasks.spawn("control socket", accept::unix_loop(listener, api, tasks.clone()));
+        Ok(Listener { tasks, socket: Some(path) })
     }
 
     /// Serves TLS on a bound address.
-    pub fn tls(
-        tcp: TcpListener,
-        config: rustls::ServerConfig,
-        kind: ListenerKind,
-        api: Api,
-    ) -> Listener {
+    pub fn tls(tcp: TcpListener, config: rustls::ServerConfig, kind: ListenerKind, api: Api) -> Listener {
         let tasks = Tasks::new();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        tasks.spawn(
-            "TLS listener",
-            accept::tls_loop(tcp, acceptor, kind, api, tasks.clone()),
-        );
-        Listener {
-            tasks,
-            socket: None,
-        }
+        tasks.spawn("TLS listener", accept::tls_loop(tcp, acceptor, kind, api, tasks.clone()));
+        Listener { tasks, socket: None }
     }
 
     /// Takes no more connections, lets requests go on up to `drain`, then ends them.

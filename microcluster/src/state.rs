@@ -75,9 +75,7 @@ pub(crate) struct InitRequest {
 pub(crate) enum NotNow {
     #[error("the daemon is starting")]
     Starting,
-    #[error(
-        "the daemon is not initialised: run `microctl init` to bootstrap a cluster or to join one"
-    )]
+    #[error("the daemon is not initialised: run `microctl init` to bootstrap a cluster or to join one")]
     Uninitialised,
     #[error("the daemon is being initialised")]
     Initialising,
@@ -103,11 +101,7 @@ pub(crate) enum InitError {
     #[error(
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
-    CertificateName {
-        path: String,
-        name: Name,
-        names: String,
-    },
+    CertificateName { path: String, name: Name, names: String },
     #[error("cannot make or read a certificate: {0}")]
     KeyPair(#[from] KeyPairError),
     #[error("{0}")]
@@ -122,11 +116,7 @@ pub(crate) enum InitError {
     Unreachable { tried: Vec<String> },
     /// The cluster's own answer, with its HTTP status.
     #[error("{message}")]
-    Refused {
-        code: u16,
-        message: String,
-        retry_after: Option<Duration>,
-    },
+    Refused { code: u16, message: String, retry_after: Option<Duration> },
     #[error("the answer of the cluster cannot be used: {reason}")]
     BadAnswer { reason: String },
     #[error("the join was given up: the cluster says that this daemon is not joining; try again")]
@@ -149,13 +139,7 @@ impl State {
         commands: mpsc::Sender<Command>,
     ) -> State {
         let lifecycle = watch::Sender::new(Lifecycle::Starting);
-        State(Arc::new(Shared {
-            settings,
-            dir,
-            lifecycle,
-            commands,
-            server_certificate,
-        }))
+        State(Arc::new(Shared { settings, dir, lifecycle, commands, server_certificate }))
     }
 
     /// The member's name; none before initialisation.
@@ -181,7 +165,7 @@ impl State {
     /// # Errors
     /// 503 while the daemon is not a member of a cluster.
     pub fn database(&self) -> Result<Database, Error> {
-        Ok(self.node()?.db.clone())
+        Ok(self.node()?.database.clone())
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -225,8 +209,7 @@ impl State {
         let (answer, wait) = oneshot::channel();
         self.send(Command::Initialise { request, answer }).await?;
         // The daemon drops the answer only when it stops.
-        wait.await
-            .unwrap_or(Err(InitError::NotNow(NotNow::ShuttingDown)))
+        wait.await.unwrap_or(Err(InitError::NotNow(NotNow::ShuttingDown)))
     }
 
     /// Begins to forget the cluster.
@@ -245,9 +228,7 @@ impl State {
     pub(crate) fn server_status(&self) -> ServerStatus {
         let node = self.node().ok();
         ServerStatus {
-            name: node
-                .as_ref()
-                .map_or_else(machine_name, |node| node.name.to_string()),
+            name: node.as_ref().map_or_else(machine_name, |node| node.name.to_string()),
             address: node.as_ref().map(|node| node.address),
             version: self.settings().version.clone(),
             ready: node.is_some(),
@@ -256,11 +237,7 @@ impl State {
     }
 
     async fn send(&self, command: Command) -> Result<(), NotNow> {
-        self.0
-            .commands
-            .send(command)
-            .await
-            .map_err(|_| NotNow::ShuttingDown)
+        self.0.commands.send(command).await.map_err(|_| NotNow::ShuttingDown)
     }
 }
 
@@ -295,8 +272,5 @@ impl From<NotNow> for Error {
 }
 
 fn machine_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -48,17 +48,11 @@ pub(crate) struct FileError {
 impl StateDir {
     /// Creates the directory where it is missing, and takes its lock.
     pub fn open(path: &Path) -> Result<StateDir, OpenError> {
-        let io = |source| OpenError::Io {
-            path: path.into(),
-            source,
-        };
+        let io = |source| OpenError::Io { path: path.into(), source };
         create_directory(path).map_err(io)?;
         // Absolute, so that it stays the same directory whatever becomes of the working directory.
         let path = fs::canonicalize(path).map_err(io)?;
-        let io = |source| OpenError::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| OpenError::Io { path: path.clone(), source };
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -74,10 +68,7 @@ impl StateDir {
         for directory in ["truststore", "certificates"] {
             create_directory(&path.join(directory)).map_err(io)?;
         }
-        Ok(StateDir {
-            path: Arc::new(path),
-            _lock: Arc::new(lock),
-        })
+        Ok(StateDir { path: Arc::new(path), _lock: Arc::new(lock) })
     }
 
     pub fn path(&self) -> &Path {
@@ -107,10 +98,7 @@ impl StateDir {
 
     /// The certificate and the key of that name, such as `server` or `cluster`.
     pub fn key_pair(&self, name: &str) -> (PathBuf, PathBuf) {
-        (
-            self.path.join(format!("{name}.crt")),
-            self.path.join(format!("{name}.key")),
-        )
+        (self.path.join(format!("{name}.crt")), self.path.join(format!("{name}.key")))
     }
 
     /// Whether the reset of an earlier run has not been finished.
@@ -124,13 +112,7 @@ impl StateDir {
         let marker = self.path.join(RESET_MARKER);
         write_file(&marker, b"", MODE_PUBLIC)?;
         let (cluster_crt, cluster_key) = self.key_pair("cluster");
-        let files = [
-            self.daemon_config(),
-            self.join_record(),
-            cluster_crt,
-            cluster_key,
-            self.path.join("cluster.ca"),
-        ];
+        let files = [self.daemon_config(), self.join_record(), cluster_crt, cluster_key, self.path.join("cluster.ca")];
         for file in &files {
             remove_file(file)?;
         }
@@ -158,11 +140,7 @@ pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), F
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -190,9 +168,7 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
 
 /// Makes creations, renames and removals in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync", path))
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
 }
 
 fn remove_directory(path: &Path) -> Result<(), FileError> {
@@ -204,10 +180,7 @@ fn remove_directory(path: &Path) -> Result<(), FileError> {
 
 /// Creates a directory and tightens one that is more open than it should be.
 fn create_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(MODE_DIRECTORY)
-        .create(path)?;
+    DirBuilder::new().recursive(true).mode(MODE_DIRECTORY).create(path)?;
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     if mode & !MODE_DIRECTORY != 0 {
         fs::set_permissions(path, PermissionsExt::from_mode(mode & MODE_DIRECTORY))?;
@@ -216,11 +189,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> FileError {
-    move |source| FileError {
-        action,
-        path: path.into(),
-        source,
-    }
+    move |source| FileError { action, path: path.into(), source }
 }
 
 #[cfg(test)]
@@ -282,21 +251,10 @@ mod tests {
         write_file(&dir.truststore().join("c1.yaml"), b"x", MODE_PUBLIC).unwrap();
         fs::create_dir_all(dir.database().join("log")).unwrap();
         dir.reset().unwrap();
-        let mut left: Vec<_> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
-        assert_eq!(
-            left,
-            [
-                "certificates",
-                "daemon.lock",
-                "server.crt",
-                "server.key",
-                "truststore"
-            ]
-        );
+        assert_eq!(left, ["certificates", "daemon.lock", "server.crt", "server.key", "truststore"]);
         assert_eq!(fs::read_dir(dir.truststore()).unwrap().count(), 0);
         assert!(!dir.is_resetting());
     }

@@ -46,11 +46,7 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskLost> {
-        self.run(name, future)
-            .await
-            .ok()
-            .flatten()
-            .ok_or(TaskLost { task: name })
+        self.run(name, future).await.ok().flatten().ok_or(TaskLost { task: name })
     }
 
     /// Done when the tasks are asked to end: each long one waits for this too.
@@ -63,34 +59,17 @@ impl Tasks {
         self.stop.is_cancelled()
     }
 
-    /// Asks the tasks to end; see [`Tasks::shutdown`].
-    pub fn stop(&self) {
-        self.stop.cancel();
-    }
-
     /// Asks the tasks to end, waits for that up to `drain`, then drops what is left and waits for it to be gone.
     pub async fn shutdown(&self, drain: Duration) {
         self.stop.cancel();
         self.tracker.close();
-        if tokio::time::timeout(drain, self.tracker.wait())
-            .await
-            .is_ok()
-        {
+        if tokio::time::timeout(drain, self.tracker.wait()).await.is_ok() {
             return;
         }
-        tracing::debug!(
-            tasks = self.tracker.len(),
-            "ending tasks that are not done after {drain:?}"
-        );
+        tracing::debug!(tasks = self.tracker.len(), "ending tasks that are not done after {drain:?}");
         self.abort.cancel();
-        if tokio::time::timeout(ABORT_WAIT, self.tracker.wait())
-            .await
-            .is_err()
-        {
-            tracing::error!(
-                tasks = self.tracker.len(),
-                "tasks do not end; a thread is blocked"
-            );
+        if tokio::time::timeout(ABORT_WAIT, self.tracker.wait()).await.is_err() {
+            tracing::error!(tasks = self.tracker.len(), "tasks do not end; a thread is blocked");
         }
     }
 
@@ -123,9 +102,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TaskLost> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| TaskLost { task: name })
+    tokio::task::spawn_blocking(work).await.map_err(|_| TaskLost { task: name })
 }
 
 /// The words of a panic.

@@ -27,23 +27,15 @@ pub(crate) struct JoinToken {
 pub(crate) enum TokenError {
     #[error("the join token is empty; make one with `microctl tokens add NAME` on a member")]
     Empty,
-    #[error(
-        "the join token is damaged: it is not base64; copy it again, whole and without line breaks"
-    )]
+    #[error("the join token is damaged: it is not base64; copy it again, whole and without line breaks")]
     Base64,
-    #[error(
-        "the join token is damaged: {0}; copy it again, or make one with `microctl tokens add NAME` on a member"
-    )]
+    #[error("the join token is damaged: {0}; copy it again, or make one with `microctl tokens add NAME` on a member")]
     Content(String),
 }
 
 impl JoinToken {
     pub fn encode(&self) -> Secret {
-        let addresses: Vec<String> = self
-            .join_addresses
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let addresses: Vec<String> = self.join_addresses.iter().map(ToString::to_string).collect();
         let json = serde_json::json!({
             "secret": self.secret.expose(),
             "fingerprint": self.fingerprint.to_string(),
@@ -58,10 +50,7 @@ impl JoinToken {
             return Err(TokenError::Empty);
         }
         if text.len() > TOKEN_LENGTH_MAX {
-            return Err(TokenError::Content(format!(
-                "it has {} characters",
-                text.len()
-            )));
+            return Err(TokenError::Content(format!("it has {} characters", text.len())));
         }
         let json = [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD]
             .iter()
@@ -69,22 +58,14 @@ impl JoinToken {
             .ok_or(TokenError::Base64)?;
         let token: JoinToken = serde_json::from_slice(&json).map_err(|e| {
             // The words of a syntax error are about bytes that nobody has seen.
-            let reason = if e.is_data() {
-                e.to_string()
-            } else {
-                "its content is not JSON".into()
-            };
+            let reason = if e.is_data() { e.to_string() } else { "its content is not JSON".into() };
             TokenError::Content(reason)
         })?;
         if !is_secret(token.secret.expose()) {
-            return Err(TokenError::Content(format!(
-                "its secret has not {SECRET_LENGTH} hexadecimal digits"
-            )));
+            return Err(TokenError::Content(format!("its secret has not {SECRET_LENGTH} hexadecimal digits")));
         }
         if token.join_addresses.is_empty() {
-            return Err(TokenError::Content(
-                "it names no member to join through".into(),
-            ));
+            return Err(TokenError::Content("it names no member to join through".into()));
         }
         Ok(token)
     }
@@ -93,12 +74,7 @@ impl JoinToken {
 /// Makes the secret of a new token.
 pub(crate) fn new_secret() -> Secret {
     let bytes: [u8; SECRET_LENGTH / 2] = rand::rng().random();
-    Secret::new(
-        bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>(),
-    )
+    Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// Whether a text has the form of a secret.
@@ -117,10 +93,7 @@ mod tests {
         JoinToken {
             secret: new_secret(),
             fingerprint: Fingerprint::of_der(b"certificate"),
-            join_addresses: vec![
-                "127.0.0.1:9001".parse().unwrap(),
-                "[::1]:9002".parse().unwrap(),
-            ],
+            join_addresses: vec!["127.0.0.1:9001".parse().unwrap(), "[::1]:9002".parse().unwrap()],
         }
     }
 
@@ -133,14 +106,8 @@ mod tests {
         let token = token();
         let text = token.encode();
         assert_eq!(JoinToken::decode(text.expose()).unwrap(), token);
-        assert_eq!(
-            JoinToken::decode(&format!(" {}\n", text.expose())).unwrap(),
-            token
-        );
-        assert_eq!(
-            JoinToken::decode(text.expose().trim_end_matches('=')).unwrap(),
-            token
-        );
+        assert_eq!(JoinToken::decode(&format!(" {}\n", text.expose())).unwrap(), token);
+        assert_eq!(JoinToken::decode(text.expose().trim_end_matches('=')).unwrap(), token);
     }
 
     #[test]
@@ -156,43 +123,17 @@ mod tests {
         assert_eq!(refused(" "), TokenError::Empty);
         assert_eq!(refused("not a token!"), TokenError::Base64);
         let whole = token().encode().into_string();
-        assert!(
-            matches!(refused(&whole[..40]), TokenError::Content(_)),
-            "cut"
-        );
+        assert!(matches!(refused(&whole[..40]), TokenError::Content(_)), "cut");
         assert!(matches!(refused(&encode("null")), TokenError::Content(_)));
         let fingerprint = Fingerprint::of_der(b"x");
         let secret = new_secret();
         let secret = secret.expose();
         for (json, words) in [
-            (
-                format!(
-                    r#"{{"secret":"short","fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#
-                ),
-                "secret",
-            ),
-            (
-                format!(
-                    r#"{{"secret":"{secret}","fingerprint":"zz","join_addresses":["1.1.1.1:1"]}}"#
-                ),
-                "fingerprint",
-            ),
-            (
-                format!(
-                    r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":[]}}"#
-                ),
-                "no member",
-            ),
-            (
-                format!(
-                    r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":["x"]}}"#
-                ),
-                "address",
-            ),
-            (
-                format!(r#"{{"fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#),
-                "secret",
-            ),
+            (format!(r#"{{"secret":"short","fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#), "secret"),
+            (format!(r#"{{"secret":"{secret}","fingerprint":"zz","join_addresses":["1.1.1.1:1"]}}"#), "fingerprint"),
+            (format!(r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":[]}}"#), "no member"),
+            (format!(r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":["x"]}}"#), "address"),
+            (format!(r#"{{"fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#), "secret"),
         ] {
             let message = refused(&encode(&json)).to_string();
             assert!(message.contains(words), "{message}");

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use microcluster_client::{Address, Fingerprint, FingerprintError, MemberLocal, Name};
 use tokio::sync::watch;
 
-use crate::state_dir::{
-    FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file,
-};
+use crate::state_dir::{FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file};
 
 /// One member that is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,35 +31,18 @@ pub(crate) struct Trust(Arc<watch::Sender<Arc<TrustSet>>>);
 impl TrustedMember {
     pub fn new(member: MemberLocal) -> Result<Self, FingerprintError> {
         let fingerprint = Fingerprint::of_pem(&member.certificate)?;
-        let MemberLocal {
-            name,
-            address,
-            certificate,
-        } = member;
-        Ok(TrustedMember {
-            name,
-            address,
-            certificate,
-            fingerprint,
-        })
+        let MemberLocal { name, address, certificate } = member;
+        Ok(TrustedMember { name, address, certificate, fingerprint })
     }
 
     pub fn public(&self) -> MemberLocal {
-        MemberLocal {
-            name: self.name.clone(),
-            address: self.address,
-            certificate: self.certificate.clone(),
-        }
+        MemberLocal { name: self.name.clone(), address: self.address, certificate: self.certificate.clone() }
     }
 }
 
 impl TrustSet {
     pub fn get(&self, fingerprint: &Fingerprint) -> Option<&TrustedMember> {
         self.0.get(fingerprint)
-    }
-
-    pub fn by_name(&self, name: &Name) -> Option<&TrustedMember> {
-        self.iter().find(|member| member.name == *name)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &TrustedMember> {
@@ -81,20 +62,12 @@ impl TrustSet {
                 write_file(&path, text.as_bytes(), MODE_PUBLIC)?;
             }
         }
-        let error = |source| FileError {
-            action: "read",
-            path: truststore.into(),
-            source,
-        };
+        let error = |source| FileError { action: "read", path: truststore.into(), source };
         for entry in fs::read_dir(truststore).map_err(error)? {
             let path = entry.map_err(error)?.path();
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let is_current = name
-                .strip_suffix(".yaml")
-                .is_some_and(|name| self.iter().any(|member| member.name == name));
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_current =
+                name.strip_suffix(".yaml").is_some_and(|name| self.iter().any(|member| member.name == name));
             if !is_current {
                 remove_file(&path)?;
             }
@@ -105,11 +78,7 @@ impl TrustSet {
     /// Reads the cache on disk. A file that cannot be read is left out: the table is the truth, and
     /// the other members are enough to get it.
     pub fn load(truststore: &Path) -> Result<TrustSet, FileError> {
-        let error = |source| FileError {
-            action: "read",
-            path: truststore.into(),
-            source,
-        };
+        let error = |source| FileError { action: "read", path: truststore.into(), source };
         let mut members = Vec::new();
         for entry in fs::read_dir(truststore).map_err(error)? {
             let path = entry.map_err(error)?.path();
@@ -135,12 +104,7 @@ impl TrustSet {
 
 impl FromIterator<TrustedMember> for TrustSet {
     fn from_iter<I: IntoIterator<Item = TrustedMember>>(members: I) -> Self {
-        TrustSet(
-            members
-                .into_iter()
-                .map(|member| (member.fingerprint, member))
-                .collect(),
-        )
+        TrustSet(members.into_iter().map(|member| (member.fingerprint, member)).collect())
     }
 }
 
@@ -165,11 +129,6 @@ impl Trust {
         })
     }
 
-    /// The member whose certificate that is.
-    pub fn member(&self, fingerprint: &Fingerprint) -> Option<TrustedMember> {
-        self.0.borrow().get(fingerprint).cloned()
-    }
-
     /// Whether it is a member's certificate.
     pub fn is_trusted(&self, fingerprint: &Fingerprint) -> bool {
         self.0.borrow().get(fingerprint).is_some()
@@ -183,11 +142,7 @@ mod tests {
     use crate::tls::{Generate, KeyPair};
 
     fn member(name: &str) -> TrustedMember {
-        let pair = KeyPair::generate(&Generate {
-            name,
-            addresses: &[],
-        })
-        .unwrap();
+        let pair = KeyPair::generate(&Generate { name, addresses: &[] }).unwrap();
         TrustedMember::new(MemberLocal {
             name: name.parse().unwrap(),
             address: "127.0.0.1:9001".parse().unwrap(),
@@ -203,12 +158,9 @@ mod tests {
         assert!(trust.is_trusted(&c1.fingerprint));
         assert!(!trust.is_trusted(&c2.fingerprint));
         assert!(trust.replace([c2.clone()].into_iter().collect()));
-        assert!(
-            !trust.replace([c2.clone()].into_iter().collect()),
-            "nothing changed"
-        );
+        assert!(!trust.replace([c2.clone()].into_iter().collect()), "nothing changed");
         assert!(!trust.is_trusted(&c1.fingerprint));
-        assert_eq!(trust.member(&c2.fingerprint).unwrap(), c2);
+        assert_eq!(trust.current().get(&c2.fingerprint), Some(&c2));
     }
 
     #[test]

@@ -18,14 +18,9 @@ pub(super) async fn members_list(state: State) -> Result<Answer<Vec<Member>>, Er
 }
 
 /// GET `/core/1.0/cluster/{name}`
-pub(super) async fn member_show(
-    state: State,
-    PathName(name): PathName,
-) -> Result<Answer<Member>, Error> {
+pub(super) async fn member_show(state: State, PathName(name): PathName) -> Result<Answer<Member>, Error> {
     let member = state.node()?.member(&name).await?;
-    member
-        .map(Answer)
-        .ok_or_else(|| RemoveError::NotFound { name }.into())
+    member.map(Answer).ok_or_else(|| RemoveError::NotFound { name }.into())
 }
 
 /// DELETE `/core/1.0/cluster/{name}`. A leader that is to be removed hands over first; who leads
@@ -61,10 +56,7 @@ pub(super) async fn joiner_confirm(
     PathName(name): PathName,
     Body(claim): Body<Claim>,
 ) -> Result<Answer<Empty>, Error> {
-    state
-        .node()?
-        .confirm(name, claim.member_id, claim.secret)
-        .await?;
+    state.node()?.confirm(name, claim.member_id, claim.secret).await?;
     Ok(EMPTY)
 }
 
@@ -74,23 +66,15 @@ pub(super) async fn joiner_drop(
     PathName(name): PathName,
     Body(claim): Body<Claim>,
 ) -> Result<Answer<Empty>, Error> {
-    state
-        .node()?
-        .drop_joiner(name, claim.member_id, claim.secret)
-        .await?;
+    state.node()?.drop_joiner(name, claim.member_id, claim.secret).await?;
     Ok(EMPTY)
 }
 
 /// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.
-pub(super) async fn member_reset(
-    state: State,
-    PathName(name): PathName,
-) -> Result<Answer<Empty>, Error> {
+pub(super) async fn member_reset(state: State, PathName(name): PathName) -> Result<Answer<Empty>, Error> {
     let own = state.node()?.name.clone();
     if own != name {
-        return Err(Error::not_found(format!(
-            "this is the member {own}, not {name}"
-        )));
+        return Err(Error::not_found(format!("this is the member {own}, not {name}")));
     }
     state.reset().await?;
     Ok(EMPTY)

@@ -31,9 +31,7 @@ pub(super) async fn daemon_shutdown(state: State) -> Result<Answer<Empty>, Error
 fn parse(request: ControlRequest) -> Result<InitRequest, Error> {
     let token = match (request.bootstrap, request.join_token.is_empty()) {
         (true, true) => None,
-        (false, false) => {
-            Some(JoinToken::decode(request.join_token.expose()).map_err(InitError::from)?)
-        }
+        (false, false) => Some(JoinToken::decode(request.join_token.expose()).map_err(InitError::from)?),
         (true, false) => {
             return Err(Error::bad_request(
                 "bootstrap and join_token are both given; bootstrap a new cluster or join one, not both",
@@ -45,17 +43,11 @@ fn parse(request: ControlRequest) -> Result<InitRequest, Error> {
             ));
         }
     };
-    let missing =
-        |what: &str| Error::bad_request(format!("the {what} of the new member is missing"));
+    let missing = |what: &str| Error::bad_request(format!("the {what} of the new member is missing"));
     let name = request.name.ok_or_else(|| missing("name"))?;
     let address = request.address.ok_or_else(|| missing("address"))?;
     let address = address.cluster().map_err(InitError::from)?;
-    Ok(InitRequest {
-        name,
-        address,
-        config: request.config,
-        token,
-    })
+    Ok(InitRequest { name, address, config: request.config, token })
 }
 
 #[cfg(test)]
@@ -70,26 +62,15 @@ mod tests {
             ("{}", "neither"),
             (r#"{"bootstrap":true,"address":"127.0.0.1:9001"}"#, "name"),
             (r#"{"bootstrap":true,"name":"c1"}"#, "address"),
-            (
-                r#"{"bootstrap":true,"name":"c1","address":"127.0.0.1:0"}"#,
-                "port 0",
-            ),
+            (r#"{"bootstrap":true,"name":"c1","address":"127.0.0.1:0"}"#, "port 0"),
             (r#"{"bootstrap":true,"join_token":"x"}"#, "both"),
-            (
-                r#"{"join_token":"x","name":"c1","address":"127.0.0.1:9001"}"#,
-                "token",
-            ),
+            (r#"{"join_token":"x","name":"c1","address":"127.0.0.1:9001"}"#, "token"),
         ] {
             let error = refused(json);
             assert_eq!(error.status(), 400, "{json}");
             assert!(error.message().contains(words), "{json}: {error}");
         }
         let json = r#"{"bootstrap":true,"name":"c1","address":"127.0.0.1:9001"}"#;
-        assert!(
-            parse(serde_json::from_str(json).unwrap())
-                .unwrap()
-                .token
-                .is_none()
-        );
+        assert!(parse(serde_json::from_str(json).unwrap()).unwrap().token.is_none());
     }
 }

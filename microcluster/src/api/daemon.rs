@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use microcluster_client::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Leader, Name,
-    ServerConfig, ServerStatus,
+    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Leader, Name, ServerConfig, ServerStatus,
 };
 
 use super::envelope::{Answer, EMPTY};
@@ -28,10 +27,9 @@ pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
     match state.lifecycle() {
         Lifecycle::Uninitialised => Ok(EMPTY),
         Lifecycle::Member(node) if node.db.status().has_quorum => Ok(EMPTY),
-        Lifecycle::Member(_) => Err(Error::unavailable(
-            "the cluster has no quorum: too few members can be reached",
-        )
-        .retry_after(1)),
+        Lifecycle::Member(_) => {
+            Err(Error::unavailable("the cluster has no quorum: too few members can be reached").retry_after(1))
+        }
         other => Err(other.not_now().into()),
     }
 }
@@ -39,9 +37,7 @@ pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
 /// GET `/core/1.0/daemon/config`
 pub(super) async fn config_show(state: State) -> Result<Answer<DaemonConfig>, Error> {
     let node = state.node()?;
-    Ok(Answer(
-        MemberConfig::new(node.id, node.name.clone(), node.address).public(),
-    ))
+    Ok(Answer(MemberConfig::new(node.id, node.name.clone(), node.address).public()))
 }
 
 /// GET `/core/1.0/daemon/servers`
@@ -54,12 +50,9 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
     let node = state.node()?;
     let raft = node.db.status();
     let (role, members) = node.own_role().await?;
-    let leader = raft.leader_peer().and_then(|peer| {
-        Some(Leader {
-            name: peer.name.parse().ok()?,
-            address: peer.address.parse().ok()?,
-        })
-    });
+    let leader = raft
+        .leader_peer()
+        .and_then(|peer| Some(Leader { name: peer.name.parse().ok()?, address: peer.address.parse().ok()? }));
     let server = state.server_certificate().current().certificate;
     let cluster = node.cluster_certificate.current().certificate;
     let expiry = |name: &str, certificate: &crate::tls::Certificate| CertificateExpiry {

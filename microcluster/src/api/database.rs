@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use crate::cluster::RAFT_PROTOCOL;
+use crate::db::PROTOCOL;
 use crate::error::Error;
 use crate::state::State;
 
@@ -18,12 +18,12 @@ pub(super) async fn transport_open(state: State, mut request: Request) -> Result
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (Some(asked), Some(upgrade), Version::HTTP_11) = (asked, upgrade, request.version()) else {
         return Err(Error::bad_request(format!(
-            "this is where members open the Raft transport: HTTP/1.1 with `Upgrade: {RAFT_PROTOCOL}`"
+            "this is where members open the Raft transport: HTTP/1.1 with `Upgrade: {PROTOCOL}`"
         )));
     };
-    if asked != RAFT_PROTOCOL {
+    if asked != PROTOCOL {
         return Err(Error::bad_request(format!(
-            "the Raft transport {asked:?} is not known here, {RAFT_PROTOCOL} is; do the members run the same version?"
+            "the Raft transport {asked:?} is not known here, {PROTOCOL} is; do the members run the same version?"
         )));
     }
     node.transports().spawn("raft transport", {
@@ -36,12 +36,8 @@ pub(super) async fn transport_open(state: State, mut request: Request) -> Result
         }
     });
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    response
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static(RAFT_PROTOCOL));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
     Ok(response)
 }
 

@@ -48,29 +48,17 @@ impl Api {
     /// The routes that are served on a listener. `tasks` own the requests that go on without their client.
     pub fn new(listener: ListenerKind, state: &State, tasks: &Tasks) -> Api {
         let mut paths: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
-        for route in table()
-            .into_iter()
-            .filter(|route| route.listeners.contains(&listener))
-        {
+        for route in table().into_iter().filter(|route| route.listeners.contains(&listener)) {
             paths.entry(route.path).or_default().push(route);
         }
         let mut router = Router::new();
         for (path, routes) in paths {
             let (state, tasks) = (state.clone(), tasks.clone());
-            let path_routes = Arc::new(PathRoutes {
-                allow: allow(&routes),
-                routes,
-                state,
-                tasks,
-            });
+            let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks });
             router = router.route(path, any(move |request| path_routes.clone().call(request)));
         }
         let router = router.fallback(unknown_path);
-        Api {
-            router,
-            requests: Arc::default(),
-            run: rand::random(),
-        }
+        Api { router, requests: Arc::default(), run: rand::random() }
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer.
@@ -80,10 +68,7 @@ impl Api {
         connection: Arc<Connection>,
     ) -> Result<Response, Infallible> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let id = RequestId {
-            run: self.run,
-            number,
-        };
+        let id = RequestId { run: self.run, number };
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(connection);
         request.extensions_mut().insert(id);
@@ -105,11 +90,7 @@ impl PathRoutes {
         if !route.traced {
             return self.check_and_run(route, request).await;
         }
-        let id = request
-            .extensions()
-            .get::<RequestId>()
-            .copied()
-            .unwrap_or_default();
+        let id = request.extensions().get::<RequestId>().copied().unwrap_or_default();
         let span = tracing::info_span!(
             "request",
             %id,
@@ -144,39 +125,24 @@ impl PathRoutes {
             return done.unwrap_or_else(|lost| Error::from(lost).into_response());
         }
         // What the handler held is dropped with it, so nobody sees a half-changed value.
-        AssertUnwindSafe(run)
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|panic| {
-                tracing::error!(
-                    path = route.path,
-                    panic = panic_message(&*panic),
-                    "a handler panicked"
-                );
-                Error::internal("the request failed inside the daemon; its log says why")
-                    .into_response()
-            })
+        AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| {
+            tracing::error!(path = route.path, panic = panic_message(&*panic), "a handler panicked");
+            Error::internal("the request failed inside the daemon; its log says why").into_response()
+        })
     }
 
     fn check(&self, route: &Route, request: &Request) -> Result<(), Error> {
         let connection = request.extensions().get::<Arc<Connection>>();
-        let connection =
-            connection.ok_or_else(|| Error::internal("a request without a connection"))?;
+        let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection)?;
         match route.phase {
             Phase::Always => {}
             Phase::Joining => drop(self.state.joined_node()?),
             Phase::Member => drop(self.state.node()?),
         }
-        let length = request
-            .headers()
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok());
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         // Said before the client has sent all of it.
-        if length
-            .and_then(|length| length.parse().ok())
-            .is_some_and(|length: usize| length > route.body_max)
-        {
+        if length.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > route.body_max) {
             return Err(too_large(route.body_max));
         }
         Ok(())
@@ -201,9 +167,7 @@ impl PathRoutes {
                     return Ok(());
                 }
                 node.stranger_seen();
-                Err(Error::forbidden(format!(
-                    "the certificate {certificate} is no member's of this cluster"
-                )))
+                Err(Error::forbidden(format!("the certificate {certificate} is no member's of this cluster")))
             }
         }
     }

@@ -19,9 +19,7 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&Envelope::success(self.0)) {
             Ok(json) => json_response(StatusCode::OK, json),
-            Err(e) => Error::internal("the answer cannot be written")
-                .caused_by(e)
-                .into_response(),
+            Err(e) => Error::internal("the answer cannot be written").caused_by(e).into_response(),
         }
     }
 }
@@ -44,9 +42,7 @@ impl IntoResponse for Error {
 pub(super) fn json_response(status: StatusCode, json: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

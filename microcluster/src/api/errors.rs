@@ -19,9 +19,7 @@ impl From<db::Error> for Error {
                 Error::unavailable(message).retry_after(1)
             }
             db::Error::ShuttingDown => Error::unavailable(message),
-            db::Error::Conflict { .. } | db::Error::Constraint { unique: true, .. } => {
-                Error::conflict(message)
-            }
+            db::Error::Conflict { .. } | db::Error::Constraint { unique: true, .. } => Error::conflict(message),
             db::Error::Constraint { unique: false, .. }
             | db::Error::Sql { .. }
             | db::Error::Refused { .. }
@@ -30,9 +28,7 @@ impl From<db::Error> for Error {
             db::Error::TooLarge { .. } => Error::too_large(message),
             db::Error::OutcomeUnknown { .. } => Error::timeout(message),
             db::Error::ResultLost => Error::internal(message),
-            error => {
-                Error::internal("the database failed; the daemon's log says why").caused_by(error)
-            }
+            error => Error::internal("the database failed; the daemon's log says why").caused_by(error),
         }
     }
 }
@@ -41,9 +37,9 @@ impl From<AdmitError> for Error {
     fn from(error: AdmitError) -> Error {
         let message = error.to_string();
         match error {
-            AdmitError::Address(_)
-            | AdmitError::Certificate(_)
-            | AdmitError::CertificateName { .. } => Error::bad_request(message),
+            AdmitError::Address(_) | AdmitError::Certificate(_) | AdmitError::CertificateName { .. } => {
+                Error::bad_request(message)
+            }
             AdmitError::Refused(Refusal::TokenUnknown { .. }) => Error::not_found(message),
             AdmitError::Refused(Refusal::TokenExpired { .. } | Refusal::TokenForOther { .. }) => {
                 Error::forbidden(message)
@@ -107,9 +103,7 @@ impl From<InitError> for Error {
         match error {
             InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
             InitError::NotNow(reason) => reason.into(),
-            InitError::Listen { ref source, .. }
-                if source.kind() == std::io::ErrorKind::AddrInUse =>
-            {
+            InitError::Listen { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Error::conflict(message)
             }
             InitError::Token(_)
@@ -118,16 +112,11 @@ impl From<InitError> for Error {
             | InitError::CertificateName { .. } => Error::bad_request(message),
             InitError::OtherCluster { .. } => Error::forbidden(message),
             InitError::Unreachable { .. } => Error::unavailable(message),
-            InitError::Refused {
-                code, retry_after, ..
-            } => {
-                let status =
-                    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            InitError::Refused { code, retry_after, .. } => {
+                let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 let error = Error::new(status, message);
                 match retry_after {
-                    Some(after) => {
-                        error.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX))
-                    }
+                    Some(after) => error.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
                     None => error,
                 }
             }
@@ -147,16 +136,11 @@ impl From<InitError> for Error {
 impl From<client::Error> for Error {
     fn from(error: client::Error) -> Error {
         let message = error.to_string();
-        if let client::Error::Status {
-            code, retry_after, ..
-        } = &error
-        {
+        if let client::Error::Status { code, retry_after, .. } = &error {
             let status = StatusCode::from_u16(*code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let answer = Error::new(status, message);
             return match retry_after {
-                Some(after) => {
-                    answer.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX))
-                }
+                Some(after) => answer.retry_after(u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
                 None => answer,
             };
         }
@@ -170,7 +154,6 @@ impl From<client::Error> for Error {
 
 impl From<TaskLost> for Error {
     fn from(lost: TaskLost) -> Error {
-        Error::internal("the request ended without an answer; the daemon's log says why")
-            .caused_by(lost)
+        Error::internal("the request ended without an answer; the daemon's log says why").caused_by(lost)
     }
 }

@@ -50,12 +50,9 @@ impl FromRequestParts<State> for PathName {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let Path(name) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|e| Error::bad_request(e.body_text()))?;
-        name.parse()
-            .map(PathName)
-            .map_err(|e: microcluster_client::NameError| Error::bad_request(e.to_string()))
+        let Path(name) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|e| Error::bad_request(e.body_text()))?;
+        name.parse().map(PathName).map_err(|e: microcluster_client::NameError| Error::bad_request(e.to_string()))
     }
 }
 
@@ -86,10 +83,7 @@ pub(super) async fn read_body(request: Request) -> Result<Bytes, Error> {
         Ok(Err(e)) if is_over_limit(&*e) => Err(too_large(max)),
         Ok(Err(e)) => Err(Error::bad_request("the body of the request ended early").caused_by(e)),
         Err(_) => {
-            let late = format!(
-                "the body of the request did not come within {} s",
-                BODY_TIMEOUT.as_secs()
-            );
+            let late = format!("the body of the request did not come within {} s", BODY_TIMEOUT.as_secs());
             Err(Error::new(StatusCode::REQUEST_TIMEOUT, late))
         }
     }
@@ -97,9 +91,7 @@ pub(super) async fn read_body(request: Request) -> Result<Bytes, Error> {
 
 /// The answer to a body over its bound.
 pub(super) fn too_large(max: usize) -> Error {
-    Error::too_large(format!(
-        "the body of the request is larger than {max} bytes"
-    ))
+    Error::too_large(format!("the body of the request is larger than {max} bytes"))
 }
 
 /// The body may have been wrapped on its way here.
@@ -117,15 +109,10 @@ fn is_over_limit(error: &(dyn std::error::Error + 'static)) -> bool {
 /// Reads a JSON object. Lists are refused here: serde would take one for an object's fields in their order.
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{') => serde_json::from_slice(bytes).map_err(|e| {
-            Error::bad_request(format!("the body of the request is not as expected: {e}"))
-        }),
-        Some(_) => Err(Error::bad_request(
-            "the body of the request must be a JSON object",
-        )),
-        None => Err(Error::bad_request(
-            "the request has no body; a JSON object is needed",
-        )),
+        Some(b'{') => serde_json::from_slice(bytes)
+            .map_err(|e| Error::bad_request(format!("the body of the request is not as expected: {e}"))),
+        Some(_) => Err(Error::bad_request("the body of the request must be a JSON object")),
+        None => Err(Error::bad_request("the request has no body; a JSON object is needed")),
     }
 }
 
@@ -139,19 +126,7 @@ mod tests {
     #[test]
     fn only_objects_are_bodies() {
         assert!(parse_object::<SqlRequest>(b" {\"query\":\"SELECT 1\"}\n").is_ok());
-        for body in [
-            "",
-            "  ",
-            "null",
-            "[1]",
-            "[\"SELECT 1\"]",
-            "1",
-            "\"x\"",
-            "{",
-            "{bad",
-            "{} x",
-            "{}",
-        ] {
+        for body in ["", "  ", "null", "[1]", "[\"SELECT 1\"]", "1", "\"x\"", "{", "{bad", "{} x", "{}"] {
             let error = parse_object::<SqlRequest>(body.as_bytes()).unwrap_err();
             assert_eq!(error.status(), 400, "{body:?}: {error}");
         }
@@ -159,12 +134,7 @@ mod tests {
 
     #[test]
     fn a_wrong_field_is_named() {
-        let refused = |body: &[u8]| {
-            parse_object::<TokenRequest>(body)
-                .unwrap_err()
-                .message()
-                .to_owned()
-        };
+        let refused = |body: &[u8]| parse_object::<TokenRequest>(body).unwrap_err().message().to_owned();
         assert!(refused(br#"{"name":"a_b"}"#).contains("a_b"));
         assert!(refused(br#"{"expire_after":1}"#).contains("name"));
     }

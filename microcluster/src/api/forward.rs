@@ -30,11 +30,10 @@ pub(super) enum Outcome {
 /// Passes a request on to the leader, unless that is this member.
 pub(super) async fn to_leader(state: &State, request: Request) -> Result<Outcome, Error> {
     let node = state.node()?;
-    let is_forwarded = request.headers().get(USER_AGENT).is_some_and(|agent| {
-        agent
-            .as_bytes()
-            .starts_with(NOTIFICATION_USER_AGENT.as_bytes())
-    });
+    let is_forwarded = request
+        .headers()
+        .get(USER_AGENT)
+        .is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()));
     // Who passed it on saw this member lead: that is over, or not known here yet. One hop, never two.
     let known = |status: &Status| status.is_leader() || (!is_forwarded && status.leader.is_some());
     let status = wait_for(&node, known).await?;
@@ -55,12 +54,7 @@ pub(super) async fn to_new_leader(node: &Node, request: Request) -> Result<Respo
 
 async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<Status, Error> {
     let mut watch = node.db.status_watch();
-    let wait = async {
-        watch
-            .wait_for(|status| condition(status))
-            .await
-            .map(|status| status.clone())
-    };
+    let wait = async { watch.wait_for(|status| condition(status)).await.map(|status| status.clone()) };
     match tokio::time::timeout(LEADER_WAIT, wait).await {
         Ok(Ok(status)) => Ok(status),
         Ok(Err(_)) | Err(_) => Err(no_leader()),
@@ -69,11 +63,7 @@ async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<St
 
 async fn pass_on(client: &Client, request: Request) -> Result<Response, Error> {
     let method = request.method().clone();
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |path| path.as_str())
-        .to_owned();
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let body = read_body(request).await?;
     let client = client.notification().timeout(FORWARD_TIMEOUT);
     let (head, body) = client.query_raw(method, &path, body).await?.into_parts();

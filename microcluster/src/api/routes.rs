@@ -54,8 +54,7 @@ pub(crate) enum Phase {
     Member,
 }
 
-pub(super) type Handler =
-    Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+pub(super) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
 
 /// One row of the route table.
 #[derive(Clone)]
@@ -76,8 +75,7 @@ pub(crate) struct Route {
     pub(super) handler: Handler,
 }
 
-pub(super) const EVERYWHERE: &[ListenerKind] =
-    &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
+pub(super) const EVERYWHERE: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
 pub(super) const UNIX_AND_TLS: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls];
 pub(super) const TLS: &[ListenerKind] = &[ListenerKind::Tls];
 pub(super) const UNIX: &[ListenerKind] = &[ListenerKind::Unix];
@@ -87,12 +85,7 @@ const BODY_MAX: usize = 1 << 20;
 
 impl Route {
     /// A route for members of an initialised daemon. What changes something goes on without its client.
-    pub(super) fn new<H, T>(
-        method: Method,
-        path: &'static str,
-        listeners: &'static [ListenerKind],
-        handler: H,
-    ) -> Route
+    pub(super) fn new<H, T>(method: Method, path: &'static str, listeners: &'static [ListenerKind], handler: H) -> Route
     where
         H: axum::handler::Handler<T, State>,
         T: 'static,

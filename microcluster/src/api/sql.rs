@@ -14,14 +14,9 @@ use crate::error::Error;
 use crate::state::State;
 
 /// POST `/core/internal/sql`: all statements of a request are one transaction.
-pub(super) async fn statements_run(
-    state: State,
-    Body(request): Body<SqlRequest>,
-) -> Result<Response, Error> {
+pub(super) async fn statements_run(state: State, Body(request): Body<SqlRequest>) -> Result<Response, Error> {
     if request.query.is_empty() {
-        return Err(Error::bad_request(
-            "the query is empty; give one or more SQL statements",
-        ));
+        return Err(Error::bad_request("the query is empty; give one or more SQL statements"));
     }
     let parameters = request.parameters.into_iter().enumerate().map(value);
     let parameters = parameters.collect::<Result<Vec<_>, _>>()?;
@@ -29,16 +24,12 @@ pub(super) async fn statements_run(
         Consistency::Linearizable => db::Consistency::Linearizable,
         Consistency::Local => db::Consistency::Local,
     };
-    let answered = state
-        .node()?
-        .db
-        .sql(&request.query, parameters, consistency)
-        .await?;
+    let answered = state.node()?.database.sql(&request.query, parameters, consistency).await?;
     Ok(json_response(StatusCode::OK, results(&answered)))
 }
 
 /// GET `/core/internal/sql`: the database as SQL, with `schema=1` its schema alone.
 pub(super) async fn database_dump(state: State, flags: Flags) -> Result<Answer<SqlDump>, Error> {
-    let text = state.node()?.db.dump(flags.has("schema")).await?;
+    let text = state.node()?.database.dump(flags.has("schema")).await?;
     Ok(Answer(SqlDump { text }))
 }

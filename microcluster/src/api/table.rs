@@ -16,150 +16,42 @@ pub(super) fn table() -> Vec<Route> {
     use Method as M;
     use Phase::{Always, Joining};
     vec![
-        Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list)
-            .access(Open)
-            .phase(Always),
-        Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show)
-            .access(Open)
-            .phase(Always),
+        Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
+        Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
-        Route::new(
-            M::GET,
-            "/core/1.0/daemon/config",
-            UNIX_AND_TLS,
-            daemon::config_show,
-        ),
-        Route::new(
-            M::GET,
-            "/core/1.0/daemon/servers",
-            UNIX_AND_TLS,
-            daemon::servers_list,
-        ),
-        Route::new(
-            M::GET,
-            "/core/1.0/daemon/status",
-            UNIX_AND_TLS,
-            daemon::status_show,
-        ),
-        Route::new(
-            M::GET,
-            "/core/1.0/cluster",
-            UNIX_AND_TLS,
-            cluster::members_list,
-        ),
-        Route::new(
-            M::GET,
-            "/core/1.0/cluster/{name}",
-            UNIX_AND_TLS,
-            cluster::member_show,
-        ),
-        Route::new(
-            M::DELETE,
-            "/core/1.0/cluster/{name}",
-            UNIX_AND_TLS,
-            cluster::member_remove,
-        )
-        .leader(),
-        Route::new(
-            M::DELETE,
-            "/core/1.0/tokens/{name}",
-            UNIX_AND_TLS,
-            tokens::token_revoke,
-        ),
+        Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show),
+        Route::new(M::GET, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_list),
+        Route::new(M::GET, "/core/1.0/daemon/status", UNIX_AND_TLS, daemon::status_show),
+        Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list),
+        Route::new(M::GET, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_show),
+        Route::new(M::DELETE, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_remove).leader(),
+        Route::new(M::DELETE, "/core/1.0/tokens/{name}", UNIX_AND_TLS, tokens::token_revoke),
         Route::new(M::POST, "/core/control", UNIX, control::daemon_initialise)
             .access(Socket)
             .phase(Always)
             .body_max(CONTROL_BODY_MAX),
-        Route::new(
-            M::POST,
-            "/core/control/shutdown",
-            UNIX,
-            control::daemon_shutdown,
-        )
-        .access(Socket)
-        .phase(Always),
+        Route::new(M::POST, "/core/control/shutdown", UNIX, control::daemon_shutdown).access(Socket).phase(Always),
         Route::new(M::GET, "/core/control/tokens", UNIX, tokens::tokens_list).access(Socket),
-        Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add)
-            .access(Socket)
-            .body_max(CONTROL_BODY_MAX),
-        Route::new(
-            M::POST,
-            "/core/internal/cluster",
-            UNIX_AND_TLS,
-            cluster::joiner_admit,
-        )
-        .access(Token)
-        .leader(),
-        Route::new(
-            M::POST,
-            "/core/internal/cluster/{name}/confirm",
-            TLS,
-            cluster::joiner_confirm,
-        )
-        .access(Token)
-        .leader(),
-        Route::new(
-            M::POST,
-            "/core/internal/cluster/{name}/drop",
-            TLS,
-            cluster::joiner_drop,
-        )
-        .access(Token)
-        .leader(),
-        Route::new(
-            M::PUT,
-            "/core/internal/cluster/{name}",
-            TLS,
-            cluster::member_reset,
-        ),
-        Route::new(
-            M::GET,
-            "/core/internal/sql",
-            UNIX_AND_TLS,
-            sql::database_dump,
-        ),
+        Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add).access(Socket).body_max(CONTROL_BODY_MAX),
+        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit).access(Token).leader(),
+        Route::new(M::POST, "/core/internal/cluster/{name}/confirm", TLS, cluster::joiner_confirm)
+            .access(Token)
+            .leader(),
+        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
+        Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
+        Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),
         // The database takes a write with its first poll and finishes it, waited for or not.
-        Route::new(
-            M::POST,
-            "/core/internal/sql",
-            UNIX_AND_TLS,
-            sql::statements_run,
-        )
-        .body_max(SQL_BODY_MAX)
-        .attached()
-        .untraced(),
-        Route::new(
-            M::POST,
-            "/core/internal/database",
-            UNIX_AND_TLS,
-            database::transport_open,
-        )
-        .phase(Joining)
-        .attached(),
-        Route::new(
-            M::PATCH,
-            "/core/internal/database",
-            UNIX_AND_TLS,
-            database::upgrade_notice,
-        ),
-        Route::new(
-            M::POST,
-            "/core/internal/heartbeat",
-            UNIX_AND_TLS,
-            internal::heartbeat_run,
-        ),
-        Route::new(
-            M::POST,
-            "/core/internal/truststore",
-            UNIX_AND_TLS,
-            internal::trust_nudge,
-        ),
-        Route::new(
-            M::DELETE,
-            "/core/internal/truststore/{name}",
-            UNIX_AND_TLS,
-            internal::trust_nudge_removed,
-        ),
+        Route::new(M::POST, "/core/internal/sql", UNIX_AND_TLS, sql::statements_run)
+            .body_max(SQL_BODY_MAX)
+            .attached()
+            .untraced(),
+        Route::new(M::POST, "/core/internal/database", UNIX_AND_TLS, database::transport_open)
+            .phase(Joining)
+            .attached(),
+        Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
+        Route::new(M::POST, "/core/internal/heartbeat", UNIX_AND_TLS, internal::heartbeat_run),
+        Route::new(M::POST, "/core/internal/truststore", UNIX_AND_TLS, internal::trust_nudge),
+        Route::new(M::DELETE, "/core/internal/truststore/{name}", UNIX_AND_TLS, internal::trust_nudge_removed),
     ]
 }
 
@@ -174,198 +66,30 @@ mod tests {
     /// leader. A change here changes who may do what: it is to be seen in a review.
     const EXPECTED: &[(&str, &str, &str, Access, Phase, bool)] = &[
         ("/", "GET", "utp", Access::Open, Phase::Always, false),
-        (
-            "/core/1.0",
-            "GET",
-            "utp",
-            Access::Open,
-            Phase::Always,
-            false,
-        ),
-        (
-            "/core/1.0/ready",
-            "GET",
-            "utp",
-            Access::Member,
-            Phase::Always,
-            false,
-        ),
-        (
-            "/core/1.0/daemon/config",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/1.0/daemon/servers",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/1.0/daemon/status",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/1.0/cluster",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/1.0/cluster/{name}",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/1.0/cluster/{name}",
-            "DELETE",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            true,
-        ),
-        (
-            "/core/1.0/tokens/{name}",
-            "DELETE",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/control",
-            "POST",
-            "u",
-            Access::Socket,
-            Phase::Always,
-            false,
-        ),
-        (
-            "/core/control/shutdown",
-            "POST",
-            "u",
-            Access::Socket,
-            Phase::Always,
-            false,
-        ),
-        (
-            "/core/control/tokens",
-            "GET",
-            "u",
-            Access::Socket,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/control/tokens",
-            "POST",
-            "u",
-            Access::Socket,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/cluster",
-            "POST",
-            "ut",
-            Access::Token,
-            Phase::Member,
-            true,
-        ),
-        (
-            "/core/internal/cluster/{name}/confirm",
-            "POST",
-            "t",
-            Access::Token,
-            Phase::Member,
-            true,
-        ),
-        (
-            "/core/internal/cluster/{name}/drop",
-            "POST",
-            "t",
-            Access::Token,
-            Phase::Member,
-            true,
-        ),
-        (
-            "/core/internal/cluster/{name}",
-            "PUT",
-            "t",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/sql",
-            "GET",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/sql",
-            "POST",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/database",
-            "POST",
-            "ut",
-            Access::Member,
-            Phase::Joining,
-            false,
-        ),
-        (
-            "/core/internal/database",
-            "PATCH",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/heartbeat",
-            "POST",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/truststore",
-            "POST",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
-        (
-            "/core/internal/truststore/{name}",
-            "DELETE",
-            "ut",
-            Access::Member,
-            Phase::Member,
-            false,
-        ),
+        ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, false),
+        ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, false),
+        ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/daemon/servers", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/daemon/status", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, true),
+        ("/core/1.0/tokens/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
+        ("/core/control", "POST", "u", Access::Socket, Phase::Always, false),
+        ("/core/control/shutdown", "POST", "u", Access::Socket, Phase::Always, false),
+        ("/core/control/tokens", "GET", "u", Access::Socket, Phase::Member, false),
+        ("/core/control/tokens", "POST", "u", Access::Socket, Phase::Member, false),
+        ("/core/internal/cluster", "POST", "ut", Access::Token, Phase::Member, true),
+        ("/core/internal/cluster/{name}/confirm", "POST", "t", Access::Token, Phase::Member, true),
+        ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, true),
+        ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, false),
+        ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, false),
+        ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
     ];
 
     #[test]
@@ -376,21 +100,10 @@ mod tests {
             ListenerKind::PreInit => 'p',
         };
         let table = table();
-        assert_eq!(
-            table.len(),
-            EXPECTED.len(),
-            "every route has a row in this test"
-        );
+        assert_eq!(table.len(), EXPECTED.len(), "every route has a row in this test");
         for (route, expected) in table.iter().zip(EXPECTED) {
             let listeners: String = route.listeners.iter().map(letter).collect();
-            let row = (
-                route.path,
-                route.method.as_str(),
-                &*listeners,
-                route.access,
-                route.phase,
-                route.leader,
-            );
+            let row = (route.path, route.method.as_str(), &*listeners, route.access, route.phase, route.leader);
             assert_eq!(row, *expected);
         }
     }
@@ -407,10 +120,6 @@ mod tests {
     #[test]
     fn a_path_and_method_stand_in_the_table_once() {
         let mut seen = HashSet::new();
-        assert!(
-            table()
-                .iter()
-                .all(|route| seen.insert((route.path, route.method.clone())))
-        );
+        assert!(table().iter().all(|route| seen.insert((route.path, route.method.clone()))));
     }
 }

@@ -56,10 +56,7 @@ impl Node {
                 [] => "no name".to_owned(),
                 names => names.join(", "),
             };
-            return Err(AdmitError::CertificateName {
-                name: request.name,
-                names,
-            });
+            return Err(AdmitError::CertificateName { name: request.name, names });
         }
         let name = request.name.clone();
         let _membership = self.membership.lock().await;
@@ -69,20 +66,12 @@ impl Node {
         let joiner = name.clone();
         let admitted = self.db.transaction(move |tx| {
             let (tokens, members) = (tokens::all_in(tx)?, members::all_in(tx)?);
-            let situation = Situation {
-                tokens: &tokens,
-                members: &members,
-                own: &own,
-                now,
-            };
-            let Admission { token_id, replaces } =
-                join::admit(&situation, &request, certificate.fingerprint)
-                    .map_err(|refusal| db::Error::other(AdmitError::from(refusal)))?;
+            let situation = Situation { tokens: &tokens, members: &members, own: &own, now };
+            let Admission { token_id, replaces } = join::admit(&situation, &request, certificate.fingerprint)
+                .map_err(|refusal| db::Error::other(AdmitError::from(refusal)))?;
             if let Some(earlier) = replaces {
                 if voters.contains(&earlier) {
-                    return Err(db::Error::other(AdmitError::AlreadyVotes {
-                        name: joiner.clone(),
-                    }));
+                    return Err(db::Error::other(AdmitError::AlreadyVotes { name: joiner.clone() }));
                 }
                 members::delete(tx, earlier, RowRole::Pending)?;
             }
@@ -96,10 +85,7 @@ impl Node {
             }
         };
         self.nudge();
-        let database = |source| AdmitError::Database {
-            name: name.clone(),
-            source,
-        };
+        let database = |source| AdmitError::Database { name: name.clone(), source };
         // At once: the joiner comes back with its certificate as soon as it has the answer.
         self.refresh_trust().await.map_err(&database)?;
         let rows = self.rows().await.map_err(&database)?;
@@ -108,26 +94,14 @@ impl Node {
     }
 
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
-    pub async fn confirm(
-        &self,
-        name: Name,
-        id: NodeId,
-        secret: Secret,
-    ) -> Result<(), ConfirmError> {
-        let database = |source| ConfirmError::Database {
-            name: name.clone(),
-            source,
-        };
+    pub async fn confirm(&self, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
+        let database = |source| ConfirmError::Database { name: name.clone(), source };
         let Some(row) = self.joining_row(&name, id, Some(&secret)).await? else {
             return Ok(());
         };
-        let _guard = Confirming::begin(self, id)
-            .ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
+        let _guard = Confirming::begin(self, id).ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
         if !self.db.status().voters.contains(&id) {
-            let peer = Peer {
-                name: row.name.to_string(),
-                address: row.address.to_string(),
-            };
+            let peer = Peer { name: row.name.to_string(), address: row.address.to_string() };
             self.db.add_learner(id, peer).await.map_err(database)?;
         }
         let _membership = self.membership.lock().await;
@@ -141,16 +115,8 @@ impl Node {
     }
 
     /// Forgets a joiner that gave up before it was a member.
-    pub async fn drop_joiner(
-        &self,
-        name: Name,
-        id: NodeId,
-        secret: Secret,
-    ) -> Result<(), ConfirmError> {
-        let database = |source| ConfirmError::Database {
-            name: name.clone(),
-            source,
-        };
+    pub async fn drop_joiner(&self, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
+        let database = |source| ConfirmError::Database { name: name.clone(), source };
         let row = match self.joining_row(&name, id, Some(&secret)).await {
             Ok(Some(row)) => row,
             Ok(None) => return Err(ConfirmError::IsMember { name }),
@@ -169,15 +135,9 @@ impl Node {
     pub(super) async fn take_in(&self, row: &MemberRow) -> Result<(), db::Error> {
         let rows = self.rows().await?;
         let raft = self.db.status();
-        let mut members: BTreeMap<NodeId, Option<FullRole>> = rows
-            .iter()
-            .filter(|row| row.role.is_full())
-            .map(|row| (row.id, Some(row.full_role())))
-            .collect();
-        members.insert(
-            row.id,
-            raft.voters.contains(&row.id).then_some(FullRole::Voter),
-        );
+        let mut members: BTreeMap<NodeId, Option<FullRole>> =
+            rows.iter().filter(|row| row.role.is_full()).map(|row| (row.id, Some(row.full_role()))).collect();
+        members.insert(row.id, raft.voters.contains(&row.id).then_some(FullRole::Voter));
         let assigned = roles::assign(roles::POLICY_DEFAULT, &members);
         let role = RowRole::from(assigned.get(&row.id).copied().unwrap_or(FullRole::Spare));
         if role == RowRole::Voter && !raft.voters.contains(&row.id) {
@@ -203,10 +163,7 @@ impl Node {
         if self.db.status().voters.contains(&id) {
             return Ok(false);
         }
-        let dropped = self
-            .db
-            .transaction(move |tx| members::delete(tx, id, RowRole::Pending))
-            .await?;
+        let dropped = self.db.transaction(move |tx| members::delete(tx, id, RowRole::Pending)).await?;
         if self.db.status().learners.contains(&id) {
             self.db.remove_node(id).await?;
         }
@@ -222,17 +179,9 @@ impl Node {
         secret: Option<&Secret>,
     ) -> Result<Option<MemberRow>, ConfirmError> {
         let gone = || ConfirmError::Gone { name: name.clone() };
-        let read = self.db.read(db::Consistency::Linearizable, |db| {
-            Ok((members::all(db)?, tokens::all(db)?))
-        });
-        let (rows, tokens) = read.await.map_err(|source| ConfirmError::Database {
-            name: name.clone(),
-            source,
-        })?;
-        let row = rows
-            .into_iter()
-            .find(|row| row.id == id && row.name == *name)
-            .ok_or_else(gone)?;
+        let read = self.db.read(db::Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?)));
+        let (rows, tokens) = read.await.map_err(|source| ConfirmError::Database { name: name.clone(), source })?;
+        let row = rows.into_iter().find(|row| row.id == id && row.name == *name).ok_or_else(gone)?;
         match row.role {
             RowRole::Leaving => return Err(ConfirmError::Leaving { name: name.clone() }),
             RowRole::Pending => {}
@@ -250,17 +199,11 @@ impl Node {
     /// What an admitted joiner is told.
     fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
         let cluster = self.cluster_certificate.current();
-        let mut cluster_members: Vec<MemberLocal> = rows
-            .iter()
-            .filter(|row| row.role.is_full())
-            .map(MemberRow::local)
-            .collect();
+        let mut cluster_members: Vec<MemberLocal> =
+            rows.iter().filter(|row| row.role.is_full()).map(MemberRow::local).collect();
         // This one first: it is the leader, and the joiner asks it first.
         cluster_members.sort_by_key(|member| member.name != self.name);
-        let trusted_member = rows
-            .iter()
-            .find(|row| row.id == self.id)
-            .map(MemberRow::local);
+        let trusted_member = rows.iter().find(|row| row.id == self.id).map(MemberRow::local);
         JoinResponse {
             cluster_cert: cluster.certificate.pem.clone(),
             cluster_key: cluster.key_pem().clone(),
@@ -302,9 +245,7 @@ struct Confirming<'a> {
 impl<'a> Confirming<'a> {
     /// None when that joiner catches up already.
     fn begin(node: &'a Node, id: NodeId) -> Option<Self> {
-        node.confirming()
-            .insert(id)
-            .then_some(Confirming { node, id })
+        node.confirming().insert(id).then_some(Confirming { node, id })
     }
 }
 

@@ -34,12 +34,8 @@ impl Node {
     pub async fn heartbeat(&self) -> Result<(), db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         let pings = rows.iter().map(|row| async {
-            let is_alive = row.id == self.id
-                || self
-                    .db
-                    .ping(&row.address.to_string(), PING_TIMEOUT)
-                    .await
-                    .is_ok();
+            let is_alive =
+                row.id == self.id || self.db.ping(row.id, &row.address.to_string(), PING_TIMEOUT).await.is_ok();
             is_alive.then_some(row.id)
         });
         let alive: Vec<NodeId> = join_all(pings).await.into_iter().flatten().collect();
@@ -47,13 +43,7 @@ impl Node {
             return Ok(());
         }
         let ids: Vec<String> = alive.iter().map(ToString::to_string).collect();
-        let sql = format!(
-            "UPDATE core_cluster_members SET last_heartbeat = ?1 WHERE id IN ({})",
-            ids.join(", ")
-        );
-        self.db
-            .execute(&sql, [Timestamp::now().to_string()])
-            .await
-            .map(|_| ())
+        let sql = format!("UPDATE core_cluster_members SET last_heartbeat = ?1 WHERE id IN ({})", ids.join(", "));
+        self.db.execute(&sql, [Timestamp::now().to_string()]).await.map(|_| ())
     }
 }

@@ -134,9 +134,7 @@ pub(crate) enum Refusal {
         "the join token is not known here: it was used, revoked, or made before the cluster was recovered; make a new one with `microctl tokens add {name}` on a member"
     )]
     TokenUnknown { name: Name },
-    #[error(
-        "the join token expired at {at}; make a new one with `microctl tokens add {name}` on a member"
-    )]
+    #[error("the join token expired at {at}; make a new one with `microctl tokens add {name}` on a member")]
     TokenExpired { name: Name, at: Timestamp },
     #[error(
         "the join token is for the name {token_name}, not for {name}; join with that name, or make a token with `microctl tokens add {name}` on a member"
@@ -146,22 +144,14 @@ pub(crate) enum Refusal {
         "there is a member named {name} already; remove it first with `microctl cluster remove {name}`, or join under another name"
     )]
     NameTaken { name: Name },
-    #[error(
-        "the address {address} belongs to the member {member}; use another one, or remove that member first"
-    )]
+    #[error("the address {address} belongs to the member {member}; use another one, or remove that member first")]
     AddressTaken { address: Address, member: Name },
     #[error(
         "the certificate belongs to the member {member}; this daemon is, or was, that member: remove it from the cluster first"
     )]
     CertificateTaken { member: Name },
-    #[error(
-        "{what} of the joining daemon is {joiner}, the cluster has {cluster}; install the same version on both"
-    )]
-    VersionDiffers {
-        what: &'static str,
-        joiner: String,
-        cluster: String,
-    },
+    #[error("{what} of the joining daemon is {joiner}, the cluster has {cluster}; install the same version on both")]
+    VersionDiffers { what: &'static str, joiner: String, cluster: String },
 }
 
 /// Decides whether a joiner is admitted.
@@ -171,49 +161,30 @@ pub(crate) fn admit(
     certificate: Fingerprint,
 ) -> Result<Admission, Refusal> {
     let name = || request.name.clone();
-    let token = tokens::find(situation.tokens, &request.secret)
-        .ok_or_else(|| Refusal::TokenUnknown { name: name() })?;
+    let token =
+        tokens::find(situation.tokens, &request.secret).ok_or_else(|| Refusal::TokenUnknown { name: name() })?;
     if token.name != request.name {
-        return Err(Refusal::TokenForOther {
-            name: name(),
-            token_name: token.name.clone(),
-        });
+        return Err(Refusal::TokenForOther { name: name(), token_name: token.name.clone() });
     }
     if token.is_expired(situation.now) {
-        return Err(Refusal::TokenExpired {
-            name: name(),
-            at: token.expires_at,
-        });
+        return Err(Refusal::TokenExpired { name: name(), at: token.expires_at });
     }
-    let is_earlier_try =
-        |row: &&MemberRow| row.role == RowRole::Pending && row.token_id == Some(token.id);
+    let is_earlier_try = |row: &&MemberRow| row.role == RowRole::Pending && row.token_id == Some(token.id);
     for row in situation.members.iter().filter(|row| !is_earlier_try(row)) {
         if row.name == request.name {
             return Err(Refusal::NameTaken { name: name() });
         }
         if row.address == request.address {
             let member = row.name.clone();
-            return Err(Refusal::AddressTaken {
-                address: request.address,
-                member,
-            });
+            return Err(Refusal::AddressTaken { address: request.address, member });
         }
         if Fingerprint::of_pem(&row.certificate) == Ok(certificate) {
-            return Err(Refusal::CertificateTaken {
-                member: row.name.clone(),
-            });
+            return Err(Refusal::CertificateTaken { member: row.name.clone() });
         }
     }
     same_versions(situation.own, request)?;
-    let replaces = situation
-        .members
-        .iter()
-        .find(is_earlier_try)
-        .map(|row| row.id);
-    Ok(Admission {
-        token_id: token.id,
-        replaces,
-    })
+    let replaces = situation.members.iter().find(is_earlier_try).map(|row| row.id);
+    Ok(Admission { token_id: token.id, replaces })
 }
 
 fn same_versions(own: &Versions, request: &JoinRequest) -> Result<(), Refusal> {
@@ -221,34 +192,15 @@ fn same_versions(own: &Versions, request: &JoinRequest) -> Result<(), Refusal> {
         if equal {
             return Ok(());
         }
-        Err(Refusal::VersionDiffers {
-            what,
-            joiner: joiner.to_string(),
-            cluster: cluster.to_string(),
-        })
+        Err(Refusal::VersionDiffers { what, joiner: joiner.to_string(), cluster: cluster.to_string() })
     };
     let internal = (request.schema_internal_version, own.schema_internal);
-    same(
-        "the internal schema version",
-        &internal.0,
-        &internal.1,
-        internal.0 == internal.1,
-    )?;
+    same("the internal schema version", &internal.0, &internal.1, internal.0 == internal.1)?;
     let external = (request.schema_external_version, own.schema_external);
-    same(
-        "the schema version",
-        &external.0,
-        &external.1,
-        external.0 == external.1,
-    )?;
+    same("the schema version", &external.0, &external.1, external.0 == external.1)?;
     let list = |extensions: &[String]| format!("[{}]", extensions.join(", "));
     let (joiner, cluster) = (list(&request.extensions), list(&own.extensions));
-    same(
-        "the list of API extensions",
-        &joiner,
-        &cluster,
-        request.extensions == own.extensions,
-    )
+    same("the list of API extensions", &joiner, &cluster, request.extensions == own.extensions)
 }
 
 #[cfg(test)]
@@ -266,13 +218,7 @@ mod tests {
     }
 
     fn certificate(name: &str) -> String {
-        KeyPair::generate(&Generate {
-            name,
-            addresses: &[],
-        })
-        .unwrap()
-        .certificate
-        .pem
+        KeyPair::generate(&Generate { name, addresses: &[] }).unwrap().certificate.pem
     }
 
     fn row(id: NodeId, name: &str, port: u16, role: RowRole, token_id: Option<i64>) -> MemberRow {
@@ -291,12 +237,7 @@ mod tests {
     }
 
     fn token(id: i64, name: &str) -> TokenRow {
-        TokenRow {
-            id,
-            name: name.parse().unwrap(),
-            secret: new_secret(),
-            expires_at: Timestamp::ZERO,
-        }
+        TokenRow { id, name: name.parse().unwrap(), secret: new_secret(), expires_at: Timestamp::ZERO }
     }
 
     fn fixture() -> Fixture {
@@ -313,54 +254,29 @@ mod tests {
         Fixture {
             tokens,
             members: vec![row(1, "c1", 9001, RowRole::Voter, None)],
-            own: Versions {
-                schema_internal: 1,
-                schema_external: 0,
-                extensions: vec!["a".into()],
-            },
+            own: Versions { schema_internal: 1, schema_external: 0, extensions: vec!["a".into()] },
             request,
         }
     }
 
     impl Fixture {
         fn admit(&self) -> Result<Admission, Refusal> {
-            let situation = Situation {
-                tokens: &self.tokens,
-                members: &self.members,
-                own: &self.own,
-                now: Timestamp::now(),
-            };
-            admit(
-                &situation,
-                &self.request,
-                Fingerprint::of_pem(&self.request.certificate).unwrap(),
-            )
+            let situation =
+                Situation { tokens: &self.tokens, members: &self.members, own: &self.own, now: Timestamp::now() };
+            admit(&situation, &self.request, Fingerprint::of_pem(&self.request.certificate).unwrap())
         }
     }
 
     #[test]
     fn an_invited_joiner_is_admitted() {
-        assert_eq!(
-            fixture().admit(),
-            Ok(Admission {
-                token_id: 1,
-                replaces: None
-            })
-        );
+        assert_eq!(fixture().admit(), Ok(Admission { token_id: 1, replaces: None }));
     }
 
     #[test]
     fn a_second_try_replaces_the_first() {
         let mut f = fixture();
-        f.members
-            .push(row(7, "c2", 9002, RowRole::Pending, Some(1)));
-        assert_eq!(
-            f.admit(),
-            Ok(Admission {
-                token_id: 1,
-                replaces: Some(7)
-            })
-        );
+        f.members.push(row(7, "c2", 9002, RowRole::Pending, Some(1)));
+        assert_eq!(f.admit(), Ok(Admission { token_id: 1, replaces: Some(7) }));
         f.members[1].role = RowRole::Voter;
         assert!(matches!(f.admit(), Err(Refusal::NameTaken { .. })));
     }
@@ -372,14 +288,8 @@ mod tests {
             change(&mut f);
             f.admit().unwrap_err()
         };
-        assert!(matches!(
-            refused(&|f| f.request.secret = new_secret()),
-            Refusal::TokenUnknown { .. }
-        ));
-        assert!(matches!(
-            refused(&|f| f.request.secret = "".into()),
-            Refusal::TokenUnknown { .. }
-        ));
+        assert!(matches!(refused(&|f| f.request.secret = new_secret()), Refusal::TokenUnknown { .. }));
+        assert!(matches!(refused(&|f| f.request.secret = "".into()), Refusal::TokenUnknown { .. }));
         assert!(matches!(
             refused(&|f| f.request.secret = f.tokens[1].secret.clone()),
             Refusal::TokenForOther { token_name, .. } if token_name == "c3"
@@ -388,10 +298,7 @@ mod tests {
             refused(&|f| f.tokens[0].expires_at = "2020-01-01T00:00:00Z".parse().unwrap()),
             Refusal::TokenExpired { .. }
         ));
-        assert!(matches!(
-            refused(&|f| f.members[0].name = "c2".parse().unwrap()),
-            Refusal::NameTaken { .. }
-        ));
+        assert!(matches!(refused(&|f| f.members[0].name = "c2".parse().unwrap()), Refusal::NameTaken { .. }));
         assert!(matches!(
             refused(&|f| f.request.address = f.members[0].address),
             Refusal::AddressTaken { member, .. } if member == "c1"
@@ -418,8 +325,7 @@ mod tests {
             step = step.next(Outcome::Done);
             taken.push(step);
         }
-        use Step::{Await, Commit, Confirm, Joined, Open, Record};
-        assert_eq!(taken, [Record, Open, Confirm, Await, Commit, Joined]);
+        assert_eq!(taken, [Step::Record, Step::Open, Step::Confirm, Step::Await, Step::Commit, Step::Joined]);
     }
 
     /// A joiner that may vote throws its log away on the leader's word alone.

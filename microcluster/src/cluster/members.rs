@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use microcluster_client::{
-    Address, Member, MemberLocal, MemberStatus, Name, Role, Secret, Timestamp,
-};
+use microcluster_client::{Address, Member, MemberLocal, MemberStatus, Name, Role, Secret, Timestamp};
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, Row};
 
@@ -70,15 +68,9 @@ impl RowRole {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [
-            RowRole::Pending,
-            RowRole::Voter,
-            RowRole::StandBy,
-            RowRole::Spare,
-            RowRole::Leaving,
-        ]
-        .into_iter()
-        .find(|role| role.as_str() == text)
+        [RowRole::Pending, RowRole::Voter, RowRole::StandBy, RowRole::Spare, RowRole::Leaving]
+            .into_iter()
+            .find(|role| role.as_str() == text)
     }
 
     /// Whether the member is in: not on its way in or out.
@@ -100,11 +92,7 @@ impl MemberRow {
     }
 
     pub fn local(&self) -> MemberLocal {
-        MemberLocal {
-            name: self.name.clone(),
-            address: self.address,
-            certificate: self.certificate.clone(),
-        }
+        MemberLocal { name: self.name.clone(), address: self.address, certificate: self.certificate.clone() }
     }
 
     /// The row as the API shows it.
@@ -165,12 +153,7 @@ pub(crate) fn insert(tx: &Transaction<'_>, member: &NewMember) -> Result<NodeId,
 }
 
 /// Changes what is wanted of a member, if it is still `from`; says whether it was.
-pub(crate) fn change_role(
-    tx: &Transaction<'_>,
-    id: NodeId,
-    from: RowRole,
-    to: RowRole,
-) -> Result<bool, Error> {
+pub(crate) fn change_role(tx: &Transaction<'_>, id: NodeId, from: RowRole, to: RowRole) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE core_cluster_members SET role = ?3 WHERE id = ?1 AND role = ?2",
         (id.cast_signed(), from.as_str(), to.as_str()),
@@ -180,18 +163,14 @@ pub(crate) fn change_role(
 
 /// Removes a row, if it is still `role`; says whether it was.
 pub(crate) fn delete(tx: &Transaction<'_>, id: NodeId, role: RowRole) -> Result<bool, Error> {
-    let deleted = tx.execute(
-        "DELETE FROM core_cluster_members WHERE id = ?1 AND role = ?2",
-        (id.cast_signed(), role.as_str()),
-    )?;
+    let deleted =
+        tx.execute("DELETE FROM core_cluster_members WHERE id = ?1 AND role = ?2", (id.cast_signed(), role.as_str()))?;
     Ok(deleted == 1)
 }
 
 /// Those whom these rows make trusted. A certificate that cannot be read trusts nobody.
 pub(crate) fn trust_set(rows: &[MemberRow]) -> TrustSet {
-    rows.iter()
-        .filter_map(|row| TrustedMember::new(row.local()).ok())
-        .collect()
+    rows.iter().filter_map(|row| TrustedMember::new(row.local()).ok()).collect()
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MemberRow> {
@@ -214,14 +193,9 @@ pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    row.get::<_, String>(column)?
-        .parse()
-        .map_err(|e| bad_text(column, e))
+    row.get::<_, String>(column)?.parse().map_err(|e| bad_text(column, e))
 }
 
-fn bad_text(
-    column: usize,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> rusqlite::Error {
+fn bad_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
 }

@@ -27,7 +27,10 @@ pub(crate) struct Node {
     pub name: Name,
     pub address: Address,
     pub versions: Versions,
+    /// The database with the right to write the cluster's own tables.
     pub db: Database,
+    /// The database as everybody else may use it.
+    pub database: Database,
     pub trust: Trust,
     pub peers: Peers,
     /// What listeners on the cluster address present.
@@ -58,22 +61,14 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts {
-            id,
-            name,
-            address,
-            versions,
-            db,
-            trust,
-            peers,
-            cluster_certificate,
-        } = parts;
+        let NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate } = parts;
         Arc::new(Node {
             id,
             name,
             address,
             versions,
-            db,
+            db: db.core(),
+            database: db,
             trust,
             peers,
             cluster_certificate,
@@ -106,9 +101,7 @@ impl Node {
         let raft = self.db.status();
         let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
         let members = rows.into_iter().zip(statuses);
-        Ok(members
-            .map(|(row, status)| row.public(&raft, status))
-            .collect())
+        Ok(members.map(|(row, status)| row.public(&raft, status)).collect())
     }
 
     /// One member with its live status.
@@ -141,9 +134,7 @@ impl Node {
     pub fn other_clients(&self) -> Vec<Client> {
         let trusted = self.trust.current();
         let others = trusted.iter().filter(|member| member.name != self.name);
-        others
-            .map(|member| self.peers.client(member.address))
-            .collect()
+        others.map(|member| self.peers.client(member.address)).collect()
     }
 
     /// Reads the rows with everything that was acknowledged before.
@@ -164,9 +155,7 @@ impl Node {
 
     pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
-        self.confirming
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.confirming.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Changes the voters unless they are these already.
@@ -192,7 +181,7 @@ impl Node {
         if row.id == self.id {
             return MemberStatus::Online;
         }
-        match self.db.ping(&row.address.to_string(), PROBE_TIMEOUT).await {
+        match self.db.ping(row.id, &row.address.to_string(), PROBE_TIMEOUT).await {
             // Another daemon may listen there by now.
             Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
             Ok(_) => MemberStatus::Online,

@@ -13,17 +13,13 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use microcluster_client::{
-    Address, Client, Fingerprint, Identity, ServerTrust, TlsError, client_config,
-};
+use microcluster_client::{Address, Client, Fingerprint, Identity, ServerTrust, TlsError, client_config};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::db::{PeerConnector, PeerStream};
+use crate::db::{PROTOCOL, PeerConnector, PeerStream};
 
-/// The protocol of upgraded connections that carry Raft.
-pub(crate) const RAFT_PROTOCOL: &str = "microcluster-raft/1";
 /// Where they are opened.
 const RAFT_PATH: &str = "/core/internal/database";
 /// How long opening one may take, TLS and the upgrade included.
@@ -43,19 +39,13 @@ impl Peers {
     /// Shows `identity` and accepts servers with the cluster certificate alone.
     pub fn new(identity: &Identity, cluster: Fingerprint) -> Result<Peers, TlsError> {
         let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
-        Ok(Peers(Arc::new(Mutex::new(Shared {
-            config,
-            clients: HashMap::new(),
-        }))))
+        Ok(Peers(Arc::new(Mutex::new(Shared { config, clients: HashMap::new() }))))
     }
 
     /// Uses another identity or cluster certificate from now on; open requests are not disturbed.
     pub fn reload(&self, identity: &Identity, cluster: Fingerprint) -> Result<(), TlsError> {
         let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
-        *self.lock() = Shared {
-            config,
-            clients: HashMap::new(),
-        };
+        *self.lock() = Shared { config, clients: HashMap::new() };
         Ok(())
     }
 
@@ -77,56 +67,40 @@ impl Peers {
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl PeerConnector for Peers {
-    fn connect(
-        &self,
-        address: String,
-    ) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+    fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
         let mut config = self.lock().config.clone();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Box::pin(async move {
-            let late = |_| {
-                io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{address} does not answer"),
-                )
-            };
-            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, &address))
-                .await
-                .map_err(late)?
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"));
+            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, &address)).await.map_err(late)?
         })
     }
 }
 
 /// TLS, then the upgrade, then the raw stream.
 async fn connect(config: rustls::ClientConfig, address: &str) -> io::Result<PeerStream> {
-    let invalid =
-        |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
+    let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
     let socket: SocketAddr = address.parse().map_err(|e| invalid(&e))?;
     let tcp = TcpStream::connect(socket).await?;
     tcp.set_nodelay(true)?;
     // The certificate is pinned, the name is not looked at.
     let name = ServerName::IpAddress(socket.ip().into());
-    let tls = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
-        .await?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
     let request = Request::builder()
         .method(Method::POST)
         .uri(RAFT_PATH)
         .header(HOST, address)
         .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, RAFT_PROTOCOL)
+        .header(UPGRADE, PROTOCOL)
         .body(Empty::<Bytes>::new())
         .map_err(|e| invalid(&e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
-        .await
-        .map_err(io::Error::other)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(io::Error::other)?;
     let mut connection = Box::pin(connection.with_upgrades());
     let response = tokio::select! {
         response = sender.send_request(request) => response.map_err(io::Error::other)?,

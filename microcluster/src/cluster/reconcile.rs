@@ -76,19 +76,12 @@ pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
 }
 
 impl Node {
-    async fn reconcile(
-        &self,
-        pending_since: &mut HashMap<NodeId, Instant>,
-    ) -> Result<(), db::Error> {
+    async fn reconcile(&self, pending_since: &mut HashMap<NodeId, Instant>) -> Result<(), db::Error> {
         let (rows, token_rows) = self
             .db
             .read(Consistency::Local, |db| {
                 let rows = members::all(db)?;
-                let tokens = if rows.is_empty() {
-                    Vec::new()
-                } else {
-                    tokens::all(db)?
-                };
+                let tokens = if rows.is_empty() { Vec::new() } else { tokens::all(db)? };
                 Ok((rows, tokens))
             })
             .await?;
@@ -102,12 +95,8 @@ impl Node {
         }
         // Something is to be done: look again with everything that is committed, while nobody else changes it.
         let _membership = self.membership.lock().await;
-        let (rows, token_rows) = self
-            .db
-            .read(Consistency::Linearizable, |db| {
-                Ok((members::all(db)?, tokens::all(db)?))
-            })
-            .await?;
+        let (rows, token_rows) =
+            self.db.read(Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?))).await?;
         for action in self.actions(&rows, &token_rows, &overdue) {
             tracing::info!(?action, "putting the membership in order");
             self.carry_out(action, &rows).await?;
@@ -115,12 +104,7 @@ impl Node {
         Ok(())
     }
 
-    fn actions(
-        &self,
-        rows: &[MemberRow],
-        tokens: &[TokenRow],
-        overdue: &HashSet<NodeId>,
-    ) -> Vec<Action> {
+    fn actions(&self, rows: &[MemberRow], tokens: &[TokenRow], overdue: &HashSet<NodeId>) -> Vec<Action> {
         let raft = self.db.status();
         plan(&View {
             rows,
@@ -163,26 +147,14 @@ impl Node {
 
 /// The joiners that have been pending for too long. Measured by this leader's own clock, from when
 /// it first saw them: a new leader gives them their time again.
-fn overdue(
-    rows: &[MemberRow],
-    pending_since: &mut HashMap<NodeId, Instant>,
-    now: Instant,
-) -> HashSet<NodeId> {
-    let pending: HashSet<NodeId> = rows
-        .iter()
-        .filter(|row| row.role == RowRole::Pending)
-        .map(|row| row.id)
-        .collect();
+fn overdue(rows: &[MemberRow], pending_since: &mut HashMap<NodeId, Instant>, now: Instant) -> HashSet<NodeId> {
+    let pending: HashSet<NodeId> = rows.iter().filter(|row| row.role == RowRole::Pending).map(|row| row.id).collect();
     pending_since.retain(|id, _| pending.contains(id));
     for id in &pending {
         pending_since.entry(*id).or_insert(now);
     }
     let is_over = |since: &Instant| now.saturating_duration_since(*since) >= PENDING_TIMEOUT;
-    pending_since
-        .iter()
-        .filter(|(_, since)| is_over(since))
-        .map(|(id, _)| *id)
-        .collect()
+    pending_since.iter().filter(|(_, since)| is_over(since)).map(|(id, _)| *id).collect()
 }
 
 fn plan(view: &View<'_>) -> Vec<Action> {
@@ -191,14 +163,9 @@ fn plan(view: &View<'_>) -> Vec<Action> {
         match row.role {
             RowRole::Leaving => actions.push(Action::FinishRemoval(row.id)),
             RowRole::Pending if view.confirming.contains(&row.id) => {}
-            RowRole::Pending if view.voters.contains(&row.id) => {
-                actions.push(Action::TakeIn(row.id))
-            }
+            RowRole::Pending if view.voters.contains(&row.id) => actions.push(Action::TakeIn(row.id)),
             RowRole::Pending => {
-                let invited = view
-                    .tokens
-                    .iter()
-                    .any(|token| Some(token.id) == row.token_id);
+                let invited = view.tokens.iter().any(|token| Some(token.id) == row.token_id);
                 if !invited || view.overdue.contains(&row.id) {
                     actions.push(Action::DropPending(row.id));
                 }
@@ -208,11 +175,7 @@ fn plan(view: &View<'_>) -> Vec<Action> {
     }
     let known: BTreeSet<NodeId> = view.rows.iter().map(|row| row.id).collect();
     let nodes = view.voters.union(view.learners);
-    actions.extend(
-        nodes
-            .filter(|id| !known.contains(id))
-            .map(|id| Action::DropOrphan(*id)),
-    );
+    actions.extend(nodes.filter(|id| !known.contains(id)).map(|id| Action::DropOrphan(*id)));
     if actions.is_empty() && view.confirming.is_empty() {
         // Roles are given when nobody is on the way in or out: those steps give roles themselves.
         actions.extend(plan_roles(view));
@@ -221,27 +184,19 @@ fn plan(view: &View<'_>) -> Vec<Action> {
 }
 
 fn plan_roles(view: &View<'_>) -> Vec<Action> {
-    let is_in = |row: &&MemberRow| {
-        row.role.is_full() && (view.voters.contains(&row.id) || view.learners.contains(&row.id))
-    };
+    let is_in =
+        |row: &&MemberRow| row.role.is_full() && (view.voters.contains(&row.id) || view.learners.contains(&row.id));
     let present = |row: &MemberRow| match row.full_role() {
         // Raft is the truth about who votes.
         _ if view.voters.contains(&row.id) => FullRole::Voter,
         FullRole::Voter => FullRole::StandBy,
         role => role,
     };
-    let members: BTreeMap<NodeId, Option<FullRole>> = view
-        .rows
-        .iter()
-        .filter(is_in)
-        .map(|row| (row.id, Some(present(row))))
-        .collect();
+    let members: BTreeMap<NodeId, Option<FullRole>> =
+        view.rows.iter().filter(is_in).map(|row| (row.id, Some(present(row)))).collect();
     let assigned = roles::assign(view.policy, &members);
-    let voters: BTreeSet<NodeId> = assigned
-        .iter()
-        .filter(|(_, role)| **role == FullRole::Voter)
-        .map(|(id, _)| *id)
-        .collect();
+    let voters: BTreeSet<NodeId> =
+        assigned.iter().filter(|(_, role)| **role == FullRole::Voter).map(|(id, _)| *id).collect();
     let is_pending = |row: &MemberRow| row.role == RowRole::Pending;
     let mut actions = Vec::new();
     if !voters.is_empty() && voters != *view.voters && !view.rows.iter().any(is_pending) {
@@ -266,6 +221,7 @@ fn plan_roles(view: &View<'_>) -> Vec<Action> {
 mod tests {
     use microcluster_client::Timestamp;
 
+    use super::RowRole::{Leaving, Pending, StandBy, Voter};
     use super::*;
     use crate::token::new_secret;
 
@@ -280,17 +236,12 @@ mod tests {
             schema_external: 0,
             extensions: vec![],
             last_heartbeat: Timestamp::ZERO,
-            token_id: (role == RowRole::Pending).then_some(1),
+            token_id: (role == Pending).then_some(1),
         }
     }
 
     fn token(id: i64) -> TokenRow {
-        TokenRow {
-            id,
-            name: "c9".parse().unwrap(),
-            secret: new_secret(),
-            expires_at: Timestamp::ZERO,
-        }
+        TokenRow { id, name: "c9".parse().unwrap(), secret: new_secret(), expires_at: Timestamp::ZERO }
     }
 
     struct World {
@@ -327,15 +278,9 @@ mod tests {
         }
     }
 
-    use RowRole::{Leaving, Pending, StandBy, Voter};
-
     #[test]
     fn nothing_to_do_in_a_cluster_that_is_in_order() {
-        let world = World::new(
-            &[(1, Voter), (2, Voter), (3, Voter), (4, StandBy)],
-            &[1, 2, 3],
-            &[4],
-        );
+        let world = World::new(&[(1, Voter), (2, Voter), (3, Voter), (4, StandBy)], &[1, 2, 3], &[4]);
         assert_eq!(world.plan(), []);
     }
 
@@ -374,10 +319,7 @@ mod tests {
     #[test]
     fn a_stand_by_fills_the_place_of_a_voter() {
         let world = World::new(&[(1, Voter), (2, Voter), (4, StandBy)], &[1, 2], &[4]);
-        let expected = [
-            Action::SetVoters([1, 2, 4].into()),
-            Action::SetRoles([(4, (StandBy, Voter))].into()),
-        ];
+        let expected = [Action::SetVoters([1, 2, 4].into()), Action::SetRoles([(4, (StandBy, Voter))].into())];
         assert_eq!(world.plan(), expected);
     }
 
@@ -387,10 +329,7 @@ mod tests {
         let (mut since, start) = (HashMap::new(), Instant::now());
         assert!(overdue(&rows, &mut since, start).is_empty());
         assert!(overdue(&rows, &mut since, start + PENDING_TIMEOUT / 2).is_empty());
-        assert_eq!(
-            overdue(&rows, &mut since, start + PENDING_TIMEOUT),
-            [2].into()
-        );
+        assert_eq!(overdue(&rows, &mut since, start + PENDING_TIMEOUT), [2].into());
         assert!(overdue(&rows[..1], &mut since, start + PENDING_TIMEOUT).is_empty());
         assert!(since.is_empty());
     }

@@ -35,38 +35,23 @@ pub(crate) enum RemoveError {
 impl Node {
     /// Removes another member, or a joiner, from the cluster and tells it. With `force` it need not answer.
     pub async fn remove(&self, name: &Name, force: bool) -> Result<(), RemoveError> {
-        let database = |source| RemoveError::Database {
-            name: name.clone(),
-            source,
-        };
+        let database = |source| RemoveError::Database { name: name.clone(), source };
         let _membership = self.membership.lock().await;
         let rows = self.rows().await.map_err(database)?;
         let row = rows.iter().find(|row| row.name == *name);
         let row = row.ok_or_else(|| RemoveError::NotFound { name: name.clone() })?;
-        let others = rows
-            .iter()
-            .filter(|other| other.id != row.id && other.role.is_full())
-            .count();
+        let others = rows.iter().filter(|other| other.id != row.id && other.role.is_full()).count();
         if row.role.is_full() && others == 0 {
             return Err(RemoveError::Last { name: name.clone() });
         }
         if row.id == self.id {
             return Err(RemoveError::Leads { name: name.clone() });
         }
-        if !force
-            && self
-                .db
-                .ping(&row.address.to_string(), ALIVE_TIMEOUT)
-                .await
-                .is_err()
-        {
+        if !force && self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err() {
             return Err(RemoveError::Unreachable { name: name.clone() });
         }
         let (id, role) = (row.id, row.role);
-        self.db
-            .transaction(move |tx| members::change_role(tx, id, role, RowRole::Leaving))
-            .await
-            .map_err(database)?;
+        self.db.transaction(move |tx| members::change_role(tx, id, role, RowRole::Leaving)).await.map_err(database)?;
         self.finish_removal(row).await.map_err(database)
     }
 
@@ -75,9 +60,7 @@ impl Node {
         self.leave_raft(row.id).await?;
         self.tell_removed(row).await;
         let id = row.id;
-        self.db
-            .transaction(move |tx| members::delete(tx, id, RowRole::Leaving))
-            .await?;
+        self.db.transaction(move |tx| members::delete(tx, id, RowRole::Leaving)).await?;
         self.refresh_trust().await?;
         self.nudge();
         tracing::info!(member = %row.name, id, "a member was removed");
@@ -91,17 +74,12 @@ impl Node {
             let rows = self.rows().await?;
             let remaining: BTreeMap<NodeId, Option<FullRole>> = rows
                 .iter()
-                .filter(|row| {
-                    row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id)
-                })
+                .filter(|row| row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id))
                 .map(|row| (row.id, Some(row.full_role())))
                 .collect();
             let assigned = roles::assign(roles::POLICY_DEFAULT, &remaining);
-            let voters = assigned
-                .into_iter()
-                .filter(|(_, role)| *role == FullRole::Voter);
-            self.ensure_voters(voters.map(|(id, _)| id).collect())
-                .await?;
+            let voters = assigned.into_iter().filter(|(_, role)| *role == FullRole::Voter);
+            self.ensure_voters(voters.map(|(id, _)| id).collect()).await?;
         }
         if self.db.status().nodes.contains_key(&id) {
             self.db.remove_node(id).await?;
@@ -111,11 +89,7 @@ impl Node {
 
     /// Tells a removed member to forget the cluster. It may be dead, so this may fail.
     async fn tell_removed(&self, row: &MemberRow) {
-        let client = self
-            .peers
-            .client(row.address)
-            .timeout(TELL_TIMEOUT)
-            .notification();
+        let client = self.peers.client(row.address).timeout(TELL_TIMEOUT).notification();
         let path = format!("/core/internal/cluster/{}?force=1", row.name);
         if let Err(e) = client.query::<Empty>(Method::PUT, &path, ()).await {
             tracing::warn!(member = %row.name, error = %e, "a removed member could not be told");

@@ -12,10 +12,7 @@ pub(crate) struct Policy {
 }
 
 /// Three voters survive the loss of one; stand-bys have the log and replace a voter at once.
-pub(crate) const POLICY_DEFAULT: Policy = Policy {
-    voters: 3,
-    stand_bys: 3,
-};
+pub(crate) const POLICY_DEFAULT: Policy = Policy { voters: 3, stand_bys: 3 };
 
 /// The role of a member that is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,14 +25,8 @@ pub(crate) enum FullRole {
 /// Gives every member its role. `members` are those that are in, each with its present role, or
 /// none for one that is just coming in. Nobody is moved without need: a role is kept where it
 /// fits; gaps are filled by stand-bys first, then newcomers, then spares, the oldest first.
-pub(crate) fn assign(
-    policy: Policy,
-    members: &BTreeMap<NodeId, Option<FullRole>>,
-) -> BTreeMap<NodeId, FullRole> {
-    let mut order: Vec<(u8, NodeId)> = members
-        .iter()
-        .map(|(id, role)| (rank(*role), *id))
-        .collect();
+pub(crate) fn assign(policy: Policy, members: &BTreeMap<NodeId, Option<FullRole>>) -> BTreeMap<NodeId, FullRole> {
+    let mut order: Vec<(u8, NodeId)> = members.iter().map(|(id, role)| (rank(*role), *id)).collect();
     order.sort_unstable();
     let mut assigned = BTreeMap::new();
     for (place, (_, id)) in order.into_iter().enumerate() {
@@ -67,9 +58,7 @@ mod tests {
     use FullRole::{Spare, StandBy, Voter};
 
     fn assigned(members: &[(NodeId, Option<FullRole>)]) -> Vec<(NodeId, FullRole)> {
-        assign(POLICY_DEFAULT, &members.iter().copied().collect())
-            .into_iter()
-            .collect()
+        assign(POLICY_DEFAULT, &members.iter().copied().collect()).into_iter().collect()
     }
 
     #[test]
@@ -84,18 +73,12 @@ mod tests {
                 members.insert(id, Some(role));
             }
         }
-        assert_eq!(
-            given,
-            [Voter, Voter, Voter, StandBy, StandBy, StandBy, Spare, Spare]
-        );
+        assert_eq!(given, [Voter, Voter, Voter, StandBy, StandBy, StandBy, Spare, Spare]);
     }
 
     #[test]
     fn two_members_both_vote() {
-        assert_eq!(
-            assigned(&[(1, Some(Voter)), (2, None)]),
-            [(1, Voter), (2, Voter)]
-        );
+        assert_eq!(assigned(&[(1, Some(Voter)), (2, None)]), [(1, Voter), (2, Voter)]);
     }
 
     #[test]
@@ -109,38 +92,15 @@ mod tests {
             (7, Some(StandBy)),
             (8, Some(Spare)),
         ];
-        let expected = [
-            (1, Voter),
-            (3, Voter),
-            (4, StandBy),
-            (5, Voter),
-            (6, StandBy),
-            (7, StandBy),
-            (8, Spare),
-        ];
+        let expected = [(1, Voter), (3, Voter), (4, StandBy), (5, Voter), (6, StandBy), (7, StandBy), (8, Spare)];
         assert_eq!(assigned(&left), expected);
     }
 
     #[test]
     fn a_newcomer_displaces_nobody() {
-        let members = [
-            (1, Some(Voter)),
-            (2, Some(Voter)),
-            (3, Some(Voter)),
-            (9, None),
-        ];
-        assert_eq!(
-            assigned(&members),
-            [(1, Voter), (2, Voter), (3, Voter), (9, StandBy)]
-        );
-        let again: Vec<_> = assigned(&members)
-            .into_iter()
-            .map(|(id, role)| (id, Some(role)))
-            .collect();
-        assert_eq!(
-            assigned(&again),
-            assigned(&members),
-            "a second run changes nothing"
-        );
+        let members = [(1, Some(Voter)), (2, Some(Voter)), (3, Some(Voter)), (9, None)];
+        assert_eq!(assigned(&members), [(1, Voter), (2, Voter), (3, Voter), (9, StandBy)]);
+        let again: Vec<_> = assigned(&members).into_iter().map(|(id, role)| (id, Some(role))).collect();
+        assert_eq!(assigned(&again), assigned(&members), "a second run changes nothing");
     }
 }

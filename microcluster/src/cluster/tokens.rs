@@ -28,9 +28,7 @@ pub(crate) enum AddError {
         "there is a join token for {name} already; revoke it with `microctl tokens revoke {name}` or use another name"
     )]
     NameTaken { name: Name },
-    #[error(
-        "the token would expire after the year 9999; give a shorter time, or 0 for one that never expires"
-    )]
+    #[error("the token would expire after the year 9999; give a shorter time, or 0 for one that never expires")]
     ExpiresTooLate,
     #[error("cannot add the join token")]
     Database(#[source] db::Error),
@@ -64,8 +62,7 @@ pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<TokenRow>, db::Error> {
 
 /// Removes a token: it is used up.
 pub(crate) fn spend(tx: &Transaction<'_>, id: i64) -> Result<(), db::Error> {
-    tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id])
-        .map(|_| ())
+    tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id]).map(|_| ())
 }
 
 /// The token with this secret. Every row is compared, each in constant time: neither the secret
@@ -83,23 +80,13 @@ pub(crate) fn find<'a>(tokens: &'a [TokenRow], secret: &Secret) -> Option<&'a To
 
 impl Node {
     /// Makes a join token for a name.
-    pub async fn add_token(
-        &self,
-        name: Name,
-        expire_after: Option<Duration>,
-    ) -> Result<Secret, AddError> {
+    pub async fn add_token(&self, name: Name, expire_after: Option<Duration>) -> Result<Secret, AddError> {
         let expires_at = match expire_after {
             None => Timestamp::ZERO,
-            Some(after) => Timestamp::now()
-                .checked_add(after)
-                .ok_or(AddError::ExpiresTooLate)?,
+            Some(after) => Timestamp::now().checked_add(after).ok_or(AddError::ExpiresTooLate)?,
         };
         let secret = token::new_secret();
-        let (text, key, until) = (
-            name.to_string(),
-            secret.expose().to_owned(),
-            expires_at.to_string(),
-        );
+        let (text, key, until) = (name.to_string(), secret.expose().to_owned(), expires_at.to_string());
         let sql = "INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)";
         match self.db.execute(sql, (text, key, until)).await {
             Ok(_) => {}
@@ -108,11 +95,7 @@ impl Node {
             }
             Err(e) => return Err(AddError::Database(e)),
         }
-        Ok(self
-            .join_token(secret)
-            .await
-            .map_err(AddError::Database)?
-            .encode())
+        Ok(self.join_token(secret).await.map_err(AddError::Database)?.encode())
     }
 
     /// The tokens that have not been used, by name.
@@ -125,11 +108,7 @@ impl Node {
         let mut records = Vec::with_capacity(rows.len());
         for row in rows {
             token.secret = row.secret;
-            records.push(TokenRecord {
-                name: row.name,
-                token: token.encode(),
-                expires_at: row.expires_at,
-            });
+            records.push(TokenRecord { name: row.name, token: token.encode(), expires_at: row.expires_at });
         }
         Ok(records)
     }
@@ -151,11 +130,7 @@ impl Node {
         rows.sort_by_key(|row| row.id != self.id);
         let join_addresses = rows.into_iter().map(|row| row.address).collect();
         let fingerprint = self.cluster_certificate.current().fingerprint();
-        Ok(JoinToken {
-            secret,
-            fingerprint,
-            join_addresses,
-        })
+        Ok(JoinToken { secret, fingerprint, join_addresses })
     }
 }
 

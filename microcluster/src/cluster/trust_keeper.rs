@@ -61,24 +61,12 @@ impl Node {
     async fn ask_for_members(&self) -> bool {
         for client in self.other_clients() {
             let client = client.timeout(ASK_TIMEOUT).notification();
-            let listed = client
-                .query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ())
-                .await;
+            let listed = client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await;
             let Ok(members) = listed else { continue };
             let known = self.trust.current();
             let learned = members.into_iter().filter_map(|member| {
-                let Member {
-                    name,
-                    address,
-                    certificate,
-                    ..
-                } = member;
-                TrustedMember::new(microcluster_client::MemberLocal {
-                    name,
-                    address,
-                    certificate,
-                })
-                .ok()
+                let Member { name, address, certificate, .. } = member;
+                TrustedMember::new(microcluster_client::MemberLocal { name, address, certificate }).ok()
             });
             let all: TrustSet = known.iter().cloned().chain(learned).collect();
             return self.trust.replace(all);
@@ -90,8 +78,7 @@ impl Node {
 /// Writes the cache. It is no truth: a failure is worth a warning, and the next change tries again.
 async fn store(node: &Node, truststore: &Path) {
     let members = node.trust.current();
-    node.peers
-        .retain(|address| members.iter().any(|member| member.address == address));
+    node.peers.retain(|address| members.iter().any(|member| member.address == address));
     let path = truststore.to_owned();
     let stored = blocking("trust store", move || members.store(&path)).await;
     match stored {

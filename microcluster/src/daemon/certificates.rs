@@ -44,38 +44,22 @@ pub(super) fn load_or_make_server(dir: &StateDir, machine: &str) -> Result<KeyPa
         Ok(Some(pair)) => return Ok(pair),
         Ok(None) => {}
         // A crash between the two files leaves a new key beside the certificate made before.
-        Err(LoadError::KeyPair {
-            source: KeyPairError::Mismatch(e),
-            ..
-        }) => {
+        Err(LoadError::KeyPair { source: KeyPairError::Mismatch(e), .. }) => {
             tracing::warn!(error = %e, "the server certificate does not fit its key; a new pair is made");
         }
         Err(e) => return Err(e),
     }
-    let name = if machine.parse::<Name>().is_ok() {
-        machine
-    } else {
-        NAME_UNKNOWN
-    };
-    let made = KeyPair::generate(&Generate {
-        name,
-        addresses: &[],
-    });
+    let name = if machine.parse::<Name>().is_ok() { machine } else { NAME_UNKNOWN };
+    let made = KeyPair::generate(&Generate { name, addresses: &[] });
     let (cert_path, _) = dir.key_pair("server");
-    let pair = made.map_err(|source| LoadError::KeyPair {
-        path: cert_path.display().to_string(),
-        source,
-    })?;
+    let pair = made.map_err(|source| LoadError::KeyPair { path: cert_path.display().to_string(), source })?;
     store(dir, "server", &pair)?;
     Ok(pair)
 }
 
 /// Makes sure that this daemon's certificate carries its name as a member. One that a daemon made is
 /// made anew; one that an operator brought is not touched.
-pub(super) async fn ensure_server_carries(
-    state: &State,
-    name: &Name,
-) -> Result<KeyPair, InitError> {
+pub(super) async fn ensure_server_carries(state: &State, name: &Name) -> Result<KeyPair, InitError> {
     let current = state.server_certificate().current();
     if current.certificate.carries(name.as_str()) {
         return Ok(current);
@@ -87,17 +71,11 @@ pub(super) async fn ensure_server_carries(
         return Err(InitError::CertificateName { path, name, names });
     }
     let (dir, own) = (state.dir().clone(), name.clone());
-    let pair = blocking(
-        "server certificate",
-        move || -> Result<KeyPair, InitError> {
-            let pair = KeyPair::generate(&Generate {
-                name: own.as_str(),
-                addresses: &[],
-            })?;
-            store(&dir, "server", &pair)?;
-            Ok(pair)
-        },
-    )
+    let pair = blocking("server certificate", move || -> Result<KeyPair, InitError> {
+        let pair = KeyPair::generate(&Generate { name: own.as_str(), addresses: &[] })?;
+        store(&dir, "server", &pair)?;
+        Ok(pair)
+    })
     .await??;
     state.server_certificate().set(pair.clone());
     Ok(pair)
@@ -107,10 +85,7 @@ impl CoreShared {
     /// Reads the certificates again. One that cannot be used is left aside: the one in use goes on.
     pub(super) async fn reload_certificates(&self) {
         let dir = self.state.dir().clone();
-        let loaded = blocking("certificates", move || {
-            (load(&dir, "server"), load(&dir, "cluster"))
-        })
-        .await;
+        let loaded = blocking("certificates", move || (load(&dir, "server"), load(&dir, "cluster"))).await;
         let Ok((server, cluster)) = loaded else {
             return;
         };
@@ -144,8 +119,6 @@ fn usable(name: &str, loaded: Result<Option<KeyPair>, LoadError>) -> Option<KeyP
 }
 
 fn parse(path: &Path, cert: &str, key: String) -> Result<KeyPair, LoadError> {
-    KeyPair::parse(cert, &Secret::new(key)).map_err(|source| LoadError::KeyPair {
-        path: path.display().to_string(),
-        source,
-    })
+    KeyPair::parse(cert, &Secret::new(key))
+        .map_err(|source| LoadError::KeyPair { path: path.display().to_string(), source })
 }

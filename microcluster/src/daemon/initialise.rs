@@ -13,7 +13,7 @@ use super::member::{Identity, open_node, versions};
 use crate::cluster::Node;
 use crate::cluster::join::Versions;
 use crate::cluster::members::{self, NewMember, RowRole};
-use crate::db::{self, NodeId, Peer, Statement};
+use crate::db::{self, NodeId, Peer};
 use crate::error::{Chain, Fatal};
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
@@ -78,58 +78,29 @@ impl CoreShared {
     /// What can be checked on this machine alone: nobody else is bothered with a request that cannot succeed.
     async fn prepare(&self, request: &InitRequest) -> Result<(TcpListener, KeyPair), InitError> {
         let address = request.address;
-        let tcp = listener::bind(address.socket_addr())
-            .await
-            .map_err(|source| InitError::Listen { address, source })?;
+        let tcp =
+            listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?;
         let server = ensure_server_carries(&self.state, &request.name).await?;
         Ok((tcp, server))
     }
 
-    async fn bootstrap(
-        &self,
-        request: &InitRequest,
-        tcp: TcpListener,
-        server: &KeyPair,
-    ) -> Result<(), InitError> {
+    async fn bootstrap(&self, request: &InitRequest, tcp: TcpListener, server: &KeyPair) -> Result<(), InitError> {
         let InitRequest { name, address, .. } = request.clone();
         let dir = self.state.dir().clone();
         let ip = address.ip();
-        let cluster = blocking(
-            "cluster certificate",
-            move || -> Result<KeyPair, InitError> {
-                let pair = KeyPair::generate(&Generate {
-                    name: CLUSTER_NAME,
-                    addresses: &[ip],
-                })?;
-                store(&dir, "cluster", &pair)?;
-                Ok(pair)
-            },
-        )
+        let cluster = blocking("cluster certificate", move || -> Result<KeyPair, InitError> {
+            let pair = KeyPair::generate(&Generate { name: CLUSTER_NAME, addresses: &[ip] })?;
+            store(&dir, "cluster", &pair)?;
+            Ok(pair)
+        })
         .await??;
-        let me = MemberLocal {
-            name: name.clone(),
-            address,
-            certificate: server.certificate.pem.clone(),
-        };
-        let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer {
-            reason: e.to_string(),
-        })?;
+        let me = MemberLocal { name: name.clone(), address, certificate: server.certificate.pem.clone() };
+        let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer { reason: e.to_string() })?;
         let trust = Trust::new([trusted].into_iter().collect());
-        let identity = Identity {
-            id: FIRST_ID,
-            name: name.clone(),
-            address,
-            trust,
-            cluster,
-        };
+        let identity = Identity { id: FIRST_ID, name: name.clone(), address, trust, cluster };
         let node = open_node(&self.state, identity).await?;
         self.serve(&node, tcp).await?;
-        node.db
-            .initialise(Peer {
-                name: name.to_string(),
-                address: address.to_string(),
-            })
-            .await?;
+        node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
         // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
         self.commit(&node).await?;
@@ -140,16 +111,16 @@ impl CoreShared {
 
     /// The product's schema and the first member's row.
     async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
-        let schema = self.state.settings().schema.iter();
-        let statements: Vec<Statement> = schema.map(Statement::new).collect();
-        if !statements.is_empty() {
-            node.db.batch(statements).await?;
+        let schema = &self.state.settings().schema;
+        if !schema.is_empty() {
+            node.database
+                .script(schema.join(
+                    ";
+",
+                ))
+                .await?;
         }
-        let Versions {
-            schema_internal,
-            schema_external,
-            extensions,
-        } = versions(&self.state);
+        let Versions { schema_internal, schema_external, extensions } = versions(&self.state);
         let first = NewMember {
             id: Some(node.id),
             name: me.name,
@@ -162,9 +133,7 @@ impl CoreShared {
             last_heartbeat: Timestamp::now(),
             token_id: None,
         };
-        node.db
-            .transaction(move |tx| members::insert(tx, &first))
-            .await?;
+        node.db.transaction(move |tx| members::insert(tx, &first)).await?;
         Ok(())
     }
 

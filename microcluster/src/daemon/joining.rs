@@ -46,12 +46,7 @@ struct Joining<'a> {
 
 impl CoreShared {
     /// Joins a cluster by a token.
-    pub(super) async fn join(
-        &self,
-        request: InitRequest,
-        tcp: TcpListener,
-        server: KeyPair,
-    ) -> Result<(), InitError> {
+    pub(super) async fn join(&self, request: InitRequest, tcp: TcpListener, server: KeyPair) -> Result<(), InitError> {
         match self.be_admitted(&request, &server).await {
             Ok(record) => self.carry_on(record, Step::Record, Some(tcp)).await,
             Err(e) => {
@@ -70,19 +65,11 @@ impl CoreShared {
         }
     }
 
-    async fn be_admitted(
-        &self,
-        request: &InitRequest,
-        server: &KeyPair,
-    ) -> Result<JoinRecord, InitError> {
+    async fn be_admitted(&self, request: &InitRequest, server: &KeyPair) -> Result<JoinRecord, InitError> {
         let Some(token) = &request.token else {
             return Err(InitError::Token(crate::token::TokenError::Empty));
         };
-        let Versions {
-            schema_internal,
-            schema_external,
-            extensions,
-        } = versions(&self.state);
+        let Versions { schema_internal, schema_external, extensions } = versions(&self.state);
         let joiner = JoinRequest {
             name: request.name.clone(),
             address: request.address,
@@ -105,19 +92,8 @@ impl CoreShared {
         })
     }
 
-    async fn carry_on(
-        &self,
-        record: JoinRecord,
-        first: Step,
-        tcp: Option<TcpListener>,
-    ) -> Result<(), InitError> {
-        let mut joining = Joining {
-            core: self,
-            record,
-            tcp,
-            node: None,
-            cause: None,
-        };
+    async fn carry_on(&self, record: JoinRecord, first: Step, tcp: Option<TcpListener>) -> Result<(), InitError> {
+        let mut joining = Joining { core: self, record, tcp, node: None, cause: None };
         let mut step = first;
         while !step.is_final() {
             tracing::debug!(?step, member = %joining.record.name, "joining");
@@ -150,11 +126,7 @@ impl Joining<'_> {
             Ok(()) => Outcome::Done,
             Err(e) => {
                 tracing::warn!(?step, error = %Chain(&e), "a join does not go on");
-                let outcome = if matches!(e, InitError::Gone) {
-                    Outcome::Gone
-                } else {
-                    Outcome::Failed
-                };
+                let outcome = if matches!(e, InitError::Gone) { Outcome::Gone } else { Outcome::Failed };
                 self.cause = Some(e);
                 outcome
             }
@@ -164,11 +136,7 @@ impl Joining<'_> {
     async fn write_record(&self) -> Result<(), InitError> {
         let (path, record) = (self.core.state.dir().join_record(), self.record.clone());
         blocking("join record", move || -> Result<(), InitError> {
-            let unwritable = |e: serde_json::Error| FileError {
-                action: "write",
-                path: path.clone(),
-                source: e.into(),
-            };
+            let unwritable = |e: serde_json::Error| FileError { action: "write", path: path.clone(), source: e.into() };
             let json = serde_json::to_vec(&record).map_err(unwritable)?;
             Ok(write_file(&path, &json, MODE_SECRET)?)
         })
@@ -181,38 +149,22 @@ impl Joining<'_> {
         let address = record.address;
         let tcp = match self.tcp.take() {
             Some(tcp) => tcp,
-            None => listener::bind(address.socket_addr())
-                .await
-                .map_err(|source| InitError::Listen { address, source })?,
+            None => {
+                listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?
+            }
         };
         let cluster = KeyPair::parse(&record.cluster_cert, &record.cluster_key)?;
         let trusted = self.trusted()?;
-        let (dir, pair, cache) = (
-            self.core.state.dir().clone(),
-            cluster.clone(),
-            trusted.clone(),
-        );
+        let (dir, pair, cache) = (self.core.state.dir().clone(), cluster.clone(), trusted.clone());
         blocking("cluster certificate", move || {
             store(&dir, "cluster", &pair)?;
             cache.store(&dir.truststore())
         })
         .await??;
         let (id, name, trust) = (record.id, record.name.clone(), Trust::new(trusted));
-        let node = open_node(
-            &self.core.state,
-            Identity {
-                id,
-                name,
-                address,
-                trust,
-                cluster,
-            },
-        )
-        .await?;
+        let node = open_node(&self.core.state, Identity { id, name, address, trust, cluster }).await?;
         self.core.serve(&node, tcp).await?;
-        self.core
-            .state
-            .set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
+        self.core.state.set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
         self.node = Some(node);
         Ok(())
     }
@@ -226,10 +178,7 @@ impl Joining<'_> {
         loop {
             for member in &self.record.members {
                 let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
-                match client
-                    .query::<Empty>(Method::POST, &path, self.claim())
-                    .await
-                {
+                match client.query::<Empty>(Method::POST, &path, self.claim()).await {
                     Ok(Empty {}) => return Ok(()),
                     Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
                     Err(e) => {
@@ -251,10 +200,7 @@ impl Joining<'_> {
             let is_member = match node.db.linearize().await {
                 Ok(()) => {
                     let rows = node.db.read(Consistency::Local, members::all).await?;
-                    let own = rows
-                        .iter()
-                        .find(|row| row.id == id)
-                        .ok_or(InitError::Gone)?;
+                    let own = rows.iter().find(|row| row.id == id).ok_or(InitError::Gone)?;
                     own.role.is_full()
                 }
                 Err(e) if is_passing(&e) => false,
@@ -295,11 +241,7 @@ impl Joining<'_> {
             let path = format!("/core/internal/cluster/{}/drop", self.record.name);
             for member in &self.record.members {
                 let client = node.peers.client(member.address).timeout(DROP_TIMEOUT);
-                if client
-                    .query::<Empty>(Method::POST, &path, self.claim())
-                    .await
-                    .is_ok()
-                {
+                if client.query::<Empty>(Method::POST, &path, self.claim()).await.is_ok() {
                     break;
                 }
             }
@@ -308,10 +250,7 @@ impl Joining<'_> {
     }
 
     fn claim(&self) -> Claim {
-        Claim {
-            member_id: self.record.id,
-            secret: self.record.secret.clone(),
-        }
+        Claim { member_id: self.record.id, secret: self.record.secret.clone() }
     }
 
     fn node(&self) -> Result<Arc<Node>, InitError> {
@@ -323,20 +262,10 @@ impl Joining<'_> {
         let own = MemberLocal {
             name: self.record.name.clone(),
             address: self.record.address,
-            certificate: self
-                .core
-                .state
-                .server_certificate()
-                .current()
-                .certificate
-                .pem,
+            certificate: self.core.state.server_certificate().current().certificate.pem,
         };
         let all = self.record.members.iter().cloned().chain([own]);
-        all.map(|member| {
-            TrustedMember::new(member).map_err(|e| InitError::BadAnswer {
-                reason: e.to_string(),
-            })
-        })
-        .collect()
+        all.map(|member| TrustedMember::new(member).map_err(|e| InitError::BadAnswer { reason: e.to_string() }))
+            .collect()
     }
 }

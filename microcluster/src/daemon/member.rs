@@ -61,13 +61,7 @@ pub(super) fn versions(state: &State) -> Versions {
 
 /// Opens the database of a node.
 pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
-    let Identity {
-        id,
-        name,
-        address,
-        trust,
-        cluster,
-    } = identity;
+    let Identity { id, name, address, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
     let peers = Peers::new(&own, cluster.fingerprint())?;
     let db = Database::open(Options {
@@ -80,43 +74,23 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     .await?;
     let versions = versions(state);
     let cluster_certificate = CertificateCell::new(cluster);
-    Ok(Node::new(NodeParts {
-        id,
-        name,
-        address,
-        versions,
-        db,
-        trust,
-        peers,
-        cluster_certificate,
-    }))
+    Ok(Node::new(NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate }))
 }
 
 impl CoreShared {
     /// Serves the cluster address and follows the member table.
     pub(super) async fn serve(&self, node: &Arc<Node>, tcp: TcpListener) -> Result<(), InitError> {
-        let config = tls::server_config(node.cluster_certificate.clone())
-            .map_err(|e| InitError::Tls(e.into()))?;
+        let config = tls::server_config(node.cluster_certificate.clone()).map_err(|e| InitError::Tls(e.into()))?;
         let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
         let tasks = Tasks::new();
         let interval = self.state.settings().heartbeat_interval;
-        tasks.spawn(
-            "trust",
-            keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()),
-        );
+        tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
-        tasks.spawn(
-            "heartbeat",
-            keep_heartbeat(node.clone(), interval, tasks.clone()),
-        );
+        tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));
         let watch = watch_database(node.db.status_watch(), self.control.clone(), tasks.clone());
         tasks.spawn("database watch", watch);
-        *self.running.lock().await = Some(Running {
-            node: node.clone(),
-            listener,
-            tasks,
-        });
+        *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
         Ok(())
     }
 
@@ -146,11 +120,7 @@ impl CoreShared {
 }
 
 /// Stops the daemon when its database fails.
-async fn watch_database(
-    mut status: watch::Receiver<db::Status>,
-    control: mpsc::Sender<Internal>,
-    tasks: Tasks,
-) {
+async fn watch_database(mut status: watch::Receiver<db::Status>, control: mpsc::Sender<Internal>, tasks: Tasks) {
     let failed = async {
         status.wait_for(|status| status.state == RaftState::Shutdown).await.map(|_| ()).ok();
     };

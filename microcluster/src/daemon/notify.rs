@@ -13,8 +13,7 @@ pub(super) fn stopping() {
 }
 
 fn tell(what: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET").and_then(|path| path.into_string().ok())
-    else {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET").and_then(|path| path.into_string().ok()) else {
         return;
     };
     if let Err(e) = send(&socket, what) {
@@ -28,9 +27,7 @@ fn send(socket: &str, what: &str) -> io::Result<()> {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
-    UnixDatagram::unbound()?
-        .send_to_addr(what.as_bytes(), &address)
-        .map(|_| ())
+    UnixDatagram::unbound()?.send_to_addr(what.as_bytes(), &address).map(|_| ())
 }
 
 #[cfg(test)]

@@ -29,15 +29,10 @@ pub(super) async fn present(
             Ok(client) => client.timeout(TIMEOUT),
             Err(Error::Tls { source, .. }) => return Err(source.into()),
             Err(e) => {
-                return Err(InitError::BadAnswer {
-                    reason: e.to_string(),
-                });
+                return Err(InitError::BadAnswer { reason: e.to_string() });
             }
         };
-        match client
-            .query::<JoinResponse>(Method::POST, PATH, request)
-            .await
-        {
+        match client.query::<JoinResponse>(Method::POST, PATH, request).await {
             Ok(response) => return checked(token, response),
             Err(e) => failures.add(*address, e)?,
         }
@@ -57,31 +52,18 @@ impl Failures {
     /// Notes a failure, or ends the search: the cluster has refused, others would do the same.
     fn add(&mut self, address: Address, error: Error) -> Result<(), InitError> {
         match error {
-            Error::Status {
-                code,
-                message,
-                retry_after,
-            } => {
-                let refused = InitError::Refused {
-                    code,
-                    message,
-                    retry_after,
-                };
+            Error::Status { code, message, retry_after } => {
+                let refused = InitError::Refused { code, message, retry_after };
                 if code < 500 {
                     return Err(refused);
                 }
                 self.not_now = Some(refused);
             }
-            Error::Tls {
-                source: TlsError::WrongCertificate { .. },
-                ..
-            } => {
+            Error::Tls { source: TlsError::WrongCertificate { .. }, .. } => {
                 self.other_cluster = Some(address);
             }
             Error::Body { source, .. } => {
-                return Err(InitError::BadAnswer {
-                    reason: source.to_string(),
-                });
+                return Err(InitError::BadAnswer { reason: source.to_string() });
             }
             error => self.tried.push(Chain(&error).to_string()),
         }
@@ -118,11 +100,7 @@ mod tests {
     use super::*;
 
     fn status(code: u16) -> Error {
-        Error::Status {
-            code,
-            message: format!("refused with {code}"),
-            retry_after: None,
-        }
+        Error::Status { code, message: format!("refused with {code}"), retry_after: None }
     }
 
     #[test]
@@ -137,15 +115,10 @@ mod tests {
     #[test]
     fn the_failure_that_says_most_is_reported() {
         let address: Address = "127.0.0.1:9001".parse().unwrap();
-        let late = || Error::Timeout {
-            server: Server::Tls(address),
-            after: TIMEOUT,
-        };
+        let late = || Error::Timeout { server: Server::Tls(address), after: TIMEOUT };
         let (presented, pinned) = (Fingerprint::of_der(b"a"), Fingerprint::of_der(b"b"));
-        let other = || Error::Tls {
-            server: Server::Tls(address),
-            source: TlsError::WrongCertificate { presented, pinned },
-        };
+        let other =
+            || Error::Tls { server: Server::Tls(address), source: TlsError::WrongCertificate { presented, pinned } };
         let mut failures = Failures::default();
         failures.add(address, late()).unwrap();
         assert!(matches!(failures.worst(), InitError::Unreachable { tried } if tried.len() == 1));
@@ -156,9 +129,6 @@ mod tests {
         let mut failures = Failures::default();
         failures.add(address, other()).unwrap();
         failures.add(address, status(503)).unwrap();
-        assert!(matches!(
-            failures.worst(),
-            InitError::Refused { code: 503, .. }
-        ));
+        assert!(matches!(failures.worst(), InitError::Refused { code: 503, .. }));
     }
 }

@@ -27,9 +27,7 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
-            pwr: signal(SignalKind::from_raw(
-                rustix::process::Signal::POWER.as_raw(),
-            ))?,
+            pwr: signal(SignalKind::from_raw(rustix::process::Signal::POWER.as_raw()))?,
             hup: signal(SignalKind::hangup())?,
         })
     }

@@ -22,11 +22,7 @@ use crate::trust::{Trust, TrustSet};
 enum Found {
     Nothing,
     Joiner(Box<JoinRecord>),
-    Member {
-        config: MemberConfig,
-        cluster: KeyPair,
-        trusted: TrustSet,
-    },
+    Member { config: MemberConfig, cluster: KeyPair, trusted: TrustSet },
 }
 
 /// Starts a daemon. It is up when this returns.
@@ -34,10 +30,8 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
-        group_id(group).map_err(|e| StartError::Group {
-            group: group.into(),
-            reason: crate::error::Chain(&e).to_string(),
-        })
+        group_id(group)
+            .map_err(|e| StartError::Group { group: group.into(), reason: crate::error::Chain(&e).to_string() })
     });
     let group = group.transpose()?;
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
@@ -47,10 +41,7 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let socket = state.dir().control_socket();
     let api = Api::new(ListenerKind::Unix, &state, &requests);
     let control_socket =
-        Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket {
-            path: socket,
-            source,
-        })?;
+        Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket { path: socket, source })?;
     let shared = Arc::new(CoreShared {
         state: state.clone(),
         requests,
@@ -60,23 +51,14 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
-    let core = Core {
-        shared: shared.clone(),
-        commands,
-        internal,
-        control_socket,
-    };
+    let core = Core { shared: shared.clone(), commands, internal, control_socket };
     if let Err(e) = shared.begin(found).await {
         core.stop().await;
         return Err(e);
     }
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
-    Ok(Handle {
-        control,
-        state,
-        done: wait,
-    })
+    Ok(Handle { control, state, done: wait })
 }
 
 impl CoreShared {
@@ -91,50 +73,22 @@ impl CoreShared {
             Found::Joiner(record) => {
                 self.state.set_lifecycle(Lifecycle::Initialising(None));
                 let shared = self.clone();
-                self.changes
-                    .spawn("join", async move { shared.resume_join(*record).await });
+                self.changes.spawn("join", async move { shared.resume_join(*record).await });
             }
-            Found::Member {
-                config,
-                cluster,
-                trusted,
-            } => self.be_member(config, cluster, trusted).await?,
+            Found::Member { config, cluster, trusted } => self.be_member(config, cluster, trusted).await?,
         }
         Ok(())
     }
 
-    async fn be_member(
-        &self,
-        config: MemberConfig,
-        cluster: KeyPair,
-        trusted: TrustSet,
-    ) -> Result<(), StartError> {
-        let MemberConfig {
-            id, name, address, ..
-        } = config;
+    async fn be_member(&self, config: MemberConfig, cluster: KeyPair, trusted: TrustSet) -> Result<(), StartError> {
+        let MemberConfig { id, name, address, .. } = config;
         let socket = address.socket_addr();
-        let tcp = listener::bind(socket)
-            .await
-            .map_err(|source| StartError::Listen {
-                address: socket,
-                source,
-            })?;
-        let identity = Identity {
-            id,
-            name,
-            address,
-            trust: Trust::new(trusted),
-            cluster,
-        };
+        let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
+        let identity = Identity { id, name, address, trust: Trust::new(trusted), cluster };
         let path = self.state.dir().database();
         let failed = |e| match e {
-            InitError::Open(source) => StartError::Database {
-                path: path.clone(),
-                source,
-            },
-            other => StartError::Tls {
-                reason: other.to_string(),
-            },
+            InitError::Open(source) => StartError::Database { path: path.clone(), source },
+            other => StartError::Tls { reason: other.to_string() },
         };
         let node = open_node(&self.state, identity).await.map_err(failed)?;
         self.serve(&node, tcp).await.map_err(failed)?;
@@ -151,15 +105,10 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
         tracing::info!("finishing a reset that was interrupted");
         dir.reset()?;
     }
-    let machine = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let server = certificates::load_or_make_server(&dir, &machine)?;
     let found = find(&dir)?;
-    if matches!(found, Found::Nothing)
-        && (dir.database().exists() || dir.key_pair("cluster").0.exists())
-    {
+    if matches!(found, Found::Nothing) && (dir.database().exists() || dir.key_pair("cluster").0.exists()) {
         // Neither a member nor a joiner: a bootstrap that did not get to its end. Nobody was told of it.
         tracing::warn!("removing what a bootstrap that was interrupted has left");
         dir.reset()?;
@@ -171,30 +120,17 @@ fn find(dir: &StateDir) -> Result<Found, StartError> {
     // A join record beside it was not removed any more: that join was complete.
     let path = dir.daemon_config();
     if let Some(text) = read_file(&path)? {
-        let config =
-            serde_norway::from_str::<MemberConfig>(&text).map_err(|e| StartError::Content {
-                path,
-                reason: e.to_string(),
-            })?;
+        let config = serde_norway::from_str::<MemberConfig>(&text)
+            .map_err(|e| StartError::Content { path, reason: e.to_string() })?;
         let (cert_path, _) = dir.key_pair("cluster");
-        let missing = || StartError::Content {
-            path: cert_path.clone(),
-            reason: "it or its key is missing".into(),
-        };
+        let missing = || StartError::Content { path: cert_path.clone(), reason: "it or its key is missing".into() };
         let cluster = certificates::load(dir, "cluster")?.ok_or_else(missing)?;
         let trusted = TrustSet::load(&dir.truststore())?;
-        return Ok(Found::Member {
-            config,
-            cluster,
-            trusted,
-        });
+        return Ok(Found::Member { config, cluster, trusted });
     }
     let path = dir.join_record();
     if let Some(text) = read_file(&path)? {
-        let record = serde_json::from_str(&text).map_err(|e| StartError::Content {
-            path,
-            reason: e.to_string(),
-        })?;
+        let record = serde_json::from_str(&text).map_err(|e| StartError::Content { path, reason: e.to_string() })?;
         return Ok(Found::Joiner(record));
     }
     Ok(Found::Nothing)
@@ -204,28 +140,14 @@ impl From<OpenError> for StartError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Held { path } => StartError::Held { path },
-            OpenError::Io { path, source } => StartError::File {
-                action: "use the state directory",
-                path,
-                source,
-            },
+            OpenError::Io { path, source } => StartError::File { action: "use the state directory", path, source },
         }
     }
 }
 
 impl From<FileError> for StartError {
-    fn from(
-        FileError {
-            action,
-            path,
-            source,
-        }: FileError,
-    ) -> Self {
-        StartError::File {
-            action,
-            path,
-            source,
-        }
+    fn from(FileError { action, path, source }: FileError) -> Self {
+        StartError::File { action, path, source }
     }
 }
 
@@ -233,10 +155,9 @@ impl From<LoadError> for StartError {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::File(e) => e.into(),
-            LoadError::KeyPair { path, source } => StartError::Content {
-                path: path.into(),
-                reason: source.to_string(),
-            },
+            LoadError::KeyPair { path, source } => {
+                StartError::Content { path: path.into(), reason: source.to_string() }
+            }
         }
     }
 }
@@ -281,25 +202,13 @@ mod tests {
             dir
         };
         let dir = found("nothing");
-        let pair = KeyPair::generate(&Generate {
-            name: "x",
-            addresses: &[],
-        })
-        .unwrap();
+        let pair = KeyPair::generate(&Generate { name: "x", addresses: &[] }).unwrap();
         certificates::store(&dir, "cluster", &pair).unwrap();
         std::fs::create_dir(dir.database()).unwrap();
         drop(dir);
         let dir = found("nothing");
-        assert!(
-            !dir.database().exists(),
-            "the rest of a bootstrap is removed"
-        );
-        write_file(
-            &dir.join_record(),
-            &serde_json::to_vec(&record()).unwrap(),
-            MODE_PUBLIC,
-        )
-        .unwrap();
+        assert!(!dir.database().exists(), "the rest of a bootstrap is removed");
+        write_file(&dir.join_record(), &serde_json::to_vec(&record()).unwrap(), MODE_PUBLIC).unwrap();
         std::fs::create_dir(dir.database()).unwrap();
         drop(dir);
         let dir = found("joiner");
@@ -326,10 +235,6 @@ mod tests {
         let (dir, second, found) = load(parent.path()).unwrap();
         assert!(matches!(found, Found::Nothing));
         assert!(!dir.daemon_config().exists());
-        assert_eq!(
-            first.fingerprint(),
-            second.fingerprint(),
-            "the identity stays"
-        );
+        assert_eq!(first.fingerprint(), second.fingerprint(), "the identity stays");
     }
 }

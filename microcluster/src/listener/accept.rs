@@ -53,32 +53,19 @@ pub(super) async fn unix_loop(listener: UnixListener, api: Api, tasks: Tasks) {
         let (api, own) = (api.clone(), tasks.clone());
         tasks.spawn("control connection", async move {
             match peer {
-                Ok(peer) => tracing::debug!(
-                    uid = peer.uid(),
-                    pid = peer.pid(),
-                    "control connection opened"
-                ),
+                Ok(peer) => tracing::debug!(uid = peer.uid(), pid = peer.pid(), "control connection opened"),
                 Err(e) => {
                     tracing::debug!(error = %e, "control connection opened by somebody unknown")
                 }
             }
-            let connection = Connection {
-                listener: ListenerKind::Unix,
-                certificate: None,
-            };
+            let connection = Connection { listener: ListenerKind::Unix, certificate: None };
             serve(stream, Protocol::Either, connection, api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
 }
 
-pub(super) async fn tls_loop(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    kind: ListenerKind,
-    api: Api,
-    tasks: Tasks,
-) {
+pub(super) async fn tls_loop(listener: TcpListener, acceptor: TlsAcceptor, kind: ListenerKind, api: Api, tasks: Tasks) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Some(place) = next_place(&places, &tasks).await {
         let Some((tcp, peer)) = accept(listener.accept(), &tasks).await else {
@@ -88,10 +75,7 @@ pub(super) async fn tls_loop(
         tasks.spawn("TLS connection", async move {
             match handshake(acceptor, tcp, &own).await {
                 Ok(stream) => {
-                    let connection = Connection {
-                        listener: kind,
-                        certificate: certificate(&stream),
-                    };
+                    let connection = Connection { listener: kind, certificate: certificate(&stream) };
                     let protocol = match stream.get_ref().1.alpn_protocol() {
                         Some(b"h2") => Protocol::Http2,
                         _ => Protocol::Http1,
@@ -130,11 +114,7 @@ async fn accept<T>(accept: impl Future<Output = io::Result<T>>, tasks: &Tasks) -
     }
 }
 
-async fn handshake(
-    acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    tasks: &Tasks,
-) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, tasks: &Tasks) -> io::Result<TlsStream<TcpStream>> {
     tcp.set_nodelay(true)?;
     tokio::select! {
         () = tasks.stopping() => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -147,9 +127,7 @@ async fn handshake(
 /// The certificate that the client has proven to own in the handshake.
 fn certificate(stream: &TlsStream<TcpStream>) -> Option<Fingerprint> {
     let chain = stream.get_ref().1.peer_certificates()?;
-    chain
-        .first()
-        .map(|certificate| Fingerprint::of_der(certificate))
+    chain.first().map(|certificate| Fingerprint::of_der(certificate))
 }
 
 /// Serves one connection until it ends; when the listener is closed the request that runs is finished.
@@ -163,11 +141,7 @@ where
         async move { api.call(request, connection).await }
     });
     let mut builder = Builder::new(Spawn(tasks.clone()));
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -179,8 +153,7 @@ where
         Protocol::Http2 => builder.http2_only(),
         Protocol::Either => builder,
     };
-    let mut serving =
-        std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = tasks.stopping() => {

@@ -27,9 +27,7 @@ pub(crate) fn group_id(group: &str) -> Result<u32, GroupError> {
         return Ok(id);
     }
     let groups = fs::read_to_string("/etc/group").map_err(GroupError::Io)?;
-    find_group(&groups, group).ok_or_else(|| GroupError::Unknown {
-        group: group.into(),
-    })
+    find_group(&groups, group).ok_or_else(|| GroupError::Unknown { group: group.into() })
 }
 
 /// Binds the socket. The caller holds the lock of the directory, so a file that is there is a leftover. The
@@ -75,12 +73,7 @@ mod tests {
         assert_eq!(find_group(groups, "broken"), None);
         assert_eq!(find_group(groups, "mic"), None);
         assert_eq!(group_id("77").unwrap(), 77);
-        assert!(
-            group_id("no such group")
-                .unwrap_err()
-                .to_string()
-                .contains("no such group")
-        );
+        assert!(group_id("no such group").unwrap_err().to_string().contains("no such group"));
     }
 
     #[tokio::test]
@@ -89,23 +82,13 @@ mod tests {
         let path = dir.path().join("control.socket");
         fs::write(&path, "left over").unwrap();
         let _listener = bind(&path, None).unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o660
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         tokio::net::UnixStream::connect(&path).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_path_that_is_too_long_is_explained() {
-        let path = Path::new("/tmp")
-            .join("x".repeat(120))
-            .join("control.socket");
-        assert!(
-            bind(&path, None)
-                .unwrap_err()
-                .to_string()
-                .contains("shorter")
-        );
+        let path = Path::new("/tmp").join("x".repeat(120)).join("control.socket");
+        assert!(bind(&path, None).unwrap_err().to_string().contains("shorter"));
     }
 }

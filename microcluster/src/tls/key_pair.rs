@@ -2,12 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use microcluster_client::{Fingerprint, Identity, Secret, Timestamp};
-use rcgen::{
-    CertificateParams, DnType, DnValue, ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType,
-};
+use rcgen::{CertificateParams, DnType, DnValue, ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -73,29 +70,18 @@ impl KeyPair {
     pub fn generate(request: &Generate<'_>) -> Result<KeyPair, KeyPairError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, ORGANIZATION);
+        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
         if request.name.len() <= COMMON_NAME_MAX {
-            params
-                .distinguished_name
-                .push(DnType::CommonName, DnValue::Utf8String(request.name.into()));
+            params.distinguished_name.push(DnType::CommonName, DnValue::Utf8String(request.name.into()));
         }
-        params
-            .subject_alt_names
-            .push(SanType::DnsName(request.name.try_into()?));
-        params
-            .subject_alt_names
-            .extend(request.addresses.iter().copied().map(SanType::IpAddress));
+        params.subject_alt_names.push(SanType::DnsName(request.name.try_into()?));
+        params.subject_alt_names.extend(request.addresses.iter().copied().map(SanType::IpAddress));
         let now = time::OffsetDateTime::now_utc();
         // Clocks of members differ a little.
         params.not_before = now - time::Duration::days(1);
         params.not_after = now + time::Duration::days(VALIDITY_DAYS);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = rcgen::KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         KeyPair::parse(&certificate.pem(), &Secret::new(key.serialize_pem()))
@@ -107,16 +93,11 @@ impl KeyPair {
         let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| CertificateError::Pem(e.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes())
-            .map_err(|e| KeyPairError::Key(e.to_string()))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).map_err(|e| KeyPairError::Key(e.to_string()))?;
         let provider = rustls::crypto::ring::default_provider();
-        let certified =
-            CertifiedKey::from_der(chain, key, &provider).map_err(KeyPairError::Mismatch)?;
-        Ok(KeyPair {
-            certificate,
-            key_pem: key_pem.clone(),
-            certified: Arc::new(certified),
-        })
+        let certified = CertifiedKey::from_der(chain, key, &provider).map_err(KeyPairError::Mismatch)?;
+        Ok(KeyPair { certificate, key_pem: key_pem.clone(), certified: Arc::new(certified) })
     }
 
     pub fn key_pem(&self) -> &Secret {
@@ -140,8 +121,7 @@ impl KeyPair {
 impl Certificate {
     /// Reads the first certificate of a PEM text.
     pub fn parse(pem: &str) -> Result<Certificate, CertificateError> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|e| CertificateError::Pem(e.to_string()))?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| CertificateError::Pem(e.to_string()))?;
         let x509 = |e: &dyn std::fmt::Display| CertificateError::X509(e.to_string());
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|e| x509(&e))?;
         if !rest.is_empty() {
@@ -158,24 +138,11 @@ impl Certificate {
             }
             None => {
                 let common = parsed.subject().iter_common_name();
-                texts(
-                    &common
-                        .filter_map(|name| name.as_str().ok())
-                        .collect::<Vec<_>>(),
-                )
+                texts(&common.filter_map(|name| name.as_str().ok()).collect::<Vec<_>>())
             }
         };
-        let is_generated = parsed
-            .subject()
-            .iter_organization()
-            .any(|name| name.as_str() == Ok(ORGANIZATION));
-        Ok(Certificate {
-            pem: pem.to_owned(),
-            fingerprint: Fingerprint::of_der(&der),
-            expires_at,
-            names,
-            is_generated,
-        })
+        let is_generated = parsed.subject().iter_organization().any(|name| name.as_str() == Ok(ORGANIZATION));
+        Ok(Certificate { pem: pem.to_owned(), fingerprint: Fingerprint::of_der(&der), expires_at, names, is_generated })
     }
 
     /// Whether it was issued for that name.
@@ -186,11 +153,6 @@ impl Certificate {
     /// The names it was issued for.
     pub fn names(&self) -> &[String] {
         &self.names
-    }
-
-    /// How long it is still valid, none when it has expired.
-    pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
-        self.expires_at.since(now)
     }
 }
 
@@ -207,11 +169,7 @@ mod tests {
     use super::*;
 
     fn generate(name: &str) -> KeyPair {
-        KeyPair::generate(&Generate {
-            name,
-            addresses: &["127.0.0.1".parse().unwrap()],
-        })
-        .unwrap()
+        KeyPair::generate(&Generate { name, addresses: &["127.0.0.1".parse().unwrap()] }).unwrap()
     }
 
     #[test]
@@ -219,19 +177,10 @@ mod tests {
         let longest = vec!["a".repeat(63); 4].join(".");
         for name in ["c1", "UPPER", "10.0.0.1", "node-1.rack-7", &longest] {
             let pair = generate(name);
-            assert!(
-                pair.certificate.carries(name),
-                "{name}: {:?}",
-                pair.certificate.names()
-            );
+            assert!(pair.certificate.carries(name), "{name}: {:?}", pair.certificate.names());
             assert!(!pair.certificate.carries("other"));
             assert!(pair.certificate.is_generated);
-            let days = pair
-                .certificate
-                .remaining(Timestamp::now())
-                .unwrap()
-                .as_secs()
-                / 86_400;
+            let days = pair.certificate.expires_at.since(Timestamp::now()).unwrap().as_secs() / 86_400;
             assert!((3650..3654).contains(&days), "{days}");
         }
     }
@@ -241,10 +190,7 @@ mod tests {
         let pair = generate("c1");
         let again = KeyPair::parse(&pair.certificate.pem, pair.key_pem()).unwrap();
         assert_eq!(again.certificate, pair.certificate);
-        assert_eq!(
-            again.fingerprint(),
-            Fingerprint::of_pem(&pair.certificate.pem).unwrap()
-        );
+        assert_eq!(again.fingerprint(), Fingerprint::of_pem(&pair.certificate.pem).unwrap());
     }
 
     #[test]
@@ -252,21 +198,12 @@ mod tests {
         let (one, two) = (generate("one"), generate("two"));
         let parse = |cert: &str, key: &str| KeyPair::parse(cert, &key.into()).unwrap_err();
         let (cert, key) = (&one.certificate.pem, one.key_pem().expose());
-        assert!(matches!(
-            parse(cert, two.key_pem().expose()),
-            KeyPairError::Mismatch(_)
-        ));
-        assert!(matches!(
-            parse("garbage", key),
-            KeyPairError::Certificate(_)
-        ));
+        assert!(matches!(parse(cert, two.key_pem().expose()), KeyPairError::Mismatch(_)));
+        assert!(matches!(parse("garbage", key), KeyPairError::Certificate(_)));
         assert!(matches!(parse(cert, "garbage"), KeyPairError::Key(_)));
         assert!(matches!(parse(cert, ""), KeyPairError::Key(_)));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(matches!(
-            parse(broken, key),
-            KeyPairError::Certificate(CertificateError::X509(_))
-        ));
+        assert!(matches!(parse(broken, key), KeyPairError::Certificate(CertificateError::X509(_))));
     }
 
     #[test]

@@ -10,8 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
-    ServerConfig, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, ServerConfig, SignatureScheme,
 };
 
 use super::key_pair::KeyPair;
@@ -27,17 +26,11 @@ impl CertificateCell {
 
     pub fn set(&self, pair: KeyPair) {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
-        *self
-            .0
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = pair;
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = pair;
     }
 
     pub fn current(&self) -> KeyPair {
-        self.0
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 
@@ -72,9 +65,7 @@ struct AnyClientCertificate {
 
 impl AnyClientCertificate {
     fn new(provider: &CryptoProvider) -> Self {
-        AnyClientCertificate {
-            algorithms: provider.signature_verification_algorithms,
-        }
+        AnyClientCertificate { algorithms: provider.signature_verification_algorithms }
     }
 }
 
@@ -104,9 +95,7 @@ impl ClientCertVerifier for AnyClientCertificate {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(
-            PeerIncompatible::ServerDoesNotSupportTls12Or13,
-        ))
+        Err(Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13))
     }
 
     fn verify_tls13_signature(

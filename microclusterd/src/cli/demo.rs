@@ -5,14 +5,13 @@ mod tour;
 
 use std::env;
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::output::print;
+use super::output::{ClosedPipe, print};
 use cluster::Cluster;
 
 #[derive(Debug, Args)]
@@ -37,7 +36,11 @@ impl Arguments {
             outcome = show(&mut cluster) => outcome,
             () = interruption.wait() => Ok(()),
         };
-        let outcome = outcome.inspect_err(|_| cluster.tell_logs());
+        let outcome = outcome.inspect_err(|error| {
+            if !error.is::<ClosedPipe>() {
+                cluster.tell_logs();
+            }
+        });
         cluster.stop().await;
         match dir.close() {
             // The last member to end may have taken it along.
@@ -60,22 +63,14 @@ async fn show(cluster: &mut Cluster) -> anyhow::Result<()> {
 }
 
 fn farewell(cluster: &Cluster) -> String {
-    let program = as_typed(cluster.program());
-    let program = program.display();
+    let program = cluster.program().display();
     let mut text = String::from("\nThe cluster is yours until Ctrl-C. In another terminal:\n\n");
-    for (index, member) in cluster.members().iter().enumerate() {
-        let before = if index == 0 { "  " } else { "# " };
-        let dir = member.dir.display();
-        text.push_str(&format!("{before}export MICROCLUSTER_STATE_DIR={dir}\n"));
-    }
+    let names: Vec<_> = cluster.members().iter().map(|member| member.name.as_str()).collect();
+    let others = if names.len() > 1 { format!("   # or {}", names[1..].join(", ")) } else { String::new() };
+    let first = cluster.dir().join(names[0]);
+    text.push_str(&format!("  export MICROCLUSTER_STATE_DIR={}{others}\n", first.display()));
     text.push_str(&format!("  {program} status\n  {program} cluster list\n  {program} sql\n  {program} --help\n\n"));
     text
-}
-
-/// A path as one would type it here.
-fn as_typed(program: &Path) -> PathBuf {
-    let relative = env::current_dir().ok().and_then(|dir| Some(program.strip_prefix(dir).ok()?.to_owned()));
-    relative.unwrap_or_else(|| program.to_owned())
 }
 
 /// Ctrl-C, and the other ways to ask a program to end.

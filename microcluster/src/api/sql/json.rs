@@ -124,12 +124,7 @@ mod tests {
     #[test]
     fn results_are_what_the_wire_types_say() {
         let rows = vec![
-            vec![
-                Value::Null,
-                Value::Integer(i64::MIN),
-                Value::Real(2.0),
-                Value::Real(1e300),
-            ],
+            vec![Value::Null, Value::Integer(i64::MIN), Value::Real(2.0), Value::Real(1e300)],
             vec![
                 Value::Text("<&>\"\n\u{0}é".into()),
                 Value::Integer(i64::MAX),
@@ -139,46 +134,27 @@ mod tests {
         ];
         let columns = vec!["a\"".to_owned(), "b".into(), "c".into(), "d".into()];
         let answers = [
-            QueryResult::Rows {
-                columns: columns.clone(),
-                rows,
-            },
+            QueryResult::Rows { columns: columns.clone(), rows },
             QueryResult::Changed { rows_affected: 3 },
-            QueryResult::Rows {
-                columns: vec!["x".into()],
-                rows: vec![],
-            },
+            QueryResult::Rows { columns: vec!["x".into()], rows: vec![] },
         ];
         let expected = vec![
             SqlResult::select(
                 columns,
                 vec![
                     vec![json!(null), json!(i64::MIN), json!(2.0), json!(1e300)],
-                    vec![
-                        json!("<&>\"\n\u{0}é"),
-                        json!(i64::MAX),
-                        json!("x'00ff10'"),
-                        json!("-Inf"),
-                    ],
+                    vec![json!("<&>\"\n\u{0}é"), json!(i64::MAX), json!("x'00ff10'"), json!("-Inf")],
                 ],
             ),
             SqlResult::exec(3),
             SqlResult::select(vec!["x".into()], vec![]),
         ];
-        assert_eq!(
-            written(&answers),
-            Envelope::success(SqlResults {
-                results: Some(expected)
-            })
-        );
+        assert_eq!(written(&answers), Envelope::success(SqlResults { results: Some(expected) }));
     }
 
     #[test]
     fn no_statement_is_null() {
-        assert_eq!(
-            written(&[]),
-            Envelope::success(SqlResults { results: None })
-        );
+        assert_eq!(written(&[]), Envelope::success(SqlResults { results: None }));
     }
 
     #[test]
