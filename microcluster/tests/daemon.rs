@@ -26,6 +26,9 @@ struct Member1 {
 
 impl Member1 {
     async fn start(name: &str) -> Member1 {
+        // The log of the daemons, for a test that fails: RUST_LOG=microcluster=debug.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
         let mut member = Member1 {
             dir: tempfile::tempdir().unwrap(),
             name: name.parse().unwrap(),
