@@ -67,16 +67,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Tls`] when the identity cannot be used.
-    pub fn tls(
-        address: Address,
-        identity: Option<&Identity>,
-        trust: &ServerTrust,
-    ) -> Result<Self, Error> {
+    pub fn tls(address: Address, identity: Option<&Identity>, trust: &ServerTrust) -> Result<Self, Error> {
         let server = Server::Tls(address);
-        let config = client_config(identity, trust).map_err(|source| Error::Tls {
-            server: server.clone(),
-            source,
-        })?;
+        let config = client_config(identity, trust).map_err(|source| Error::Tls { server: server.clone(), source })?;
         Ok(Client::tls_with_config(address, config))
     }
 
@@ -86,47 +79,31 @@ impl Client {
     pub fn tls_with_config(address: Address, mut config: rustls::ClientConfig) -> Self {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let connector = Connector::tls(address, config);
-        Client::new(
-            connector,
-            Server::Tls(address),
-            format!("https://{address}"),
-        )
+        Client::new(connector, Server::Tls(address), format!("https://{address}"))
     }
 
     /// The same client with requests that the daemon passes on to another member.
     #[must_use]
     pub fn target(&self, name: Name) -> Self {
-        Client {
-            target: Some(name),
-            ..self.clone()
-        }
+        Client { target: Some(name), ..self.clone() }
     }
 
     /// The same client with requests marked as notifications: who gets one does not pass it on.
     #[must_use]
     pub fn notification(&self) -> Self {
-        Client {
-            notification: true,
-            ..self.clone()
-        }
+        Client { notification: true, ..self.clone() }
     }
 
     /// The same client with another timeout for each call, [`TIMEOUT_DEFAULT`] at first.
     #[must_use]
     pub fn timeout(&self, timeout: Duration) -> Self {
-        Client {
-            timeout,
-            ..self.clone()
-        }
+        Client { timeout, ..self.clone() }
     }
 
     /// The same client with another bound on the bytes of an answer, 64 MiB at first.
     #[must_use]
     pub fn response_limit(&self, bytes: usize) -> Self {
-        Client {
-            response_limit: bytes,
-            ..self.clone()
-        }
+        Client { response_limit: bytes, ..self.clone() }
     }
 
     /// Where the daemon is.
@@ -150,10 +127,7 @@ impl Client {
             Ok(json) if json == b"null" => Bytes::new(),
             Ok(json) => json.into(),
             Err(source) => {
-                return Err(Error::Request {
-                    path: path.into(),
-                    source: source.into(),
-                });
+                return Err(Error::Request { path: path.into(), source: source.into() });
             }
         };
         self.within_timeout(async {
@@ -173,14 +147,8 @@ impl Client {
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn query_raw(
-        &self,
-        method: Method,
-        path: &str,
-        body: impl Into<Bytes>,
-    ) -> Result<RawResponse, Error> {
-        self.within_timeout(self.send(method, path, body.into()))
-            .await
+    pub async fn query_raw(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<RawResponse, Error> {
+        self.within_timeout(self.send(method, path, body.into())).await
     }
 
     fn new(connector: Connector, server: Server, origin: String) -> Self {
@@ -189,11 +157,7 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .build(connector);
         Client {
-            shared: Arc::new(Shared {
-                http,
-                server,
-                origin,
-            }),
+            shared: Arc::new(Shared { http, server, origin }),
             target: None,
             notification: false,
             timeout: TIMEOUT_DEFAULT,
@@ -201,17 +165,9 @@ impl Client {
         }
     }
 
-    async fn within_timeout<T>(
-        &self,
-        call: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let late = |_| Error::Timeout {
-            server: self.server().clone(),
-            after: self.timeout,
-        };
-        tokio::time::timeout(self.timeout, call)
-            .await
-            .map_err(late)?
+    async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let late = |_| Error::Timeout { server: self.server().clone(), after: self.timeout };
+        tokio::time::timeout(self.timeout, call).await.map_err(late)?
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<RawResponse, Error> {
@@ -221,11 +177,7 @@ impl Client {
             uri.push_str("target=");
             uri.push_str(target.as_str());
         }
-        let agent = if self.notification {
-            NOTIFICATION_USER_AGENT
-        } else {
-            ORDINARY_USER_AGENT
-        };
+        let agent = if self.notification { NOTIFICATION_USER_AGENT } else { ORDINARY_USER_AGENT };
         let mut request = Request::builder()
             .method(method)
             .uri(uri)
@@ -234,29 +186,19 @@ impl Client {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        let request = request.body(Full::new(body)).map_err(|e| Error::Request {
-            path: path.into(),
-            source: e.into(),
-        })?;
-        self.shared
-            .http
-            .request(request)
-            .await
-            .map_err(|e| self.no_answer(e))
+        let request =
+            request.body(Full::new(body)).map_err(|e| Error::Request { path: path.into(), source: e.into() })?;
+        self.shared.http.request(request).await.map_err(|e| self.no_answer(e))
     }
 
     async fn read(&self, body: Incoming) -> Result<Bytes, Error> {
         let server = || self.server().clone();
         match Limited::new(body, self.response_limit).collect().await {
             Ok(body) => Ok(body.to_bytes()),
-            Err(e) if e.is::<LengthLimitError>() => Err(Error::TooLarge {
-                server: server(),
-                limit: self.response_limit,
-            }),
-            Err(source) => Err(Error::Interrupted {
-                server: server(),
-                source,
-            }),
+            Err(e) if e.is::<LengthLimitError>() => {
+                Err(Error::TooLarge { server: server(), limit: self.response_limit })
+            }
+            Err(source) => Err(Error::Interrupted { server: server(), source }),
         }
     }
 
@@ -266,11 +208,7 @@ impl Client {
             metadata: T,
         }
         // The Go daemon answers some requests with nothing at all.
-        let body = if body.is_empty() {
-            br#"{"metadata":{}}"#
-        } else {
-            body
-        };
+        let body = if body.is_empty() { br#"{"metadata":{}}"# } else { body };
         let success = serde_json::from_slice::<Success<T>>(body).map_err(|source| Error::Body {
             server: self.server().clone(),
             path: path.into(),
@@ -289,10 +227,7 @@ impl Client {
             }
             source = cause.source();
         }
-        Error::Interrupted {
-            server,
-            source: error.into(),
-        }
+        Error::Interrupted { server, source: error.into() }
     }
 }
 
@@ -306,13 +241,7 @@ fn refusal(status: http::StatusCode, headers: &HeaderMap, body: &[u8]) -> Error 
         Ok(failure) if !failure.error.is_empty() => failure.error,
         _ => format!("the daemon answered {status}"),
     };
-    let retry_after = headers
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .map(Duration::from_secs);
-    Error::Status {
-        code: status.as_u16(),
-        message,
-        retry_after,
-    }
+    let retry_after =
+        headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    Error::Status { code: status.as_u16(), message, retry_after }
 }

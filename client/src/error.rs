@@ -49,9 +49,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The connection ended before the answer: the outcome is unknown.
-    #[error(
-        "the connection to {server} ended before its answer; whether the request was done is unknown"
-    )]
+    #[error("the connection to {server} ended before its answer; whether the request was done is unknown")]
     Interrupted {
         /// Who was called.
         server: Server,
@@ -83,9 +81,7 @@ pub enum Error {
         limit: usize,
     },
     /// The answer is not what it should be.
-    #[error(
-        "the answer of {server} to {path} cannot be understood; do client and daemon have the same version?"
-    )]
+    #[error("the answer of {server} to {path} cannot be understood; do client and daemon have the same version?")]
     Body {
         /// Who was called.
         server: Server,
@@ -127,10 +123,7 @@ impl Error {
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         match self {
-            Error::Interrupted { .. }
-            | Error::Timeout { .. }
-            | Error::TooLarge { .. }
-            | Error::Body { .. } => true,
+            Error::Interrupted { .. } | Error::Timeout { .. } | Error::TooLarge { .. } | Error::Body { .. } => true,
             Error::Status { code, .. } => *code == 504,
             Error::Unreachable { .. } | Error::Tls { .. } | Error::Request { .. } => false,
         }
@@ -145,19 +138,13 @@ fn unreachable(server: &Server, source: &io::Error) -> String {
     let path = path.display();
     match source.kind() {
         io::ErrorKind::NotFound => {
-            format!(
-                "there is no control socket at {path}: is the daemon running with this state directory?"
-            )
+            format!("there is no control socket at {path}: is the daemon running with this state directory?")
         }
         io::ErrorKind::ConnectionRefused => {
-            format!(
-                "nobody answers at the control socket {path}: the daemon is not running, start it"
-            )
+            format!("nobody answers at the control socket {path}: the daemon is not running, start it")
         }
         io::ErrorKind::PermissionDenied => {
-            format!(
-                "no permission for the control socket {path}: run as root or as a member of the socket's group"
-            )
+            format!("no permission for the control socket {path}: run as root or as a member of the socket's group")
         }
         _ => format!("cannot connect to the control socket {path}"),
     }

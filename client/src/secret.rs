@@ -49,11 +49,7 @@ impl From<&str> for Secret {
 /// Takes the same time wherever two secrets of one length differ.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
-        let difference = self
-            .0
-            .bytes()
-            .zip(other.0.bytes())
-            .fold(0, |all, (a, b)| all | (a ^ b));
+        let difference = self.0.bytes().zip(other.0.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == other.0.len() && std::hint::black_box(difference) == 0
     }
 }

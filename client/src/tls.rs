@@ -6,9 +6,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, PeerMisbehaved, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerMisbehaved, SignatureScheme};
 
 use crate::{Fingerprint, FingerprintError, Secret};
 
@@ -49,10 +47,7 @@ pub struct Identity {
 impl Identity {
     /// A certificate and its private key, both PEM.
     pub fn new(cert_pem: impl Into<String>, key_pem: impl Into<Secret>) -> Self {
-        Identity {
-            cert_pem: cert_pem.into(),
-            key_pem: key_pem.into(),
-        }
+        Identity { cert_pem: cert_pem.into(), key_pem: key_pem.into() }
     }
 }
 
@@ -79,16 +74,10 @@ impl ServerTrust {
 ///
 /// # Errors
 /// When certificate or key cannot be read or do not belong together.
-pub fn client_config(
-    identity: Option<&Identity>,
-    trust: &ServerTrust,
-) -> Result<ClientConfig, TlsError> {
+pub fn client_config(identity: Option<&Identity>, trust: &ServerTrust) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let ServerTrust::Pinned(fingerprint) = trust;
-    let verifier = PinnedVerifier {
-        pinned: *fingerprint,
-        provider: Arc::clone(&provider),
-    };
+    let verifier = PinnedVerifier { pinned: *fingerprint, provider: Arc::clone(&provider) };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Rustls)?
@@ -97,27 +86,16 @@ pub fn client_config(
     let Some(identity) = identity else {
         return Ok(builder.with_no_client_auth());
     };
-    let pem = |what| {
-        move |e: rustls::pki_types::pem::Error| TlsError::Pem {
-            what,
-            reason: e.to_string(),
-        }
-    };
+    let pem = |what| move |e: rustls::pki_types::pem::Error| TlsError::Pem { what, reason: e.to_string() };
     let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(pem("certificate"))?;
     if chain.is_empty() {
         let reason = "there is no certificate in it".into();
-        return Err(TlsError::Pem {
-            what: "certificate",
-            reason,
-        });
+        return Err(TlsError::Pem { what: "certificate", reason });
     }
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes())
-        .map_err(pem("private key"))?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(TlsError::Rustls)
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes()).map_err(pem("private key"))?;
+    builder.with_client_auth_cert(chain, key).map_err(TlsError::Rustls)
 }
 
 /// Accepts the server whose certificate has the pinned fingerprint, and checks that it holds the key.
@@ -131,10 +109,7 @@ impl PinnedVerifier {
     /// Pins this certificate; signatures are checked with ring.
     #[must_use]
     pub fn new(pinned: Fingerprint) -> Self {
-        PinnedVerifier {
-            pinned,
-            provider: Arc::new(ring::default_provider()),
-        }
+        PinnedVerifier { pinned, provider: Arc::new(ring::default_provider()) }
     }
 }
 
@@ -151,14 +126,9 @@ impl ServerCertVerifier for PinnedVerifier {
         if presented == self.pinned {
             return Ok(ServerCertVerified::assertion());
         }
-        let mismatch = TlsError::WrongCertificate {
-            presented,
-            pinned: self.pinned,
-        };
+        let mismatch = TlsError::WrongCertificate { presented, pinned: self.pinned };
         let other = rustls::OtherError(Arc::new(mismatch));
-        Err(rustls::Error::InvalidCertificate(CertificateError::Other(
-            other,
-        )))
+        Err(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
     }
 
     fn verify_tls12_signature(
@@ -182,9 +152,7 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -194,10 +162,7 @@ impl From<rustls::Error> for TlsError {
         if let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = &error
             && let Some(TlsError::WrongCertificate { presented, pinned }) = other.0.downcast_ref()
         {
-            return TlsError::WrongCertificate {
-                presented: *presented,
-                pinned: *pinned,
-            };
+            return TlsError::WrongCertificate { presented: *presented, pinned: *pinned };
         }
         TlsError::Rustls(error)
     }

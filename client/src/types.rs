@@ -12,8 +12,7 @@ mod timestamp;
 pub use cluster::{HeartbeatInfo, Member, MemberLocal, MemberStatus, Role};
 pub use control::{ControlRequest, InitConfig, TokenRecord, TokenRequest};
 pub use daemon::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, ServerConfig,
-    ServerStatus,
+    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, ServerConfig, ServerStatus,
 };
 pub use envelope::{Empty, Envelope, EnvelopeType};
 pub use join::{JoinRequest, JoinResponse};

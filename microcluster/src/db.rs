@@ -6,6 +6,9 @@
 
 mod apply;
 mod authorizer;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod command;
 mod database;
 mod determinism;
@@ -30,6 +33,9 @@ mod sessions;
 mod state_file;
 mod state_machine;
 mod status;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod transaction;
 mod waiters;
 mod writer;

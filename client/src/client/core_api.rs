@@ -7,8 +7,8 @@ use http::Method;
 
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
-    ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus,
-    SqlDump, SqlRequest, SqlResults, TokenRecord, TokenRequest,
+    ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest,
+    SqlResults, TokenRecord, TokenRequest,
 };
 
 /// A dump is the whole database as text.
@@ -44,15 +44,10 @@ impl Client {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let attempt = self
-                .timeout(left.clamp(READY_INTERVAL, TIMEOUT_DEFAULT))
-                .ready()
-                .await;
+            let attempt = self.timeout(left.clamp(READY_INTERVAL, TIMEOUT_DEFAULT)).ready().await;
             let Err(error) = attempt else { return Ok(()) };
             let starting = match &error {
-                Error::Unreachable { source, .. } => {
-                    source.kind() != std::io::ErrorKind::PermissionDenied
-                }
+                Error::Unreachable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,
                 Error::Interrupted { .. } | Error::Timeout { .. } => true,
                 error => error.code() == Some(503),
             };
@@ -76,8 +71,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn daemon_servers(&self) -> Result<BTreeMap<Name, ServerConfig>, Error> {
-        self.query(Method::GET, "/core/1.0/daemon/servers", ())
-            .await
+        self.query(Method::GET, "/core/1.0/daemon/servers", ()).await
     }
 
     /// Bootstraps or joins; returns when the product's hooks are done. Unless the client has a timeout
@@ -86,14 +80,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn control(&self, request: &ControlRequest) -> Result<(), Error> {
-        let patient = if self.timeout == TIMEOUT_DEFAULT {
-            TIMEOUT_INIT
-        } else {
-            self.timeout
-        };
-        self.timeout(patient)
-            .empty(Method::POST, "/core/control", request)
-            .await
+        let patient = if self.timeout == TIMEOUT_DEFAULT { TIMEOUT_INIT } else { self.timeout };
+        self.timeout(patient).empty(Method::POST, "/core/control", request).await
     }
 
     /// Stops the daemon; it answers and then ends. Unix socket only.
@@ -117,8 +105,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; 404 when there is none with this name.
     pub async fn cluster_member(&self, name: &Name) -> Result<Member, Error> {
-        self.query(Method::GET, &format!("/core/1.0/cluster/{name}"), ())
-            .await
+        self.query(Method::GET, &format!("/core/1.0/cluster/{name}"), ()).await
     }
 
     /// Removes a member; with `force` also one that does not answer.
@@ -127,12 +114,7 @@ impl Client {
     /// See [`Error`]; 404 when there is none with this name.
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
-        self.empty(
-            Method::DELETE,
-            &format!("/core/1.0/cluster/{name}{force}"),
-            (),
-        )
-        .await
+        self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
     }
 
     /// The join tokens that have not been used. Unix socket only.
@@ -148,8 +130,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; 409 when there is one for this name.
     pub async fn add_token(&self, request: &TokenRequest) -> Result<Secret, Error> {
-        self.query(Method::POST, "/core/control/tokens", request)
-            .await
+        self.query(Method::POST, "/core/control/tokens", request).await
     }
 
     /// Revokes a join token.
@@ -157,8 +138,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; 404 when there is none for this name.
     pub async fn revoke_token(&self, name: &Name) -> Result<(), Error> {
-        self.empty(Method::DELETE, &format!("/core/1.0/tokens/{name}"), ())
-            .await
+        self.empty(Method::DELETE, &format!("/core/1.0/tokens/{name}"), ()).await
     }
 
     /// Runs statements as one atomic transaction.
@@ -166,8 +146,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; 400 for bad SQL, 409 for a broken unique constraint.
     pub async fn sql(&self, request: &SqlRequest) -> Result<SqlResults, Error> {
-        self.query(Method::POST, "/core/internal/sql", request)
-            .await
+        self.query(Method::POST, "/core/internal/sql", request).await
     }
 
     /// The database as SQL that restores it, or its schema alone. At most 1 GiB of it.
@@ -176,17 +155,10 @@ impl Client {
     /// See [`Error`].
     pub async fn sql_dump(&self, schema_only: bool) -> Result<SqlDump, Error> {
         let schema = if schema_only { "?schema=1" } else { "" };
-        self.response_limit(DUMP_BYTES_MAX)
-            .query(Method::GET, &format!("/core/internal/sql{schema}"), ())
-            .await
+        self.response_limit(DUMP_BYTES_MAX).query(Method::GET, &format!("/core/internal/sql{schema}"), ()).await
     }
 
-    async fn empty(
-        &self,
-        method: Method,
-        path: &str,
-        body: impl serde::Serialize,
-    ) -> Result<(), Error> {
+    async fn empty(&self, method: Method, path: &str, body: impl serde::Serialize) -> Result<(), Error> {
         self.query::<Empty>(method, path, body).await.map(|_| ())
     }
 }

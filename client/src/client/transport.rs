@@ -77,17 +77,12 @@ async fn connect_tls(address: Address, config: &Arc<ClientConfig>) -> Result<Str
     let tcp = TcpStream::connect(address.socket_addr()).await?;
     tcp.set_nodelay(true)?;
     let name = ServerName::IpAddress(address.ip().into());
-    match TlsConnector::from(Arc::clone(config))
-        .connect(name, tcp)
-        .await
-    {
+    match TlsConnector::from(Arc::clone(config)).connect(name, tcp).await {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
-        Err(e) => Err(
-            match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                Some(tls) => ConnectError::Tls(tls.clone()),
-                None => ConnectError::Io(e),
-            },
-        ),
+        Err(e) => Err(match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            Some(tls) => ConnectError::Tls(tls.clone()),
+            None => ConnectError::Io(e),
+        }),
     }
 }
 
@@ -104,10 +99,7 @@ impl ConnectError {
     /// The same as an error of a call. It is behind a reference in the HTTP library's error.
     pub(super) fn to_error(&self, server: Server) -> Error {
         match self {
-            ConnectError::Tls(e) => Error::Tls {
-                server,
-                source: TlsError::from(e.clone()),
-            },
+            ConnectError::Tls(e) => Error::Tls { server, source: TlsError::from(e.clone()) },
             ConnectError::Io(e) => {
                 let source = match e.raw_os_error() {
                     Some(code) => io::Error::from_raw_os_error(code),
@@ -137,11 +129,7 @@ impl Connection for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -150,11 +138,7 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),

@@ -42,17 +42,13 @@ pub enum AddressError {
         port: String,
     },
     /// An IPv6 address must be in brackets.
-    #[error(
-        "address {address:?} is IPv6 without brackets; write [IP]:PORT, for example [fd00::1]:9000"
-    )]
+    #[error("address {address:?} is IPv6 without brackets; write [IP]:PORT, for example [fd00::1]:9000")]
     Brackets {
         /// The text.
         address: String,
     },
     /// The part before the port is no IP address.
-    #[error(
-        "address {address:?} has no valid IP address before the port; host names are not accepted, give IP:PORT"
-    )]
+    #[error("address {address:?} has no valid IP address before the port; host names are not accepted, give IP:PORT")]
     Ip {
         /// The text.
         address: String,
@@ -64,9 +60,7 @@ pub enum AddressError {
         address: Address,
     },
     /// `0.0.0.0` or `::` where other members must be able to connect.
-    #[error(
-        "address {address} is no address that other members can connect to; give one of this machine's own"
-    )]
+    #[error("address {address} is no address that other members can connect to; give one of this machine's own")]
     Unspecified {
         /// The address.
         address: Address,
@@ -142,10 +136,7 @@ fn explain(text: &str) -> AddressError {
     if text.is_empty() {
         return AddressError::Empty;
     }
-    let unbracketed = text
-        .strip_prefix('[')
-        .and_then(|t| t.strip_suffix(']'))
-        .unwrap_or(text);
+    let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     if unbracketed.parse::<IpAddr>().is_ok() && (text.starts_with('[') || !text.contains(':')) {
         return AddressError::PortMissing { address };
     }
@@ -154,20 +145,13 @@ fn explain(text: &str) -> AddressError {
     };
     if !text.starts_with('[') && ip.contains(':') {
         let bare_ipv6 = ip.parse::<Ipv6Addr>().is_ok() || text.parse::<Ipv6Addr>().is_ok();
-        return if bare_ipv6 {
-            AddressError::Brackets { address }
-        } else {
-            AddressError::Ip { address }
-        };
+        return if bare_ipv6 { AddressError::Brackets { address } } else { AddressError::Ip { address } };
     }
     if port.is_empty() {
         return AddressError::PortMissing { address };
     }
     if port.parse::<u16>().is_err() {
-        return AddressError::Port {
-            address,
-            port: port.to_owned(),
-        };
+        return AddressError::Port { address, port: port.to_owned() };
     }
     AddressError::Ip { address }
 }
@@ -182,10 +166,7 @@ mod tests {
         for text in ["127.0.0.1:9001", "[::1]:9000", "[fd00::12]:1", "0.0.0.0:0"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            serde_json::to_string(&"[::1]:1".parse::<Address>().unwrap()).unwrap(),
-            "\"[::1]:1\""
-        );
+        assert_eq!(serde_json::to_string(&"[::1]:1".parse::<Address>().unwrap()).unwrap(), "\"[::1]:1\"");
     }
 
     #[test]
@@ -193,27 +174,15 @@ mod tests {
         let refused = |text: &str| text.parse::<Address>().unwrap_err();
         assert_eq!(refused(""), AddressError::Empty);
         for text in ["10.0.0.1", "nope", "10.0.0.1:", "[::1]"] {
-            assert!(
-                matches!(refused(text), AddressError::PortMissing { .. }),
-                "{text}"
-            );
+            assert!(matches!(refused(text), AddressError::PortMissing { .. }), "{text}");
         }
         for text in ["10.0.0.1:99999", "10.0.0.1:http", "10.0.0.1:-1", "[::1]:x"] {
             assert!(matches!(refused(text), AddressError::Port { .. }), "{text}");
         }
         for text in ["::1:9000", "fd00::1"] {
-            assert!(
-                matches!(refused(text), AddressError::Brackets { .. }),
-                "{text}"
-            );
+            assert!(matches!(refused(text), AddressError::Brackets { .. }), "{text}");
         }
-        for text in [
-            "localhost:9000",
-            "300.0.0.1:9000",
-            ":9000",
-            "[nope]:1",
-            "a:b:c",
-        ] {
+        for text in ["localhost:9000", "300.0.0.1:9000", ":9000", "[nope]:1", "a:b:c"] {
             assert!(matches!(refused(text), AddressError::Ip { .. }), "{text}");
         }
     }
@@ -222,17 +191,8 @@ mod tests {
     fn a_cluster_address_can_be_connected_to() {
         let cluster = |text: &str| text.parse::<Address>().unwrap().cluster();
         assert!(cluster("127.0.0.1:9000").is_ok());
-        assert!(matches!(
-            cluster("127.0.0.1:0"),
-            Err(AddressError::PortZero { .. })
-        ));
-        assert!(matches!(
-            cluster("0.0.0.0:9000"),
-            Err(AddressError::Unspecified { .. })
-        ));
-        assert!(matches!(
-            cluster("[::]:9000"),
-            Err(AddressError::Unspecified { .. })
-        ));
+        assert!(matches!(cluster("127.0.0.1:0"), Err(AddressError::PortZero { .. })));
+        assert!(matches!(cluster("0.0.0.0:9000"), Err(AddressError::Unspecified { .. })));
+        assert!(matches!(cluster("[::]:9000"), Err(AddressError::Unspecified { .. })));
     }
 }

@@ -52,9 +52,7 @@ impl Fingerprint {
     pub fn of_pem(certificate: &str) -> Result<Self, FingerprintError> {
         CertificateDer::from_pem_slice(certificate.as_bytes())
             .map(|der| Fingerprint::of_der(&der))
-            .map_err(|e| FingerprintError::Pem {
-                reason: e.to_string(),
-            })
+            .map_err(|e| FingerprintError::Pem { reason: e.to_string() })
     }
 
     /// The 32 bytes of the SHA-256.
@@ -112,23 +110,14 @@ mod tests {
         let fingerprint = Fingerprint::of_der(b"abc");
         assert_eq!(fingerprint.to_string(), ABC);
         assert_eq!(ABC.parse::<Fingerprint>().unwrap(), fingerprint);
-        assert_eq!(
-            ABC.to_uppercase().parse::<Fingerprint>().unwrap(),
-            fingerprint
-        );
+        assert_eq!(ABC.to_uppercase().parse::<Fingerprint>().unwrap(), fingerprint);
     }
 
     #[test]
     fn refusals_name_the_mistake() {
         let refused = |text: &str| text.parse::<Fingerprint>().unwrap_err();
         assert_eq!(refused("abc"), FingerprintError::Length { length: 3 });
-        assert_eq!(
-            refused(&ABC.replace('b', "x")),
-            FingerprintError::Character { character: 'x' }
-        );
-        assert!(matches!(
-            Fingerprint::of_pem("nope"),
-            Err(FingerprintError::Pem { .. })
-        ));
+        assert_eq!(refused(&ABC.replace('b', "x")), FingerprintError::Character { character: 'x' });
+        assert!(matches!(Fingerprint::of_pem("nope"), Err(FingerprintError::Pem { .. })));
     }
 }

@@ -38,9 +38,7 @@ pub enum NameError {
         length: usize,
     },
     /// Two dots in a row, or one at an end.
-    #[error(
-        "name {name:?} has a dot at an end or two in a row; between dots there are 1 to 63 characters"
-    )]
+    #[error("name {name:?} has a dot at an end or two in a row; between dots there are 1 to 63 characters")]
     EmptyLabel {
         /// The text.
         name: String,
@@ -60,9 +58,7 @@ pub enum NameError {
         name: String,
     },
     /// A character that is no letter, digit, hyphen or dot.
-    #[error(
-        "name {name:?} contains {character:?}; allowed are letters, digits, inner hyphens and dots"
-    )]
+    #[error("name {name:?} contains {character:?}; allowed are letters, digits, inner hyphens and dots")]
     Character {
         /// The text.
         name: String,
@@ -92,20 +88,14 @@ impl FromStr for Name {
         }
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
         if let Some(character) = text.chars().find(|c| !allowed(*c)) {
-            return Err(NameError::Character {
-                name: text.into(),
-                character,
-            });
+            return Err(NameError::Character { name: text.into(), character });
         }
         for label in text.split('.') {
             if label.is_empty() {
                 return Err(NameError::EmptyLabel { name: text.into() });
             }
             if label.len() > LABEL_LENGTH_MAX {
-                return Err(NameError::LabelTooLong {
-                    name: text.into(),
-                    length: label.len(),
-                });
+                return Err(NameError::LabelTooLong { name: text.into(), length: label.len() });
             }
             if label.starts_with('-') || label.ends_with('-') {
                 return Err(NameError::OuterHyphen { name: text.into() });
@@ -171,45 +161,22 @@ mod tests {
     fn names_that_are_refused() {
         let refused = |text: &str| text.parse::<Name>().unwrap_err();
         assert_eq!(refused(""), NameError::Empty);
-        assert_eq!(
-            refused(&"a.".repeat(128)),
-            NameError::TooLong { length: 256 }
-        );
-        assert!(matches!(
-            refused(&"a".repeat(64)),
-            NameError::LabelTooLong { length: 64, .. }
-        ));
+        assert_eq!(refused(&"a.".repeat(128)), NameError::TooLong { length: 256 });
+        assert!(matches!(refused(&"a".repeat(64)), NameError::LabelTooLong { length: 64, .. }));
         for text in [".a", "a.", "a..b", "."] {
-            assert!(
-                matches!(refused(text), NameError::EmptyLabel { .. }),
-                "{text}"
-            );
+            assert!(matches!(refused(text), NameError::EmptyLabel { .. }), "{text}");
         }
         for text in ["-a", "a-", "a.-b", "-"] {
-            assert!(
-                matches!(refused(text), NameError::OuterHyphen { .. }),
-                "{text}"
-            );
+            assert!(matches!(refused(text), NameError::OuterHyphen { .. }), "{text}");
         }
-        for (text, bad) in [
-            ("a_b", '_'),
-            ("a b", ' '),
-            ("a/b", '/'),
-            ("näme", 'ä'),
-            ("a\n", '\n'),
-        ] {
-            assert!(
-                matches!(refused(text), NameError::Character { character, .. } if character == bad),
-                "{text}"
-            );
+        for (text, bad) in [("a_b", '_'), ("a b", ' '), ("a/b", '/'), ("näme", 'ä'), ("a\n", '\n')] {
+            assert!(matches!(refused(text), NameError::Character { character, .. } if character == bad), "{text}");
         }
     }
 
     #[test]
     fn a_bad_name_in_json_says_why() {
-        let error = serde_json::from_str::<Name>("\"a_b\"")
-            .unwrap_err()
-            .to_string();
+        let error = serde_json::from_str::<Name>("\"a_b\"").unwrap_err().to_string();
         assert!(error.contains("contains '_'"), "{error}");
         assert!(error.contains("letters, digits"), "{error}");
     }

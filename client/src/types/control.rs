@@ -37,24 +37,14 @@ impl ControlRequest {
     #[must_use]
     pub fn bootstrap(name: Name, address: Address) -> Self {
         let (name, address) = (Some(name), Some(address));
-        ControlRequest {
-            bootstrap: true,
-            name,
-            address,
-            ..ControlRequest::default()
-        }
+        ControlRequest { bootstrap: true, name, address, ..ControlRequest::default() }
     }
 
     /// Join the cluster that gave this token.
     #[must_use]
     pub fn join(name: Name, address: Address, token: Secret) -> Self {
         let (name, address) = (Some(name), Some(address));
-        ControlRequest {
-            join_token: token,
-            name,
-            address,
-            ..ControlRequest::default()
-        }
+        ControlRequest { join_token: token, name, address, ..ControlRequest::default() }
     }
 
     /// The same with the product's own settings.
@@ -108,14 +98,8 @@ mod tests {
         let address: Address = "[::1]:9000".parse().unwrap();
         let request = ControlRequest::join(name, address, "tok".into());
         let json = serde_json::to_string(&request).unwrap();
-        assert!(
-            json.contains(r#""join_token":"tok","address":"[::1]:9000","name":"c2""#),
-            "{json}"
-        );
-        assert_eq!(
-            serde_json::from_str::<ControlRequest>(&json).unwrap(),
-            request
-        );
+        assert!(json.contains(r#""join_token":"tok","address":"[::1]:9000","name":"c2""#), "{json}");
+        assert_eq!(serde_json::from_str::<ControlRequest>(&json).unwrap(), request);
         assert!(!format!("{request:?}").contains("tok\""));
     }
 
@@ -123,24 +107,12 @@ mod tests {
     fn a_token_request_counts_nanoseconds() {
         let parsed = |text: &str| serde_json::from_str::<TokenRequest>(text);
         let three_hours = parsed(r#"{"name":"x","expire_after":10800000000000}"#).unwrap();
-        assert_eq!(
-            three_hours.expire_after,
-            Some(Duration::from_secs(3 * 3600))
-        );
+        assert_eq!(three_hours.expire_after, Some(Duration::from_secs(3 * 3600)));
         assert_eq!(parsed(r#"{"name":"x"}"#).unwrap().expire_after, None);
-        assert_eq!(
-            parsed(r#"{"name":"x","expire_after":0}"#)
-                .unwrap()
-                .expire_after,
-            None
-        );
+        assert_eq!(parsed(r#"{"name":"x","expire_after":0}"#).unwrap().expire_after, None);
         assert!(parsed(r#"{"name":"x","expire_after":-1}"#).is_err());
         assert!(parsed(r#"{"name":5}"#).is_err());
         assert!(parsed(r#"{"expire_after":1}"#).is_err());
-        assert!(
-            serde_json::to_string(&three_hours)
-                .unwrap()
-                .contains("10800000000000")
-        );
+        assert!(serde_json::to_string(&three_hours).unwrap().contains("10800000000000"));
     }
 }

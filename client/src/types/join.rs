@@ -43,11 +43,7 @@ pub struct JoinResponse {
     #[serde(deserialize_with = "lenient::null_default")]
     pub cluster_members: Vec<MemberLocal>,
     /// Certificates of additional servers by name.
-    #[serde(
-        default,
-        rename = "ClusterAdditionalCerts",
-        deserialize_with = "lenient::null_default"
-    )]
+    #[serde(default, rename = "ClusterAdditionalCerts", deserialize_with = "lenient::null_default")]
     pub cluster_additional_certs: BTreeMap<String, KeyPair>,
     /// The member that answered.
     pub trusted_member: MemberLocal,

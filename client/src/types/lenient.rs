@@ -18,10 +18,7 @@ where
 pub(super) mod empty_none {
     use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
 
-    pub fn serialize<S: Serializer, T: Display>(
-        value: &Option<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer, T: Display>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => serializer.collect_str(value),
             None => serializer.serialize_str(""),
@@ -34,9 +31,7 @@ pub(super) mod empty_none {
         T: FromStr<Err: Display>,
     {
         match Option::<String>::deserialize(deserializer)? {
-            Some(text) if !text.is_empty() => {
-                text.parse().map(Some).map_err(serde::de::Error::custom)
-            }
+            Some(text) if !text.is_empty() => text.parse().map(Some).map_err(serde::de::Error::custom),
             _ => Ok(None),
         }
     }
@@ -48,24 +43,17 @@ pub(super) mod nanoseconds {
 
     use super::{Deserialize, Deserializer, Serializer};
 
-    pub fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         let nanoseconds = value.unwrap_or_default().as_nanos();
         serializer.serialize_i64(i64::try_from(nanoseconds).unwrap_or(i64::MAX))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         let nanoseconds = Option::<i64>::deserialize(deserializer)?.unwrap_or_default();
         match u64::try_from(nanoseconds) {
             Ok(0) => Ok(None),
             Ok(nanoseconds) => Ok(Some(Duration::from_nanos(nanoseconds))),
-            Err(_) => Err(serde::de::Error::custom(
-                "the duration is negative; give nanoseconds, or 0 for no limit",
-            )),
+            Err(_) => Err(serde::de::Error::custom("the duration is negative; give nanoseconds, or 0 for no limit")),
         }
     }
 }

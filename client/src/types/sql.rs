@@ -11,11 +11,7 @@ pub struct SqlRequest {
     /// One or more statements.
     pub query: String,
     /// Values for `?1`, `?2`, …
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "lenient::null_default"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::null_default")]
     pub parameters: Vec<Value>,
     /// How fresh rows have to be.
     #[serde(default, deserialize_with = "lenient::null_default")]
@@ -26,10 +22,7 @@ pub struct SqlRequest {
 impl SqlRequest {
     /// Statements without parameters, read linearizably.
     pub fn new(query: impl Into<String>) -> Self {
-        SqlRequest {
-            query: query.into(),
-            ..SqlRequest::default()
-        }
+        SqlRequest { query: query.into(), ..SqlRequest::default() }
     }
 
     /// The same with values for its parameters.
@@ -111,23 +104,13 @@ impl SqlResult {
     #[must_use]
     pub fn select(columns: Vec<String>, rows: Vec<Vec<Value>>) -> Self {
         let (columns, rows) = (Some(columns), Some(rows));
-        SqlResult {
-            kind: SqlResultType::Select,
-            columns,
-            rows,
-            rows_affected: 0,
-        }
+        SqlResult { kind: SqlResultType::Select, columns, rows, rows_affected: 0 }
     }
 
     /// A result without rows.
     #[must_use]
     pub fn exec(rows_affected: u64) -> Self {
-        SqlResult {
-            kind: SqlResultType::Exec,
-            columns: None,
-            rows: None,
-            rows_affected,
-        }
+        SqlResult { kind: SqlResultType::Exec, columns: None, rows: None, rows_affected }
     }
 }
 
@@ -147,17 +130,9 @@ mod tests {
     fn results_have_the_recorded_shape() {
         let text = r#"{"Results":[{"type":"exec","columns":null,"rows":null,"rows_affected":1}]}"#;
         let results: SqlResults = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            results,
-            SqlResults {
-                results: Some(vec![SqlResult::exec(1)])
-            }
-        );
+        assert_eq!(results, SqlResults { results: Some(vec![SqlResult::exec(1)]) });
         assert_eq!(serde_json::to_string(&results).unwrap(), text);
-        assert_eq!(
-            serde_json::to_string(&SqlResults::default()).unwrap(),
-            r#"{"Results":null}"#
-        );
+        assert_eq!(serde_json::to_string(&SqlResults::default()).unwrap(), r#"{"Results":null}"#);
     }
 
     #[test]
@@ -165,20 +140,14 @@ mod tests {
         let text = r#"{"type":"select","columns":["n"],"rows":[[9223372036854775807],[-9223372036854775808]],"rows_affected":0}"#;
         let result: SqlResult = serde_json::from_str(text).unwrap();
         let rows = result.rows.as_ref().unwrap();
-        assert_eq!(
-            (rows[0][0].as_i64(), rows[1][0].as_i64()),
-            (Some(i64::MAX), Some(i64::MIN))
-        );
+        assert_eq!((rows[0][0].as_i64(), rows[1][0].as_i64()), (Some(i64::MAX), Some(i64::MIN)));
         assert_eq!(serde_json::to_string(&result).unwrap(), text);
     }
 
     #[test]
     fn a_plain_request_is_the_query_alone() {
         let request = SqlRequest::new("SELECT 1");
-        assert_eq!(
-            serde_json::to_string(&request).unwrap(),
-            r#"{"query":"SELECT 1"}"#
-        );
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"query":"SELECT 1"}"#);
         let text = r#"{"query":"SELECT ?1","parameters":[1],"consistency":"local"}"#;
         let request: SqlRequest = serde_json::from_str(text).unwrap();
         assert_eq!(request.consistency, Consistency::Local);

@@ -112,7 +112,7 @@ impl Applier {
         }
         self.sessions.save(self.executor.engine())?;
         let position = self.position_after(entries);
-        write_position(&self.executor, &position)?;
+        write_position(&self.executor, &self.position, &position)?;
         match self.executor.engine_execute("COMMIT", []) {
             Ok(_) => {
                 self.position = position;
@@ -139,7 +139,7 @@ impl Applier {
         }
         let position = self.position_after(std::slice::from_ref(entry));
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
-        write_position(&self.executor, &position)?;
+        write_position(&self.executor, &self.position, &position)?;
         self.executor.engine_execute("COMMIT", [])?;
         self.position = position;
         Ok(())
@@ -258,8 +258,18 @@ pub(crate) fn read_applied_index(connection: &Connection) -> rusqlite::Result<u6
     Ok(index.unwrap_or(0).cast_unsigned())
 }
 
-fn write_position(executor: &Executor, position: &Position) -> Result<(), ApplyError> {
+/// Writes where the state stands after the open transaction; the membership only if it has changed.
+fn write_position(executor: &Executor, before: &Position, position: &Position) -> Result<(), ApplyError> {
     let index = position.last_applied.map_or(0, |log_id| log_id.index);
+    if position.membership == before.membership {
+        let updated = executor.engine_execute(
+            "UPDATE microcluster_raft SET applied_index = ?1, last_applied = ?2",
+            (index.cast_signed(), encode(&position.last_applied)?),
+        )?;
+        if updated == 1 {
+            return Ok(());
+        }
+    }
     executor.engine_execute(
         "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)",
         (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),

@@ -388,6 +388,12 @@ impl Database {
         self.inner.log.close().await;
     }
 
+    /// Up to where the log was dropped.
+    #[cfg(test)]
+    pub(crate) fn purged_index(&self) -> u64 {
+        self.inner.raft.metrics().borrow().purged.map_or(0, |log_id| log_id.index)
+    }
+
     async fn submit(&self, body: Body) -> Result<(u64, Vec<QueryResult>), Error> {
         self.inner.forwarder.submit(self.scope, body, None).await
     }

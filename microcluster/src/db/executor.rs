@@ -242,6 +242,10 @@ impl Executor {
             Some(ErrorCode::OperationInterrupted) => Ok(Failure::TooManySteps { limit: STEPS_MAX }),
             _ => Ok(match error.into() {
                 Error::Constraint { unique, message } => Failure::Constraint { unique, message },
+                // SQLite looks at the transaction before it asks the authorizer.
+                Error::Sql { message } if message.contains("cannot VACUUM") => Failure::Refused {
+                    message: "VACUUM is not allowed: it would change this member's file alone".to_owned(),
+                },
                 other => Failure::Sql { message: other.to_string() },
             }),
         }

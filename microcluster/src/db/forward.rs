@@ -107,7 +107,12 @@ impl Forwarder {
         let mut last = "no leader is known".to_owned();
         loop {
             if status.borrow().is_shut_down() {
-                return Err(Error::ShuttingDown);
+                let waited = started.elapsed();
+                return Err(if maybe_done && A::CHANGES {
+                    Error::OutcomeUnknown { waited }
+                } else {
+                    Error::ShuttingDown
+                });
             }
             let leader = self.leader(&status);
             let attempt = async {

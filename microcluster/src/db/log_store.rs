@@ -3,56 +3,60 @@
 //! # What it promises
 //!
 //! An append, a vote, a truncation or a purge is acknowledged after `fdatasync` returned, and then
-//! survives any crash. What was not acknowledged is there in full up to some point in the order
-//! it was asked for, and not from there on: never a hole, never an older vote after a newer one.
-//! Damage to what had been acknowledged is an error that names the place; only a write that a crash
-//! interrupted is cut away.
+//! survives any crash. What was not acknowledged is there up to some point in the order in which it
+//! was asked for, and not from there on: never a hole, never an older vote after a newer one.
+//! Damage to what had been acknowledged is an error that names the place; only a write that a
+//! crash interrupted is cut away.
 //!
 //! # What is on the disk
 //!
-//! A directory of segments, `{sequence:020}.log`, each about 8 MiB, written from front to back and deleted
-//! whole once every entry in them is purged. Nothing is ever changed in place: a truncation is a
-//! record like an entry or a vote, so all changes stay in one order.
+//! A directory of segments, `{sequence:020}.log`, each about 8 MiB, written from front to back and
+//! deleted whole once every entry in it is purged. Nothing is ever changed in place: a truncation
+//! is a record like an entry or a vote, so all changes stay in one order.
 //!
 //! ```text
-//! segment = prologue group*  zeros
-//! prologue= magic [8] | version u32 | sequence u64 | crc32c u32
-//! group   = magic [4] | length u32 | number u64 | crc32c of the records u32 | crc32c of this header u32 | record+
-//! record  = length u32 | crc32c u32 | version u8 | kind u8 | payload
+//! segment  = prologue group* zeros
+//! prologue = magic [8] | version u32 | sequence u64 | crc32c u32
+//! group    = magic [4] | length u32 | number u64 | crc32c of the records u32
+//!          | crc32c of this header u32 | record+
+//! record   = length u32 | crc32c u32 | version u8 | kind u8 | payload
 //! ```
 //!
-//! Integers are little-endian. The checksums of headers and records take in the sequence number of the segment and their own
-//! offset, so that bytes left over from somewhere else never look valid. The first record of a
-//! segment is the standing of the log where it begins (vote, last log id purged, last log id):
-//! with it the segments before are dispensable, and their absence or exchange is noticed.
+//! Integers are little-endian. The checksums of group headers and records take in the sequence
+//! number of the segment and their own offset, so that bytes left over from somewhere else never
+//! look valid. The first record of a segment is the standing of the log where it begins (vote, last
+//! log id purged, last log id): with it the segments before are dispensable, and their absence or
+//! exchange is noticed.
 //!
 //! # Torn or damaged
 //!
-//! A group is what one write and one sync put on the disk; all changes that wait for the disk share it.
-//! Groups are numbered without gaps through all segments, and group *n + 1* is written only after the sync of
-//! group *n* returned. So at the first group that is not intact:
+//! A group is what one write and one sync put on the disk; all changes that wait for the disk share
+//! it. Groups are numbered without gaps through all segments, and group *n + 1* is written only
+//! after the sync of group *n* returned. So at the first group that is not intact:
 //!
-//! - if a later segment, or a later group header in the same segment, is intact, then this group
-//!   had been synced and perhaps acknowledged: that is **damage**, and the log is not opened;
-//! - if there is none, then this is the last group, and the crash came before its sync returned: **torn**.
-//!   None of it was acknowledged, whatever parts of it reached the disk, and all of it is cut.
+//! - if a later segment, or the header of a later group in the same segment, is intact, then this
+//!   group had been synced and perhaps acknowledged: that is **damage**, and the log is not opened;
+//! - if there is none, then this is the last group, and the crash came before its sync returned:
+//!   **torn**. None of it was acknowledged, whatever parts of it reached the disk, and all of it
+//!   is cut.
 //!
 //! Damage within the very last group cannot be told from a torn write. A segment whose own first
 //! group is torn was never in use and is removed.
 //!
 //! # Who does what
 //!
-//! openraft's task puts a change into the [`state`] (where readers see it at once) and queues it for
-//! the [`writer`], a thread of its own. That writes and syncs the group, takes it into the
-//! [`index`] and tells those who wait. Recent entries are read from memory, older ones from
-//! their segment, on a thread where blocking is allowed. After a failed write or sync the store refuses
-//! every change: what the disk holds is known again only after it was opened anew.
+//! openraft's task puts a change into the [`state`] (where readers see it at once) and queues it
+//! for the [`writer`], a thread of its own. That writes and syncs the group, takes it into the
+//! [`index`] and tells those who wait. Recent entries are read from memory, older ones from their
+//! segment, on a thread where blocking is allowed. After a failed write or sync the store refuses
+//! every change: what the disk holds is known again only when it is opened anew.
 
 mod error;
 mod files;
 mod format;
 mod index;
 mod raft;
+mod read;
 mod recovery;
 mod state;
 #[cfg(test)]
@@ -70,16 +74,21 @@ pub(crate) use error::LogError;
 
 use super::raft_types::{Entry, LogId};
 use files::{Directory, Storage};
+use format::Mark;
 use state::{Shared, State};
 use writer::{Change, Done, Request, WriterThread};
 
 /// Sizes of the log. The defaults are meant for production.
 #[derive(Debug, Clone)]
 pub(crate) struct LogOptions {
-    /// A segment that has this many bytes is followed by a new one.
+    /// A segment that has this many bytes is followed by a new one. At most 1 GiB.
     pub(crate) segment_bytes: u64,
     /// How far ahead a segment is filled with zeros, so that most syncs write data alone and do
     /// not wait for the file system's journal to record a new length.
+    ///
+    /// Zeros rather than `fallocate`, which leaves extents that each write has to convert. On an
+    /// idle ext4, write and sync of 4 KiB took 205 µs with zeros, 240–320 µs with `fallocate` and
+    /// 270–500 µs with neither; of 256 bytes 215, 165–200 and 240–260 µs.
     pub(crate) allocate_bytes: u64,
     /// How many bytes of recent entries are kept in memory.
     pub(crate) cache_bytes: u64,
@@ -147,6 +156,9 @@ impl LogStore {
     }
 
     fn open_in(storage: Box<dyn Storage>, options: LogOptions) -> Result<Self, LogError> {
+        // Offsets in a segment have 32 bits, and a group may exceed its end.
+        let segment_bytes = options.segment_bytes.min(1 << 30);
+        let options = LogOptions { segment_bytes, ..options };
         let recovered = recovery::recover(&*storage)?;
         let shared = Arc::new(Shared::new(storage, recovered.index, options.cache_bytes));
         let reader = LogReader { shared: Arc::clone(&shared), read_bytes_max: options.read_bytes };
@@ -206,11 +218,15 @@ impl LogStore {
     /// As [`queue`](Self::queue), and returns when the change is durable.
     async fn change(
         &self,
-        make: impl FnOnce(&mut State) -> Result<Option<(Change, u64)>, LogError>,
+        make: impl FnOnce(&mut State) -> Result<Option<(Mark, u64)>, LogError>,
     ) -> Result<(), LogError> {
         let (sender, receiver) = oneshot::channel();
-        let queued =
-            self.queue(|state| Ok(make(state)?.map(|(change, ticket)| (change, ticket, Done::Reply(sender))))).await?;
+        let queued = self
+            .queue(|state| {
+                let made = make(state)?;
+                Ok(made.map(|(mark, ticket)| (Change::Mark(mark), ticket, Done::Reply(sender))))
+            })
+            .await?;
         // A writer that is gone without an answer has not done it.
         if queued { receiver.await.unwrap_or(Err(LogError::Closed)) } else { Ok(()) }
     }
@@ -225,7 +241,7 @@ impl LogStore {
             Some(before) if purged.is_none_or(|purged| purged.index != before) => self.log_id(before).await?,
             _ => purged,
         };
-        self.change(|state| Ok(Some((Change::Truncate { since, last }, state.truncate(since, last))))).await
+        self.change(|state| Ok(Some((Mark::Truncate { since, last }, state.truncate(since, last))))).await
     }
 
     /// The log id of an entry; `None` before the first one of a log that was never purged.

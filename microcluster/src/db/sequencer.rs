@@ -140,16 +140,19 @@ impl Task {
                         in_flight.push(async move {
                             // Those who wait were answered by the writer thread when the batch was applied.
                             let error = match result.await {
-                                Ok(Ok(_)) => return,
+                                Ok(Ok(response)) => return proposed.landed.at(response.log_id.index),
                                 Ok(Err(error)) => refused(&error),
                                 Err(_) => SubmitError::Lost,
                             };
+                            proposed.landed.nowhere();
                             shared.waiters.fail(&proposed.ids, &proposed.landed, &error);
                         });
                     }
                 }
             }
         }
+        // Nobody answers any more; what the callers see says that the outcome is open.
+        self.shared.waiters.close();
     }
 
     /// Puts `first` and what waits behind it into one entry and hands it to Raft.

@@ -97,8 +97,11 @@ impl Status {
     }
 }
 
-/// Keeps `status` up to date until cancelled. Who leads and who is a member is told at once; indices alone would
-/// wake everybody at each write, so they are read from [`super::Database::status`] instead.
+/// How often the quorum is looked at; nothing tells when it is lost.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Keeps `status` up to date until cancelled. Who leads, who is a member and whether there is a quorum is told at once;
+/// indices alone would wake everybody at each write, so they are read from [`super::Database::status`] instead.
 pub(crate) async fn watch_metrics(
     raft: Raft,
     status: watch::Sender<Status>,
@@ -106,8 +109,16 @@ pub(crate) async fn watch_metrics(
     cancelled: CancellationToken,
 ) {
     let mut metrics = raft.metrics();
+    let mut server_metrics = raft.server_metrics();
     loop {
-        let now = Status::from_metrics(&metrics.borrow_and_update(), quorum_timeout);
+        // openraft tells the change here first, and the whole a moment later.
+        let server = server_metrics.borrow_and_update().clone();
+        let caught_up = metrics.wait_for(|metrics| {
+            (metrics.vote, metrics.state, metrics.current_leader) == (server.vote, server.state, server.current_leader)
+                && metrics.membership_config == server.membership_config
+        });
+        let _ = tokio::time::timeout(LOOK, caught_up).await.map(|_| ());
+        let now = Status::from_metrics(&metrics.borrow(), quorum_timeout);
         let stopped = now.is_shut_down();
         status.send_if_modified(|before| {
             let tell = (before.state, before.term, before.leader, before.has_quorum)
@@ -124,7 +135,11 @@ pub(crate) async fn watch_metrics(
                 status.send_modify(|status| status.state = RaftState::Shutdown);
                 return;
             }
-            changed = metrics.changed() => if changed.is_err() { return },
+            changed = server_metrics.changed() => if changed.is_err() {
+                status.send_modify(|status| status.state = RaftState::Shutdown);
+                return;
+            },
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }

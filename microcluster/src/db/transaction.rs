@@ -54,13 +54,24 @@ impl Closures {
         let body = Arc::new(body);
         let started = Instant::now();
         let mut attempts = 0;
+        let mut confirmed = false;
         loop {
             attempts += 1;
             // After a few lost races the closure takes the write lock from its start, so that it cannot be overtaken on this member.
             let eager = attempts > 2;
             let error = match self.attempt(forwarder, scope, &body, eager).await {
+                Ok(Attempt::Done(value)) => return Ok(value),
+                Ok(Attempt::Failed { error, index }) => {
+                    // This member may be behind, and the closure may have failed for that alone: its error counts once it
+                    // comes from a state as fresh as this call.
+                    if confirmed || !self.catch_up(forwarder, index).await {
+                        return Err(error);
+                    }
+                    confirmed = true;
+                    continue;
+                }
                 Err(error @ Error::Conflict { .. }) => error,
-                result => return result,
+                Err(error) => return Err(error),
             };
             if attempts >= ATTEMPTS_MAX || started.elapsed() > TRANSACTION_LIMIT {
                 tracing::debug!(attempts, %error, "giving a transaction up");
@@ -71,7 +82,13 @@ impl Closures {
         }
     }
 
-    async fn attempt<T, F>(&self, forwarder: &Forwarder, scope: Scope, body: &Arc<F>, eager: bool) -> Result<T, Error>
+    async fn attempt<T, F>(
+        &self,
+        forwarder: &Forwarder,
+        scope: Scope,
+        body: &Arc<F>,
+        eager: bool,
+    ) -> Result<Attempt<T>, Error>
     where
         T: Send + 'static,
         F: Fn(&Transaction<'_>) -> Result<T, Error> + Send + Sync + 'static,
@@ -105,12 +122,40 @@ impl Closures {
             }
         };
         let Ran { value, index, writes, touched } = ran;
+        let value = match value {
+            Ok(value) => value,
+            Err(error @ Error::Conflict { .. }) => return Err(error),
+            Err(error) => return Ok(Attempt::Failed { error, index }),
+        };
         if !writes.is_empty() {
             let closure = Closure { time_ms, seed, seen: Seen { index, touched } };
             forwarder.submit(scope, Body::Statements(writes), Some(closure)).await?;
         }
-        Ok(value)
+        Ok(Attempt::Done(value))
     }
+
+    /// Waits until everything is applied here that was acknowledged anywhere; `false` if that is the state of `index`
+    /// already, or if nobody can tell.
+    async fn catch_up(&self, forwarder: &Forwarder, index: u64) -> bool {
+        match forwarder.read_index().await {
+            Ok(newest) if newest > index => {
+                let mut applied = self.shared.applied.subscribe();
+                let reached = applied.wait_for(|applied| *applied >= newest);
+                matches!(tokio::time::timeout(CLOSURE_LIMIT, reached).await, Ok(Ok(_)))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// How one run of a closure ended, conflicts aside.
+enum Attempt<T> {
+    Done(T),
+    /// The closure itself failed, on the state of log index `index`.
+    Failed {
+        error: Error,
+        index: u64,
+    },
 }
 
 pub(crate) fn now_ms() -> i64 {

@@ -17,6 +17,16 @@ use super::sequencer::SubmitError;
 pub(crate) struct Landed(AtomicU64);
 
 impl Landed {
+    /// It is in the log at `index`.
+    pub fn at(&self, index: u64) {
+        self.0.store(index, Ordering::Release);
+    }
+
+    /// It is not in the log and never will be: as if it had landed before everything.
+    pub fn nowhere(&self) {
+        self.at(1);
+    }
+
     /// The log index, once the batch was applied here.
     pub fn index(&self) -> Option<u64> {
         match self.0.load(Ordering::Acquire) {
@@ -71,11 +81,16 @@ impl Waiters {
         }
         for (id, index, outcome) in answered {
             if let Some(waiter) = waiters.remove(&id) {
-                waiter.landed.0.store(index, Ordering::Release);
+                waiter.landed.at(index);
                 // A receiver that is gone has given up; the outcome stays with the session.
                 let _ = waiter.answer.send(Ok(Answer { index, outcome }));
             }
         }
+    }
+
+    /// Forgets everybody: their channels close.
+    pub fn close(&self) {
+        self.lock().clear();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Waiter>> {

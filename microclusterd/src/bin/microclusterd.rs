@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! `microclusterd`: the reference daemon.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    microclusterd::daemon::main()
+}

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! `microctl`: the command line of a microcluster daemon.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    microclusterd::cli::main()
+}

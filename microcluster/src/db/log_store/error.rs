@@ -33,7 +33,10 @@ pub(crate) enum LogError {
         what: String,
     },
     /// Written by a build that knows another format.
-    #[error("{} at byte {offset} has log format version {found}, this build reads version {FORMAT_VERSION}", file.display())]
+    #[error(
+        "{} at byte {offset} has log format version {found}, this build reads version {FORMAT_VERSION}",
+        file.display()
+    )]
     UnknownVersion {
         /// The segment.
         file: PathBuf,

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::files::LogFile;
-use super::format::{Position, Record, Standing};
+use super::format::{Mark, Position, Record, Standing};
 use crate::db::raft_types::LogId;
 
 /// The durable view of the log.
@@ -79,19 +79,14 @@ impl Index {
     /// Applies one record to the view. An entry goes to the newest segment.
     pub(super) fn apply(&mut self, record: &Record) -> Result<(), Discontinuity> {
         match *record {
-            Record::Begin(standing) => {
-                if self.standing != standing {
-                    self.standing = standing;
-                    self.missing = standing.last.map(|last| last.index);
-                }
-            }
-            Record::Vote(vote) => self.standing.vote = Some(vote),
-            Record::Entry(log_id, position) => self.append(log_id, position)?,
-            Record::Truncate { since, last } => {
+            Record::Entry(log_id, position) => return self.append(log_id, position),
+            Record::Mark(Mark::Begin(standing)) => self.begin(standing),
+            Record::Mark(Mark::Vote(vote)) => self.standing.vote = Some(vote),
+            Record::Mark(Mark::Truncate { since, last }) => {
                 self.drop_from(since);
                 self.standing.last = last;
             }
-            Record::Purge(upto) => self.purge(upto),
+            Record::Mark(Mark::Purge(upto)) => self.purge(upto),
         }
         Ok(())
     }
@@ -120,6 +115,14 @@ impl Index {
             removable.extend(self.segments.pop_front().map(|segment| segment.sequence));
         }
         removable
+    }
+
+    /// The standing of a segment repeats what is known, unless it is that of the oldest one.
+    fn begin(&mut self, standing: Standing) {
+        if self.standing != standing {
+            self.standing = standing;
+            self.missing = standing.last.map(|last| last.index);
+        }
     }
 
     fn append(&mut self, log_id: LogId, position: Position) -> Result<(), Discontinuity> {

@@ -7,6 +7,7 @@ use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AnyError, OptionalSend, RaftLogReader};
 
 use super::error::LogError;
+use super::format::Mark;
 use super::state::State;
 use super::writer::{Change, Done};
 use super::{LogReader, LogStore};
@@ -51,7 +52,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        let change = |state: &mut State| Ok(Some((Change::Vote(*vote), state.ticket())));
+        let change = |state: &mut State| Ok(Some((Mark::Vote(*vote), state.ticket())));
         Ok(self.change(change).await.map_err(|error| StorageIOError::write_vote(AnyError::new(&error)))?)
     }
 
@@ -64,9 +65,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<Entry> = entries.into_iter().collect();
+        let mut entries: Vec<Entry> = entries.into_iter().collect();
         let queue = self.queue(|state| {
-            let ticket = state.append(&entries)?;
+            let ticket = state.append(&mut entries)?;
             Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
         });
         queue.await.map_err(write_error)?;
@@ -78,7 +79,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Change::Purge(log_id), ticket)));
+        let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
         Ok(self.change(change).await.map_err(write_error)?)
     }
 }

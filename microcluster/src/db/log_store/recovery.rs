@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::error::LogError;
 use super::files::{LogFile, Storage};
-use super::format::{self, FormatError, Group, Record};
+use super::format::{self, FormatError, Group, Mark, Record};
 use super::index::Index;
 
 /// The sequence number of the first segment of a log, and of its first group.
@@ -178,7 +178,7 @@ impl Scan<'_> {
         let mut first = true;
         group.records(|offset, record| {
             let record = record.map_err(|error| self.error(contents, offset, error))?;
-            let begins = matches!(record, Record::Begin(_));
+            let begins = matches!(record, Record::Mark(Mark::Begin(_)));
             if begins != (starts_segment && first) {
                 return Err(self.damaged(
                     contents,
@@ -194,7 +194,7 @@ impl Scan<'_> {
     }
 
     fn record(&mut self, contents: &Contents<'_>, offset: usize, record: &Record) -> Result<(), LogError> {
-        if let Record::Begin(standing) = record
+        if let Record::Mark(Mark::Begin(standing)) = record
             && !contents.oldest
             && standing != self.recovered.index.standing()
         {

@@ -2,22 +2,17 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
 use openraft::EntryPayload;
 
 use super::LogStats;
 use super::error::LogError;
-use super::files::{LogFile, Storage};
-use super::format::{self, FormatError, Position, Record};
+use super::files::Storage;
+use super::format::{self, Record};
 use super::index::{Discontinuity, Index, Purge, Segment};
-use super::recovery::segment_name;
+use super::read::Found;
 use crate::db::raft_types::{Entry, LogId, Vote};
-
-/// How many bytes one read from a segment covers at most, unless a single entry has more.
-const READ_BYTES: u64 = 1 << 20;
 
 /// What a cached entry counts beside its command.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
@@ -121,9 +116,14 @@ impl State {
     }
 
     /// Appends entries and returns their ticket.
-    pub(super) fn append(&mut self, entries: &[Entry]) -> Result<u64, LogError> {
+    ///
+    /// Those up to the last one purged are left out: what is purged is applied.
+    pub(super) fn append(&mut self, entries: &mut Vec<Entry>) -> Result<u64, LogError> {
+        if let Some(purged) = self.purged {
+            entries.retain(|entry| entry.log_id.index > purged.index);
+        }
         let mut expected = self.last.map(|last| last.index + 1);
-        for entry in entries {
+        for entry in entries.iter() {
             let found = entry.log_id.index;
             if let Some(expected) = expected.filter(|&expected| expected != found) {
                 return Err(LogError::NotConsecutive { expected, found });
@@ -216,7 +216,7 @@ impl State {
             if bytes > bytes_max && !found.is_empty() {
                 return found;
             }
-            found.push_stored(index, position, segment.sequence, &segment.file, storage);
+            found.push_stored(index, segment, position, storage);
         }
         let from = usize::try_from(start.saturating_sub(cached_from)).unwrap_or(usize::MAX);
         for cached in self.cache.iter().skip(from).take_while(|cached| cached.entry.log_id.index < end) {
@@ -224,7 +224,7 @@ impl State {
             if bytes > bytes_max && !found.is_empty() {
                 return found;
             }
-            found.cached.push(cached.entry.clone());
+            found.push_cached(cached.entry.clone());
         }
         found
     }
@@ -278,99 +278,6 @@ impl State {
 
     fn cache_pop_front(&mut self) {
         self.cache_bytes -= self.cache.pop_front().map_or(0, |cached| cached.bytes);
-    }
-}
-
-/// Entries found: those to be read from segments, and after them those in memory.
-#[derive(Default)]
-pub(super) struct Found {
-    stored: Vec<Stretch>,
-    cached: Vec<Entry>,
-}
-
-impl Found {
-    /// Whether reading them needs I/O.
-    pub(super) fn needs_io(&self) -> bool {
-        !self.stored.is_empty()
-    }
-
-    /// All entries. Blocks for I/O where `needs_io` says so.
-    pub(super) fn read(self) -> Result<Vec<Entry>, LogError> {
-        let mut entries = Vec::new();
-        for stretch in self.stored {
-            stretch.read(&mut entries)?;
-        }
-        entries.extend(self.cached);
-        Ok(entries)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.stored.is_empty() && self.cached.is_empty()
-    }
-
-    fn push_stored(
-        &mut self,
-        index: u64,
-        position: Position,
-        segment: u64,
-        file: &Arc<dyn LogFile>,
-        storage: &dyn Storage,
-    ) {
-        if let Some(stretch) = self.stored.last_mut()
-            && stretch.takes(segment, position)
-        {
-            stretch.entries.push((index, position));
-            return;
-        }
-        self.stored.push(Stretch {
-            path: storage.path(&segment_name(segment)),
-            segment,
-            file: Arc::clone(file),
-            start: position.offset.into(),
-            entries: vec![(index, position)],
-        });
-    }
-}
-
-/// Entries of one segment that are read at once. Holds the file: a purge may remove it meanwhile.
-struct Stretch {
-    path: PathBuf,
-    segment: u64,
-    file: Arc<dyn LogFile>,
-    start: u64,
-    entries: Vec<(u64, Position)>,
-}
-
-impl Stretch {
-    fn takes(&self, segment: u64, position: Position) -> bool {
-        self.segment == segment && position.end() - self.start <= READ_BYTES
-    }
-
-    fn read(self, entries: &mut Vec<Entry>) -> Result<(), LogError> {
-        let end = self.entries.last().map_or(self.start, |(_, position)| position.end());
-        // The difference of two 32-bit offsets.
-        let mut bytes = BytesMut::zeroed((end - self.start) as usize);
-        self.file.read_at(&mut bytes, self.start).map_err(LogError::io("read", &self.path))?;
-        let bytes = bytes.freeze();
-        for &(index, position) in &self.entries {
-            entries.push(self.decode(&bytes, index, position)?);
-        }
-        Ok(())
-    }
-
-    fn decode(&self, bytes: &Bytes, index: u64, position: Position) -> Result<Entry, LogError> {
-        let offset = u64::from(position.offset);
-        let at = (offset - self.start) as usize;
-        let record = bytes.slice(at..at + position.len as usize);
-        let damaged = |what| LogError::Damaged { file: self.path.clone(), offset, what };
-        match format::decode_entry_record(self.segment, offset, record) {
-            Ok(entry) if entry.log_id.index == index => Ok(entry),
-            Ok(entry) => Err(damaged(format!("entry {} is where entry {index} was", entry.log_id.index))),
-            Err(FormatError::Malformed(what)) => Err(damaged(what)),
-            Err(FormatError::UnknownVersion(found)) => {
-                Err(LogError::UnknownVersion { file: self.path.clone(), offset, found })
-            }
-        }
     }
 }
 

@@ -9,11 +9,11 @@ use tracing::error;
 
 use super::LogOptions;
 use super::error::LogError;
-use super::format::{GroupEncoder, Record};
+use super::format::{GroupEncoder, Mark, Record};
 use super::index::Discontinuity;
 use super::recovery::{FIRST, Tail, remove_segments, segment_name};
 use super::state::Shared;
-use crate::db::raft_types::{Entry, LogId, TypeConfig, Vote};
+use crate::db::raft_types::{Entry, TypeConfig};
 
 /// How many changes may wait for the writer. openraft has one under way at a time.
 pub(super) const QUEUE_MAX: usize = 256;
@@ -33,17 +33,8 @@ pub(super) enum Request {
 pub(super) enum Change {
     /// Append entries.
     Append(Vec<Entry>),
-    /// Save the vote.
-    Vote(Vote),
-    /// Delete the entries from `since` on; the log then ends with `last`.
-    Truncate {
-        /// The first index deleted.
-        since: u64,
-        /// The last log id left.
-        last: Option<LogId>,
-    },
-    /// Delete the entries up to this one.
-    Purge(LogId),
+    /// Save the vote, truncate or purge.
+    Mark(Mark),
 }
 
 /// Who hears that a change is durable.
@@ -172,20 +163,10 @@ impl Writer {
                     self.close_large_group();
                 }
             }
-            Change::Vote(vote) => {
+            Change::Mark(mark) => {
                 self.open_group();
-                self.group.vote(&vote);
-                self.records.push(Record::Vote(vote));
-            }
-            Change::Truncate { since, last } => {
-                self.open_group();
-                self.group.truncate(since, last.as_ref());
-                self.records.push(Record::Truncate { since, last });
-            }
-            Change::Purge(upto) => {
-                self.open_group();
-                self.group.purge(&upto);
-                self.records.push(Record::Purge(upto));
+                self.group.mark(&mark);
+                self.records.push(Record::Mark(mark));
             }
         }
         self.ticket = ticket;
@@ -205,7 +186,7 @@ impl Writer {
             full => {
                 let standing = *self.shared.lock().index().standing();
                 self.group.start(full.as_ref().map_or(FIRST, |tail| tail.segment + 1), 0);
-                self.group.begin(&standing);
+                self.group.mark(&Mark::Begin(standing));
                 self.open = Some(Place::NewSegment);
             }
         }

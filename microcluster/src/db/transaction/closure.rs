@@ -28,7 +28,7 @@ const REMEMBERED_MAX: usize = 512;
 
 /// What a run of a closure came to.
 pub(crate) struct Ran<T> {
-    pub value: T,
+    pub value: Result<T, Error>,
     /// The log index of the state that it saw.
     pub index: u64,
     pub writes: Vec<Statement>,
@@ -119,7 +119,7 @@ impl Run {
             return Err(conflict());
         }
         let (writes, touched) = (transaction.writes.take(), transaction.touched.take());
-        Ok(Ran { value: value?, index, writes, touched })
+        Ok(Ran { value, index, writes, touched })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {

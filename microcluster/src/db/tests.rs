@@ -1,0 +1,308 @@
+//! The database as its users see it: clusters in one process, over a network that can be cut.
+
+mod kit;
+mod suite;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use kit::Cluster;
+
+use super::{Consistency, Error, QueryResult, Value};
+
+async fn count(cluster: &Cluster, id: u64, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    cluster.db(id).query_row(Consistency::Linearizable, &sql, (), |row| row.get(0)).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_writes_reads_and_comes_back() {
+    let mut cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)", ()).await.unwrap();
+    assert_eq!(db.execute("INSERT INTO t(b) VALUES (?1), (?2)", ("x", "y")).await.unwrap(), 2);
+    let error = db.execute("INSERT INTO t(a) VALUES (1)", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Constraint { unique: true, .. }), "{error:?}");
+    let error = db.execute("INSERT INTO nope VALUES (1)", ()).await.unwrap_err();
+    assert!(matches!(&error, Error::Sql { message } if message.contains("nope")), "{error:?}");
+    cluster.restart(1).await;
+    assert_eq!(count(&cluster, 1, "t").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_are_atomic_and_split_by_sqlite() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    let run = |sql: &'static str| {
+        let db = db.clone();
+        async move { db.sql(sql, vec![], Consistency::Linearizable).await }
+    };
+    let results =
+        run("CREATE TABLE t(a TEXT); INSERT INTO t VALUES ('a;b'), ('--c'); SELECT a FROM t ORDER BY a").await.unwrap();
+    assert_eq!(results[1], QueryResult::Changed { rows_affected: 2 });
+    assert!(matches!(&results[2], QueryResult::Rows { rows, .. } if rows[1] == [Value::Text("a;b".to_owned())]));
+    run("INSERT INTO t VALUES ('x'); INSERT INTO nope VALUES (1)").await.unwrap_err();
+    assert_eq!(count(&cluster, 1, "t").await, 2);
+    assert_eq!(run(" ; ; -- nothing\n").await.unwrap(), []);
+    for refused in [
+        "BEGIN; INSERT INTO t VALUES (1); COMMIT",
+        "ATTACH 'x' AS y",
+        "VACUUM",
+        "PRAGMA journal_mode = DELETE",
+        "CREATE TEMP TABLE x(a)",
+        "INSERT INTO microcluster_raft VALUES (1, 1, 1, 1, 1)",
+        "DELETE FROM core_schema",
+        "DROP TABLE microcluster_sessions",
+        "SELECT load_extension('x')",
+    ] {
+        let error = run(refused).await.unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{refused}: {error:?}");
+    }
+    let results =
+        run("INSERT INTO t VALUES ('r') RETURNING a; WITH x(n) AS (VALUES (1)) SELECT n FROM x; PRAGMA table_info(t)");
+    assert!(
+        results.await.unwrap().iter().all(|result| matches!(result, QueryResult::Rows { rows, .. } if rows.len() == 1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_member_takes_writes_and_the_members_stay_the_same() {
+    let cluster = Cluster::new(3).await;
+    cluster
+        .db(1)
+        .sql(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY AUTOINCREMENT, by INTEGER, r DEFAULT (random()), at DEFAULT CURRENT_TIMESTAMP);
+             CREATE TABLE log(t_id INTEGER, n INTEGER);
+             CREATE TRIGGER tr AFTER INSERT ON t BEGIN INSERT INTO log VALUES (last_insert_rowid(), changes()); END;
+             CREATE VIRTUAL TABLE f USING fts5(body)",
+            vec![],
+            Consistency::Linearizable,
+        )
+        .await
+        .unwrap();
+    let mut writers = Vec::new();
+    for id in 1..=3_u64 {
+        let db = cluster.db(id);
+        writers.push(tokio::spawn(async move {
+            for n in 0..40_i64 {
+                db.execute("INSERT INTO t(by) VALUES (?1)", [n]).await.unwrap();
+                db.execute("INSERT INTO f VALUES (hex(randomblob(8)) || datetime('now'))", ()).await.unwrap();
+            }
+        }));
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let dumps = [cluster.dump(1).await, cluster.dump(2).await, cluster.dump(3).await];
+    assert!(dumps[0].contains("INSERT INTO \"t\""));
+    assert_eq!(dumps[0], dumps[1]);
+    assert_eq!(dumps[0], dumps[2]);
+    assert_eq!(count(&cluster, 2, "t").await, 120);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_when_the_leader_is_killed() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a INTEGER PRIMARY KEY)", ()).await.unwrap();
+    let leader = cluster.leader().await;
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    let db = cluster.db(other);
+    let writer = tokio::spawn(async move {
+        for a in 0..300_i64 {
+            // An INSERT of a primary key shows a write that was applied twice.
+            db.execute("INSERT INTO t VALUES (?1)", [a]).await.unwrap();
+        }
+    });
+    cluster.wait_applied(other, 50).await;
+    cluster.kill(leader).await;
+    writer.await.unwrap();
+    assert_eq!(count(&cluster, other, "t").await, 300);
+    cluster.start(leader).await;
+    assert_eq!(count(&cluster, leader, "t").await, 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_writes_fail_and_local_reads_go_on() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    cluster.db(1).execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+    cluster.wait_same().await;
+    let leader = cluster.leader().await;
+    cluster.isolate(leader);
+    // At first the leader does not know; then it says so at once.
+    let error = cluster.db(leader).execute("INSERT INTO t VALUES (2)", ()).await.unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown { .. } | Error::NoQuorum { .. }), "{error:?}");
+    let error = cluster.db(leader).execute("INSERT INTO t VALUES (3)", ()).await.unwrap_err();
+    assert!(matches!(error, Error::NoQuorum { .. }), "{error:?}");
+    let error = cluster.db(leader).linearize().await.unwrap_err();
+    assert!(matches!(error, Error::NoQuorum { .. }), "{error:?}");
+    let rows = cluster
+        .db(leader)
+        .query_row(Consistency::Local, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0))
+        .await;
+    assert_eq!(rows.unwrap(), Some(1));
+    // The other two have elected one of them.
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.db(other).execute("INSERT INTO t VALUES (4)", ()).await.unwrap();
+    cluster.heal();
+    cluster.wait_same().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_away_for_long_comes_back_by_snapshot() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)", ()).await.unwrap();
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.kill(away).await;
+    let db = cluster.db(leader);
+    for _ in 0..80 {
+        db.execute("INSERT INTO t(b) VALUES (randomblob(600000))", ()).await.unwrap();
+        db.execute("INSERT INTO t(b) VALUES (?1)", [vec![7_u8; 600_000]]).await.unwrap();
+    }
+    cluster.shorten_log(leader).await;
+    cluster.start(away).await;
+    db.execute("INSERT INTO t(b) VALUES (x'00')", ()).await.unwrap();
+    assert_eq!(count(&cluster, away, "t").await, 161);
+    cluster.restart(away).await;
+    assert_eq!(count(&cluster, away, "t").await, 161);
+    cluster.db(away).execute("INSERT INTO t(b) VALUES (x'01')", ()).await.unwrap();
+    cluster.wait_same().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_on_all_members_count_without_a_lost_update() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE c(n INTEGER)", ()).await.unwrap();
+    cluster.db(1).execute("INSERT INTO c VALUES (0)", ()).await.unwrap();
+    let runs = Arc::new(AtomicU32::new(0));
+    let mut tasks = Vec::new();
+    for id in 1..=3 {
+        let (db, runs) = (cluster.db(id), Arc::clone(&runs));
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..20 {
+                let runs = Arc::clone(&runs);
+                db.transaction(move |tx| {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    let n: i64 = tx.query_row("SELECT n FROM c", (), |row| row.get(0))?;
+                    tx.execute("UPDATE c SET n = ?1", [n + 1])?;
+                    let seen: i64 = tx.query_row("SELECT n FROM c", (), |row| row.get(0))?;
+                    assert_eq!(seen, n + 1);
+                    Ok(n)
+                })
+                .await
+                .unwrap();
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let n = cluster.db(2).query_row(Consistency::Linearizable, "SELECT n FROM c", (), |row| row.get::<_, i64>(0)).await;
+    assert_eq!(n.unwrap(), Some(60));
+    assert!(runs.load(Ordering::Relaxed) >= 60);
+}
+
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("there are enough")]
+struct Enough;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closure_that_fails_panics_or_stays_changes_nothing() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(a UNIQUE)", ()).await.unwrap();
+    let error = db.transaction(|tx| {
+        tx.execute("INSERT INTO t VALUES (1)", ())?;
+        Err::<(), _>(Error::other(Enough))
+    });
+    assert_eq!(error.await.unwrap_err().downcast::<Enough>().unwrap(), Enough);
+    let panicking = db.clone();
+    let panicked = tokio::spawn(async move {
+        panicking
+            .transaction(|tx| {
+                tx.execute("INSERT INTO t VALUES (2)", ())?;
+                if true {
+                    panic!("on purpose");
+                }
+                Ok(())
+            })
+            .await
+    });
+    assert!(panicked.await.unwrap_err().is_panic());
+    // A statement that fails changes nothing, and the closure may go on.
+    db.transaction(|tx| {
+        tx.execute("INSERT INTO t VALUES (3)", ())?;
+        assert!(matches!(tx.execute("INSERT INTO t VALUES (3)", ()), Err(Error::Constraint { unique: true, .. })));
+        assert!(matches!(tx.execute("DELETE FROM core_schema", ()), Err(Error::Refused { .. })));
+        tx.execute("INSERT INTO t VALUES (4)", ())?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(count(&cluster, 1, "t").await, 2);
+    // One that holds the write lock is put out by the next write, and nobody waits for it.
+    let (entered, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let holding = db.clone();
+    let runs = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&runs);
+    let held = tokio::spawn(async move {
+        holding
+            .transaction(move |tx| {
+                tx.execute("INSERT INTO t VALUES (5)", ())?;
+                if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                    wait.lock().unwrap().recv_timeout(Duration::from_secs(4)).ok();
+                }
+                Ok(())
+            })
+            .await
+    });
+    kit::until("the closure runs", || async { runs.load(Ordering::SeqCst) > 0 }).await;
+    tokio::time::timeout(Duration::from_secs(2), db.execute("INSERT INTO t VALUES (6)", ())).await.unwrap().unwrap();
+    entered.send(()).unwrap();
+    held.await.unwrap().unwrap();
+    assert!(runs.load(Ordering::SeqCst) > 1, "the closure that was put out has run again");
+    assert_eq!(count(&cluster, 1, "t").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_rolls_back_takes_nobody_with_it() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    let setup = "CREATE TABLE p(id INTEGER PRIMARY KEY);
+        CREATE TABLE t(a, p REFERENCES p(id) DEFERRABLE INITIALLY DEFERRED);
+        CREATE TRIGGER tr BEFORE INSERT ON t WHEN new.a = 'rollback' BEGIN SELECT RAISE(ROLLBACK, 'all of it'); END";
+    db.sql(setup, vec![], Consistency::Linearizable).await.unwrap();
+    let mut tasks = Vec::new();
+    for n in 0..60_i64 {
+        let db = db.clone();
+        tasks.push(tokio::spawn(async move {
+            let (a, p) = match n % 3 {
+                0 => (Value::from("fine"), Value::Null),
+                1 => (Value::from("rollback"), Value::Null),
+                _ => (Value::from("orphan"), Value::Integer(77)),
+            };
+            (n % 3, db.execute("INSERT INTO t VALUES (?1, ?2)", vec![a, p]).await)
+        }));
+    }
+    for task in tasks {
+        match task.await.unwrap() {
+            (0, result) => assert_eq!(result.unwrap(), 1),
+            (2, result) => assert!(matches!(result, Err(Error::Constraint { unique: false, .. })), "{result:?}"),
+            (_, result) => assert!(result.is_err()),
+        }
+    }
+    assert_eq!(count(&cluster, 1, "t").await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leadership_can_be_handed_over() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    cluster.db(leader).transfer_leadership().await.unwrap();
+    let now = cluster.leader().await;
+    assert_ne!(now, leader);
+    cluster.db(leader).execute("CREATE TABLE t(a)", ()).await.unwrap();
+}

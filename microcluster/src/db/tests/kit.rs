@@ -1,0 +1,179 @@
+//! Databases of several members in one process, connected by pipes that can be cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::db::{Consistency, Database, NodeId, Options, Peer, PeerConnector, PeerStream, Timings};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Net {
+    up: Mutex<BTreeMap<String, Database>>,
+    isolated: Mutex<BTreeSet<String>>,
+    pipes: Mutex<Vec<(String, String, tokio_util::sync::CancellationToken)>>,
+}
+
+struct Connector {
+    from: String,
+    net: Arc<Net>,
+}
+
+impl PeerConnector for Connector {
+    fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+        let (net, from) = (Arc::clone(&self.net), self.from.clone());
+        Box::pin(async move {
+            let target = net.up.lock().unwrap().get(&address).cloned();
+            let target = target.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+            if [&from, &address].iter().any(|end| net.isolated.lock().unwrap().contains(*end)) {
+                return Err(io::Error::from(io::ErrorKind::HostUnreachable));
+            }
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let cut = tokio_util::sync::CancellationToken::new();
+            net.pipes.lock().unwrap().push((from, address, cut.clone()));
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = cut.cancelled() => {}
+                    () = target.serve_peer(Box::new(theirs)) => {}
+                }
+            });
+            Ok(Box::new(ours) as PeerStream)
+        })
+    }
+}
+
+pub struct Cluster {
+    net: Arc<Net>,
+    dirs: BTreeMap<NodeId, TempDir>,
+}
+
+fn address(id: NodeId) -> String {
+    format!("127.0.0.1:{id}")
+}
+
+fn peer(id: NodeId) -> Peer {
+    Peer { name: format!("c{id}"), address: address(id) }
+}
+
+pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Cluster {
+    pub async fn new(size: u64) -> Cluster {
+        let mut cluster = Cluster { net: Arc::default(), dirs: BTreeMap::new() };
+        for id in 1..=size {
+            cluster.dirs.insert(id, tempfile::tempdir().unwrap());
+            cluster.start(id).await;
+        }
+        cluster.db(1).initialise(peer(1)).await.unwrap();
+        for id in 2..=size {
+            cluster.db(1).add_learner(id, peer(id)).await.unwrap();
+        }
+        cluster.db(1).set_voters((1..=size).collect()).await.unwrap();
+        cluster
+    }
+
+    pub fn db(&self, id: NodeId) -> Database {
+        self.net.up.lock().unwrap()[&address(id)].clone()
+    }
+
+    pub async fn start(&mut self, id: NodeId) {
+        let options = Options {
+            dir: self.dirs[&id].path().to_owned(),
+            node_id: id,
+            connector: Arc::new(Connector { from: address(id), net: Arc::clone(&self.net) }),
+            internal_schema: vec!["CREATE TABLE core_example(a)"],
+            timings: Timings { request: Duration::from_secs(6), ..Timings::default() },
+        };
+        let db = Database::open(options).await.unwrap();
+        self.net.up.lock().unwrap().insert(address(id), db);
+    }
+
+    pub async fn kill(&mut self, id: NodeId) {
+        let db = self.net.up.lock().unwrap().remove(&address(id)).unwrap();
+        self.cut(id);
+        db.shutdown().await;
+    }
+
+    pub async fn restart(&mut self, id: NodeId) {
+        self.kill(id).await;
+        self.start(id).await;
+    }
+
+    pub fn isolate(&self, id: NodeId) {
+        self.net.isolated.lock().unwrap().insert(address(id));
+        self.cut(id);
+    }
+
+    pub fn heal(&self) {
+        self.net.isolated.lock().unwrap().clear();
+    }
+
+    fn cut(&self, id: NodeId) {
+        self.net.pipes.lock().unwrap().retain(|(from, to, cut)| {
+            let ours = *from == address(id) || *to == address(id);
+            if ours {
+                cut.cancel();
+            }
+            !ours
+        });
+    }
+
+    fn all(&self) -> Vec<Database> {
+        self.net.up.lock().unwrap().values().cloned().collect()
+    }
+
+    /// The leader on whom all members agree.
+    pub async fn leader(&self) -> NodeId {
+        let agreed = || {
+            let leaders: BTreeSet<_> = self.all().iter().map(|db| db.status().leader).collect();
+            let leader = leaders.first().copied().flatten();
+            leader.filter(|id| leaders.len() == 1 && self.db(*id).status().is_leader())
+        };
+        until("the members agree on a leader", || async { agreed().is_some() }).await;
+        agreed().unwrap()
+    }
+
+    pub async fn wait_applied(&self, id: NodeId, index: u64) {
+        let db = self.db(id);
+        until("the entries are applied", || async { *db.changes().borrow() >= index }).await;
+    }
+
+    pub async fn dump(&self, id: NodeId) -> String {
+        self.db(id).dump(false).await.unwrap()
+    }
+
+    /// Waits until all members that are up hold the same.
+    pub async fn wait_same(&self) {
+        until("all members hold the same", || async {
+            let mut dumps = BTreeSet::new();
+            for db in self.all() {
+                match db.dump(false).await {
+                    Ok(dump) => dumps.insert(dump),
+                    Err(_) => return false,
+                };
+            }
+            dumps.len() == 1
+        })
+        .await;
+    }
+
+    /// Waits until the leader has dropped the start of its log.
+    pub async fn shorten_log(&self, id: NodeId) {
+        let db = self.db(id);
+        until("the log is shortened", || async { db.purged_index() > 0 }).await;
+        let rows = db.query_row(Consistency::Local, "SELECT 1", (), |row| row.get::<_, i64>(0)).await;
+        assert_eq!(rows.unwrap(), Some(1));
+    }
+}

@@ -1,0 +1,99 @@
+//! `microctl cluster`: the members.
+
+use clap::{Args, Subcommand};
+use microcluster_client::{Client, Fingerprint, Member, MemberStatus, Name, TIMEOUT_INIT};
+
+use super::output::{Field, Listing, Look, Output, print, tell};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the members of the cluster
+    List(Output),
+    /// Show one member
+    Show(Show),
+    /// Remove a member from the cluster; it is an uninitialised daemon afterwards
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Name of the member
+    name: Name,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Name of the member
+    name: Name,
+    /// Remove it even if it does not answer
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Command {
+    pub async fn run(self, client: &Client) -> anyhow::Result<()> {
+        match self {
+            Command::List(output) => {
+                let members = client.cluster_members().await?;
+                print(&output.format.render(Look::of_stdout(), &members, |m| listing(m))?)
+            }
+            Command::Show(Show { name, output }) => {
+                let member = client.cluster_member(&name).await?;
+                print(&output.format.render(Look::of_stdout(), &member, details)?)
+            }
+            Command::Remove(Remove { name, force }) => {
+                client.timeout(TIMEOUT_INIT).remove_cluster_member(&name, force).await?;
+                tell(&format!("{name} is no member of the cluster any more"));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn listing(members: &[Member]) -> Listing {
+    // On a narrow terminal the fingerprint is what gives way.
+    let mut listing = Listing::new(["NAME", "ADDRESS", "ROLE", "FINGERPRINT", "STATUS"]).wrapping(3);
+    for member in members {
+        listing.row([
+            Field::new(member.name.as_str()),
+            Field::new(member.address.to_string()),
+            Field::new(member.role.as_str()),
+            Field::new(fingerprint(member)),
+            status(member.status),
+        ]);
+    }
+    listing
+}
+
+fn details(member: &Member) -> Listing {
+    let mut listing = Listing::new(["FIELD", "VALUE"]);
+    let mut row = |name: &str, value: Field| listing.row([Field::new(name), value]);
+    row("name", Field::new(member.name.as_str()));
+    row("address", Field::new(member.address.to_string()));
+    row("role", Field::new(member.role.as_str()));
+    row("status", status(member.status));
+    row("fingerprint", Field::new(fingerprint(member)));
+    let heartbeat = match member.last_heartbeat {
+        time if time.is_zero() => "never".to_owned(),
+        time => time.to_string(),
+    };
+    row("last heartbeat", Field::new(heartbeat));
+    row("internal schema", Field::new(member.schema_internal_version.to_string()));
+    row("product schema", Field::new(member.schema_external_version.to_string()));
+    row("extensions", Field::new(member.extensions.join(" ")));
+    listing
+}
+
+fn status(status: MemberStatus) -> Field {
+    match status {
+        MemberStatus::Online => Field::good(status.as_str()),
+        _ => Field::bad(status.as_str()),
+    }
+}
+
+fn fingerprint(member: &Member) -> String {
+    Fingerprint::of_pem(&member.certificate)
+        .map_or_else(|_| "unreadable".to_owned(), |fingerprint| fingerprint.to_string())
+}

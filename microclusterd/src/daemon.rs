@@ -1,0 +1,119 @@
+//! The daemon `microclusterd`: its arguments, its log, its run.
+
+mod log;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::{self, ExitCode};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Parser};
+use microcluster::Daemon;
+use microcluster_client::Address;
+
+use crate::cli::parse_duration;
+use log::Log;
+
+/// The whole of `microclusterd`.
+#[derive(Debug, Parser)]
+#[command(name = "microclusterd", version, max_term_width = 100)]
+#[command(about = "A member of a microcluster: control API, mutual TLS, a replicated SQLite database")]
+struct Microclusterd {
+    /// Directory that holds everything of this member; created if it is missing
+    #[arg(long, value_name = "DIR", env = "MICROCLUSTERD_STATE_DIR")]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What can be said of a daemon apart from its state directory.
+#[derive(Debug, Args)]
+struct Options {
+    /// How often the leader looks after the other members
+    #[arg(long, value_name = "DURATION", default_value = "10s", env = "MICROCLUSTERD_HEARTBEAT")]
+    #[arg(value_parser = heartbeat)]
+    heartbeat: Duration,
+    /// Group that may use the control socket
+    #[arg(long, value_name = "NAME", env = "MICROCLUSTERD_SOCKET_GROUP")]
+    socket_group: Option<String>,
+    /// Address to listen on until the daemon is initialised, IP:PORT
+    #[arg(long, value_name = "ADDRESS", env = "MICROCLUSTERD_PRE_INIT_LISTEN")]
+    pre_init_listen: Option<Address>,
+    #[command(flatten)]
+    log: Log,
+}
+
+/// A member of a demo: ends when its standard input is closed, and leaves no state directory then.
+#[derive(Debug, Args)]
+pub(crate) struct DemoDaemon {
+    /// Directory that holds everything of this member; removed at the end
+    dir: PathBuf,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Runs `microclusterd` with the arguments of the process.
+pub fn main() -> ExitCode {
+    let Microclusterd { state_dir, options } = Microclusterd::parse();
+    options.main(state_dir)
+}
+
+impl Options {
+    fn main(self, state_dir: PathBuf) -> ExitCode {
+        let run = || {
+            self.log.init();
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("the asynchronous runtime does not start")?
+                .block_on(serve(state_dir, self))
+        };
+        match run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("Error: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl DemoDaemon {
+    pub(crate) fn main(self) -> ExitCode {
+        let dir = self.dir.clone();
+        // The thread has no owner that joins it: it ends the process, whatever else goes on.
+        std::thread::spawn(move || {
+            // A pipe from the demo, which never writes: it ends when the demo ends, however it does.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            let _ = fs::remove_dir_all(&dir);
+            // The last member takes the demo's own directory along; for the others it is not empty.
+            if let Some(parent) = dir.parent() {
+                let _ = fs::remove_dir(parent);
+            }
+            process::exit(0);
+        });
+        self.options.main(self.dir)
+    }
+}
+
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    match parse_duration(text).map_err(|e| e.to_string())? {
+        Duration::ZERO => Err("a heartbeat every 0 s is none; the usual is 10s".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// Runs the daemon until it is stopped.
+async fn serve(state_dir: PathBuf, options: Options) -> anyhow::Result<()> {
+    let Options { heartbeat, socket_group, pre_init_listen, .. } = options;
+    Daemon::builder(state_dir)
+        .version(env!("CARGO_PKG_VERSION"))
+        .heartbeat_interval(heartbeat)
+        .socket_group(socket_group)
+        .pre_init_listen(pre_init_listen.map(Address::socket_addr))
+        .run()
+        .await?;
+    Ok(())
+}
