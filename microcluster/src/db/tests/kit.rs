@@ -119,8 +119,12 @@ impl Cluster {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
         drop(connection);
         let mut bytes = std::fs::read(&path).unwrap();
-        let at = bytes.windows(find.len()).position(|window| window == find).unwrap();
-        bytes[at..at + find.len()].copy_from_slice(replacement);
+        // All of them: a page may hold stale copies of its cells.
+        let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(find)).collect();
+        assert!(!places.is_empty());
+        for at in places {
+            bytes[at..at + find.len()].copy_from_slice(replacement);
+        }
         std::fs::write(&path, bytes).unwrap();
     }
 
