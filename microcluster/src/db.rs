@@ -9,6 +9,7 @@ mod authorizer;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod checksum;
 mod command;
 mod database;
 mod determinism;
@@ -37,6 +38,7 @@ mod status;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod transaction;
+mod verify;
 mod waiters;
 mod writer;
 
@@ -49,3 +51,4 @@ pub use raft_types::{NodeId, Peer};
 pub use rusqlite;
 pub use status::{RaftState, Status};
 pub use transaction::{Parameters, Transaction};
+pub use verify::{Verdict, Verification};

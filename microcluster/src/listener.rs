@@ -27,14 +27,14 @@ impl Listener {
     /// Opens the control socket, for a group beside the owner if one is given.
     pub fn unix(path: PathBuf, group: Option<u32>, api: Api) -> io::Result<Listener> {
         let listener = unix::bind(&path, group)?;
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("control connections");
         tasks.spawn("control socket", accept::unix_loop(listener, api, tasks.clone()));
         Ok(Listener { tasks, socket: Some(path) })
     }
 
     /// Serves TLS on a bound address.
     pub fn tls(tcp: TcpListener, config: rustls::ServerConfig, kind: ListenerKind, api: Api) -> Listener {
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("TLS connections");
         let acceptor = TlsAcceptor::from(Arc::new(config));
         tasks.spawn("TLS listener", accept::tls_loop(tcp, acceptor, kind, api, tasks.clone()));
         Listener { tasks, socket: None }

@@ -13,8 +13,10 @@ use tokio_util::task::TaskTracker;
 const ABORT_WAIT: Duration = Duration::from_secs(5);
 
 /// A group of tasks with one owner. Clones are handles on the same group.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tasks {
+    /// What they are for, in the log.
+    purpose: &'static str,
     tracker: TaskTracker,
     /// Asks the tasks to finish what they do and end.
     stop: CancellationToken,
@@ -31,8 +33,9 @@ pub(crate) struct TaskLost {
 }
 
 impl Tasks {
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(purpose: &'static str) -> Self {
+        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        Tasks { purpose, tracker: TaskTracker::new(), stop, abort }
     }
 
     /// Starts a task. A panic in it is logged and ends it alone.
@@ -66,10 +69,18 @@ impl Tasks {
         if tokio::time::timeout(drain, self.tracker.wait()).await.is_ok() {
             return;
         }
-        tracing::debug!(tasks = self.tracker.len(), "ending tasks that are not done after {drain:?}");
+        tracing::debug!(
+            purpose = self.purpose,
+            tasks = self.tracker.len(),
+            "ending tasks that are not done after {drain:?}"
+        );
         self.abort.cancel();
         if tokio::time::timeout(ABORT_WAIT, self.tracker.wait()).await.is_err() {
-            tracing::error!(tasks = self.tracker.len(), "tasks do not end; a thread is blocked");
+            tracing::error!(
+                purpose = self.purpose,
+                tasks = self.tracker.len(),
+                "tasks do not end; a thread is blocked"
+            );
         }
     }
 
@@ -121,7 +132,7 @@ mod tests {
 
     #[tokio::test]
     async fn shutdown_waits_for_a_task_that_finishes_its_work() {
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("test");
         let (done, wait) = tokio::sync::oneshot::channel();
         let own = tasks.clone();
         tasks.spawn("worker", async move {
@@ -135,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn shutdown_drops_a_task_that_does_not_end() {
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("test");
         let (done, wait) = tokio::sync::oneshot::channel::<()>();
         tasks.spawn("stuck", async move {
             std::future::pending::<()>().await;
@@ -147,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_lost_task_and_the_group_goes_on() {
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("test");
         let lost = tasks.detached("bad", async { panic!("on purpose") }).await;
         assert_eq!(lost.map(|(): ()| ()).unwrap_err().task, "bad");
         assert_eq!(tasks.detached("good", async { 1 }).await.unwrap(), 1);
@@ -155,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_detached_task_goes_on_without_its_caller() {
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("test");
         let (started, begun) = tokio::sync::oneshot::channel();
         let (go, wait) = tokio::sync::oneshot::channel();
         let (done, result) = tokio::sync::oneshot::channel();

@@ -129,6 +129,11 @@ impl Trust {
         })
     }
 
+    /// Wakes up when the set changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<TrustSet>> {
+        self.0.subscribe()
+    }
+
     /// Whether it is a member's certificate.
     pub fn is_trusted(&self, fingerprint: &Fingerprint) -> bool {
         self.0.borrow().get(fingerprint).is_some()

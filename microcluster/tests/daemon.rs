@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use microcluster::{Daemon, Handle, StartError};
 use microcluster_client::{
@@ -26,6 +28,9 @@ struct Member1 {
 
 impl Member1 {
     async fn start(name: &str) -> Member1 {
+        // The log of the daemons, for a test that fails: RUST_LOG=microcluster=debug.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
         let mut member = Member1 {
             dir: tempfile::tempdir().unwrap(),
             name: name.parse().unwrap(),
@@ -124,7 +129,8 @@ async fn three_daemons_are_one_cluster_with_one_database() {
     let c1 = Member1::bootstrap("c1").await;
     let c2 = Member1::join("c2", &c1).await;
     let c3 = Member1::join("c3", &c2).await;
-    assert!(c1.client().query::<Vec<Empty>>(Method::GET, "/core/control/tokens", ()).await.unwrap().is_empty());
+    let tokens: Vec<Empty> = c1.client().query(Method::GET, "/core/control/tokens", ()).await.unwrap();
+    assert!(tokens.is_empty(), "they are spent");
     c1.sql("CREATE TABLE t(id INTEGER PRIMARY KEY, by TEXT)").await;
     for member in [&c1, &c2, &c3] {
         member.sql(&format!("INSERT INTO t(by) VALUES ('{}')", member.name)).await;
@@ -160,6 +166,62 @@ async fn members_come_back_after_a_restart_of_all() {
         member.client().wait_ready(PATIENCE).await.unwrap();
         assert_eq!(member.sql("SELECT id FROM t").await, [[7]]);
     }
+}
+
+/// What a joiner has on disk when it is killed after it was admitted.
+async fn admitted(c1: &Member1) -> Member1 {
+    let mut c2 = Member1::start("c2").await;
+    // A try that is refused gives the daemon its certificate for that name.
+    assert_eq!(code(c2.join_by(c1.token("other").await).await).0, 403);
+    c2.stop().await;
+    let token = c1.token("c2").await;
+    let secret = token_json(&token)["secret"].clone();
+    let certificate = std::fs::read_to_string(c2.dir.path().join("server.crt")).unwrap();
+    let own = c1.members().await.remove(0);
+    let request = serde_json::json!({
+        "name": "c2", "address": c2.address, "certificate": certificate, "secret": secret,
+        "schema_internal_version": own.schema_internal_version, "extensions": own.extensions,
+    });
+    let answer: serde_json::Value =
+        c1.tls_client(None).query(Method::POST, "/core/internal/cluster", request).await.unwrap();
+    let record = serde_json::json!({
+        "id": answer["member_id"], "name": "c2", "address": c2.address, "config": {}, "secret": secret,
+        "cluster_cert": answer["cluster_cert"], "cluster_key": answer["cluster_key"],
+        "members": answer["cluster_members"],
+    });
+    std::fs::write(c2.dir.path().join("joining.json"), record.to_string()).unwrap();
+    c2
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_a_kill_interrupted_is_finished() {
+    let c1 = Member1::bootstrap("c1").await;
+    let mut c2 = admitted(&c1).await;
+    assert_eq!(c1.members().await[1].role, Role::Pending);
+    c2.start_again().await;
+    c2.client().wait_ready(PATIENCE).await.unwrap();
+    assert_eq!(c2.members().await[1].role, Role::Voter);
+    let tokens: Vec<serde_json::Value> = c1.client().query(Method::GET, "/core/control/tokens", ()).await.unwrap();
+    assert!(tokens.iter().all(|token| token["name"] != "c2"), "the token is spent");
+    assert!(!c2.dir.path().join("joining.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_whose_token_was_revoked_meanwhile_leaves_nothing() {
+    let c1 = Member1::bootstrap("c1").await;
+    let mut c2 = admitted(&c1).await;
+    let _: Empty = c1.client().query(Method::DELETE, "/core/1.0/tokens/c2", ()).await.unwrap();
+    c2.start_again().await;
+    eventually("c2 to be uninitialised", async || c2.client().ready().await.is_ok()).await;
+    let mut left: Vec<_> =
+        std::fs::read_dir(c2.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    let expected = ["certificates", "control.socket", "daemon.lock", "server.crt", "server.key", "truststore"];
+    assert_eq!(left, expected);
+    eventually("the row to be dropped", async || c1.members().await.len() == 1).await;
+    c2.join_by(c1.token("c2").await).await.unwrap();
+    // The id of the first try is not given again.
+    assert_eq!(c1.sql("SELECT id FROM core_cluster_members ORDER BY id").await, [[1], [3]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,10 +298,12 @@ async fn tokens_that_do_not_fit_are_refused_and_leave_nothing() {
     assert_eq!(c1.members().await.len(), 2);
 }
 
+fn token_json(token: &Secret) -> serde_json::Value {
+    serde_json::from_slice(&STANDARD.decode(token.expose()).unwrap()).unwrap()
+}
+
 fn crossed_token(token: &Secret, address: Address) -> Secret {
-    use base64::Engine;
-    use base64::engine::general_purpose::STANDARD;
-    let mut json: serde_json::Value = serde_json::from_slice(&STANDARD.decode(token.expose()).unwrap()).unwrap();
+    let mut json = token_json(token);
     json["join_addresses"] = serde_json::json!([address]);
     Secret::new(STANDARD.encode(json.to_string()))
 }

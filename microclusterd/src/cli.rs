@@ -1,5 +1,6 @@
 //! The command line `microctl`: what it takes, and how it ends.
 
+mod bench;
 mod cluster;
 mod demo;
 mod duration;
@@ -79,6 +80,8 @@ pub enum Command {
     Tokens(tokens::Command),
     /// Run SQL on the cluster's database
     Sql(sql::Arguments),
+    /// Measure the cluster: operations a second and latencies, beside the disk's own rate
+    Bench(bench::Arguments),
 }
 
 impl Command {
@@ -96,6 +99,7 @@ impl Command {
             Command::Cluster(command) => command.run(&client).await,
             Command::Tokens(command) => command.run(&client).await,
             Command::Sql(arguments) => arguments.run(&client).await,
+            Command::Bench(arguments) => arguments.run(&client, context.state_dir.clone()).await,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,28 +16,29 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// A demo whose temporary files are all below one directory.
 struct Demo {
     process: Child,
+    output: BufReader<ChildStdout>,
     directory: tempfile::TempDir,
 }
 
 impl Demo {
     fn start(members: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_microctl"))
+        let mut process = Command::new(env!("CARGO_BIN_EXE_microctl"))
             .args(["demo", "--members", members])
             .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        Demo { process, directory }
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Demo { process, output, directory }
     }
 
     /// Reads its output up to a line that contains `text`.
     fn read_until(&mut self, text: &str) -> String {
         let mut all = String::new();
-        let mut output = BufReader::new(self.process.stdout.as_mut().unwrap());
         while !all.contains(text) {
-            assert_ne!(output.read_line(&mut all).unwrap(), 0, "{text:?} is missing in\n{all}");
+            assert_ne!(self.output.read_line(&mut all).unwrap(), 0, "{text:?} is missing in\n{all}");
         }
         all
     }

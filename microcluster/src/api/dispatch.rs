@@ -102,7 +102,10 @@ impl PathRoutes {
     }
 
     async fn check_and_run(&self, route: &Route, mut request: Request) -> Response {
-        if let Err(e) = self.check(route, &request) {
+        // Only what is needed of the request: its body cannot be shared between threads, and checks wait.
+        let connection = request.extensions().get::<Arc<Connection>>().cloned();
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Err(e) = self.check(route, connection.as_deref(), length).await {
             return e.into_response();
         }
         request.extensions_mut().insert(BodyMax(route.body_max));
@@ -131,24 +134,22 @@ impl PathRoutes {
         })
     }
 
-    fn check(&self, route: &Route, request: &Request) -> Result<(), Error> {
-        let connection = request.extensions().get::<Arc<Connection>>();
+    async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
-        self.check_access(route, connection)?;
+        self.check_access(route, connection).await?;
         match route.phase {
             Phase::Always => {}
             Phase::Joining => drop(self.state.joined_node()?),
             Phase::Member => drop(self.state.node()?),
         }
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         // Said before the client has sent all of it.
-        if length.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > route.body_max) {
+        if length.is_some_and(|length| length > route.body_max) {
             return Err(too_large(route.body_max));
         }
         Ok(())
     }
 
-    fn check_access(&self, route: &Route, connection: &Connection) -> Result<(), Error> {
+    async fn check_access(&self, route: &Route, connection: &Connection) -> Result<(), Error> {
         if connection.listener == ListenerKind::Unix {
             return Ok(());
         }
@@ -163,6 +164,11 @@ impl PathRoutes {
                     ));
                 };
                 let node = self.state.joined_node()?;
+                if node.trust.is_trusted(&certificate) {
+                    return Ok(());
+                }
+                // It may be new: the table is looked at before anybody is refused.
+                node.refresh_trust().await?;
                 if node.trust.is_trusted(&certificate) {
                     return Ok(());
                 }

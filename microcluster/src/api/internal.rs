@@ -19,8 +19,8 @@ pub(super) async fn heartbeat_run(state: State, Body(info): Body<HeartbeatInfo>)
 }
 
 /// POST `/core/internal/truststore`: there is a new member. The log is the truth: this has it looked at.
-pub(super) async fn trust_nudge(state: State, Body(_member): Body<MemberLocal>) -> Result<Answer<Empty>, Error> {
-    state.node()?.stranger_seen();
+pub(super) async fn trust_nudge(state: State, Body(member): Body<MemberLocal>) -> Result<Answer<Empty>, Error> {
+    state.node()?.be_introduced(member).await?;
     Ok(EMPTY)
 }
 

@@ -89,6 +89,9 @@ impl Node {
         // At once: the joiner comes back with its certificate as soon as it has the answer.
         self.refresh_trust().await.map_err(&database)?;
         let rows = self.rows().await.map_err(&database)?;
+        if let Some(joiner) = rows.iter().find(|row| row.id == id) {
+            self.introduce(&joiner.local()).await;
+        }
         tracing::info!(member = %name, id, "admitted a joining member");
         Ok(self.welcome(id, &rows))
     }

@@ -76,7 +76,7 @@ impl Node {
             confirming: Mutex::new(HashSet::new()),
             disorder: Notify::new(),
             stranger: Notify::new(),
-            transports: Tasks::new(),
+            transports: Tasks::new("Raft transports"),
         })
     }
 
@@ -143,7 +143,7 @@ impl Node {
     }
 
     /// Makes the trusted members those of the table, as this replica has it.
-    pub(super) async fn refresh_trust(&self) -> Result<bool, db::Error> {
+    pub async fn refresh_trust(&self) -> Result<bool, db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         // A replica that has not got this member's own row yet is older than the list that came
         // with the admission: replacing the list by it would lock out those who bring the rest.

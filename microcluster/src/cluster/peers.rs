@@ -102,13 +102,17 @@ async fn connect(config: rustls::ClientConfig, address: &str) -> io::Result<Peer
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(io::Error::other)?;
     let mut connection = Box::pin(connection.with_upgrades());
-    let response = tokio::select! {
-        response = sender.send_request(request) => response.map_err(io::Error::other)?,
+    let mut answer = Box::pin(sender.send_request(request));
+    // The connection is done with the upgrade that it has read: the answer is there then.
+    let (response, is_done) = tokio::select! {
+        biased;
+        response = &mut answer => (response, false),
         ended = &mut connection => {
             ended.map_err(io::Error::other)?;
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            (answer.await, true)
         }
     };
+    let response = response.map_err(io::Error::other)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let kind = match response.status() {
             StatusCode::FORBIDDEN => io::ErrorKind::PermissionDenied,
@@ -117,7 +121,12 @@ async fn connect(config: rustls::ClientConfig, address: &str) -> io::Result<Peer
         let refused = format!("{address} answered {} to the upgrade", response.status());
         return Err(io::Error::new(kind, refused));
     }
-    let (upgraded, ended) = tokio::join!(hyper::upgrade::on(response), connection);
-    ended.map_err(io::Error::other)?;
+    let upgrade = hyper::upgrade::on(response);
+    let upgraded = if is_done {
+        upgrade.await
+    } else {
+        let (upgraded, ended) = tokio::join!(upgrade, connection);
+        ended.and(upgraded)
+    };
     Ok(Box::new(TokioIo::new(upgraded.map_err(io::Error::other)?)))
 }

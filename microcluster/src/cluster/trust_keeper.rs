@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::Method;
-use microcluster_client::Member;
+use microcluster_client::{Empty, Member, MemberLocal};
 
 use super::node::Node;
+use crate::db;
 use crate::error::Chain;
 use crate::tasks::{Tasks, blocking};
 use crate::trust::{TrustSet, TrustedMember};
@@ -16,6 +18,8 @@ use crate::trust::{TrustSet, TrustedMember};
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often other members are asked at most. Anybody can show an unknown certificate.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long another member may take to look for a new one.
+const INTRODUCE_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long another member may take to list the members: it may wait for one that is down.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -25,40 +29,71 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// log in which it would learn of it. So when an unknown certificate is shown, the
 /// members that it knows are asked for the list; they read it from the log.
 pub(crate) async fn keep_trust(node: Arc<Node>, truststore: PathBuf, tasks: Tasks) {
-    let mut changes = node.db.changes();
+    tokio::select! {
+        () = tasks.stopping() => {}
+        () = follow(&node, &truststore) => {}
+    }
+}
+
+async fn follow(node: &Node, truststore: &Path) {
+    let (mut changes, mut trusted) = (node.db.changes(), node.trust.watch());
     loop {
-        match node.refresh_trust().await {
-            Ok(true) => store(&node, &truststore).await,
-            Ok(false) => {}
-            Err(e) => tracing::warn!(error = %e, "cannot read the member table"),
+        if let Err(e) = node.refresh_trust().await {
+            tracing::warn!(error = %e, "cannot read the member table");
         }
+        // Whoever has changed it: requests refresh it too.
+        if trusted.has_changed().unwrap_or(false) {
+            trusted.mark_unchanged();
+            store(node, truststore).await;
+        }
+        // At once after a quiet while, and not more often than this while the database is busy.
+        tokio::time::sleep(PAUSE).await;
         tokio::select! {
-            () = tasks.stopping() => return,
-            changed = changes.changed() => {
+            changed = changes.changed() => if changed.is_err() { return },
+            changed = trusted.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                tokio::select! {
-                    () = tasks.stopping() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
+                store(node, truststore).await;
             }
             () = node.stranger.notified() => {
-                if node.ask_for_members().await {
-                    store(&node, &truststore).await;
-                }
-                tokio::select! {
-                    () = tasks.stopping() => return,
-                    () = tokio::time::sleep(ASK_INTERVAL) => {}
-                }
+                node.ask_for_members().await;
+                tokio::time::sleep(ASK_INTERVAL).await;
             }
         }
     }
 }
 
 impl Node {
-    /// Trusts also whom other members know; says whether that is anybody new.
-    async fn ask_for_members(&self) -> bool {
+    /// Has the other members look for a new one, so that they know it when it calls. One that does not answer
+    /// learns of it from the log, or when it is shown a certificate that it does not know.
+    pub(super) async fn introduce(&self, member: &MemberLocal) {
+        let told = self.other_clients().into_iter().map(|client| async move {
+            let client = client.timeout(INTRODUCE_TIMEOUT).notification();
+            client.query::<Empty>(Method::POST, "/core/internal/truststore", member).await
+        });
+        for failed in join_all(told).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(error = %Chain(&failed), "a member was not told of a new one");
+        }
+    }
+
+    /// Looks for a new member that another one tells of.
+    pub async fn be_introduced(&self, member: MemberLocal) -> Result<(), db::Error> {
+        let known = |node: &Node| {
+            TrustedMember::new(member.clone()).is_ok_and(|member| node.trust.is_trusted(&member.fingerprint))
+        };
+        if !known(self) {
+            self.db.linearize().await?;
+            self.refresh_trust().await?;
+        }
+        if !known(self) {
+            self.stranger_seen();
+        }
+        Ok(())
+    }
+
+    /// Trusts also whom other members know.
+    async fn ask_for_members(&self) {
         for client in self.other_clients() {
             let client = client.timeout(ASK_TIMEOUT).notification();
             let listed = client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await;
@@ -66,12 +101,12 @@ impl Node {
             let known = self.trust.current();
             let learned = members.into_iter().filter_map(|member| {
                 let Member { name, address, certificate, .. } = member;
-                TrustedMember::new(microcluster_client::MemberLocal { name, address, certificate }).ok()
+                TrustedMember::new(MemberLocal { name, address, certificate }).ok()
             });
             let all: TrustSet = known.iter().cloned().chain(learned).collect();
-            return self.trust.replace(all);
+            self.trust.replace(all);
+            return;
         }
-        false
     }
 }
 

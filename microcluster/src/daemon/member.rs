@@ -21,8 +21,8 @@ use crate::tasks::{Tasks, blocking};
 use crate::tls::{self, CertificateCell, KeyPair};
 use crate::trust::Trust;
 
-/// How long tasks beside the listener may take to end: they only wait for each other.
-const TASKS_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long connections that Raft runs on may take to end: the database is closed already.
+const TRANSPORTS_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A member, or a joiner that the others reach, with all that runs for it.
 pub(super) struct Running {
@@ -44,9 +44,10 @@ impl Running {
     /// Ends everything: no more requests, then no more Raft, then the database.
     pub async fn stop(self, drain: Duration) {
         self.listener.close(drain).await;
-        self.tasks.shutdown(TASKS_STOP_TIMEOUT).await;
+        // What they leave half done, the next leader or the next start finishes.
+        self.tasks.shutdown(Duration::ZERO).await;
         self.node.db.shutdown().await;
-        self.node.transports().shutdown(TASKS_STOP_TIMEOUT).await;
+        self.node.transports().shutdown(TRANSPORTS_STOP_TIMEOUT).await;
     }
 }
 
@@ -83,7 +84,7 @@ impl CoreShared {
         let config = tls::server_config(node.cluster_certificate.clone()).map_err(|e| InitError::Tls(e.into()))?;
         let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
-        let tasks = Tasks::new();
+        let tasks = Tasks::new("keepers");
         let interval = self.state.settings().heartbeat_interval;
         tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));

@@ -37,7 +37,7 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
     let (control, internal) = mpsc::channel(COMMANDS_MAX);
     let state = State::new(settings, dir, CertificateCell::new(server), commands_in);
-    let requests = Tasks::new();
+    let requests = Tasks::new("requests");
     let socket = state.dir().control_socket();
     let api = Api::new(ListenerKind::Unix, &state, &requests);
     let control_socket =
@@ -45,7 +45,7 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let shared = Arc::new(CoreShared {
         state: state.clone(),
         requests,
-        changes: Tasks::new(),
+        changes: Tasks::new("bootstrap, join or reset"),
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
         control: control.clone(),

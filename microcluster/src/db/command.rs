@@ -11,6 +11,8 @@ use super::raft_types::Command;
 
 /// The version of the encoding of [`Batch`].
 const BATCH_VERSION: u8 = 1;
+/// As [`BATCH_VERSION`], for an entry that is a [`Body::Mark`], so that it shows without decoding.
+const MARK_VERSION: u8 = 2;
 
 /// A value of SQLite's five storage classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +103,11 @@ pub(crate) enum Scope {
     Core,
 }
 
+/// Whether the entry is a [`Body::Mark`].
+pub(crate) fn is_mark(entry: &super::raft_types::Entry) -> bool {
+    matches!(&entry.payload, openraft::EntryPayload::Normal(command) if command.0.first() == Some(&MARK_VERSION))
+}
+
 /// What a request runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Body {
@@ -108,6 +115,8 @@ pub(crate) enum Body {
     Statements(Vec<Statement>),
     /// A text of any number of statements, split by SQLite's own parser.
     Script(String),
+    /// Nothing: a mark at which every member pins its state and makes a digest of it. Alone in its entry.
+    Mark,
 }
 
 /// What a request came to. The first outcome is the last word: a resent request gets it again.
@@ -184,6 +193,7 @@ impl Request {
     /// About how many bytes the request takes in the log.
     pub fn size(&self) -> usize {
         let body = match &self.body {
+            Body::Mark => 0,
             Body::Script(script) => script.len(),
             Body::Statements(statements) => statements
                 .iter()
@@ -197,7 +207,8 @@ impl Request {
 impl Batch {
     /// The batch as a log entry carries it.
     pub fn encode(&self) -> Result<Command, postcard::Error> {
-        let buffer = vec![BATCH_VERSION];
+        let is_mark = self.requests.iter().any(|request| request.body == Body::Mark);
+        let buffer = vec![if is_mark { MARK_VERSION } else { BATCH_VERSION }];
         Ok(Command(Bytes::from(postcard::to_extend(self, buffer)?)))
     }
 
@@ -205,7 +216,7 @@ impl Batch {
     pub fn decode(command: &Command) -> Result<Batch, DecodeError> {
         match command.0.split_first() {
             None => Err(DecodeError::Empty),
-            Some((&BATCH_VERSION, rest)) => Ok(postcard::from_bytes(rest)?),
+            Some((&(BATCH_VERSION | MARK_VERSION), rest)) => Ok(postcard::from_bytes(rest)?),
             Some((&found, _)) => Err(DecodeError::Version { found }),
         }
     }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::checksum::Digest;
 use super::command::{Body, QueryResult, Scope, Statement, Value};
 use super::error::Error;
 use super::forward::Forwarder;
@@ -394,7 +395,7 @@ impl Database {
         self.inner.raft.metrics().borrow().purged.map_or(0, |log_id| log_id.index)
     }
 
-    async fn submit(&self, body: Body) -> Result<(u64, Vec<QueryResult>), Error> {
+    pub(super) async fn submit(&self, body: Body) -> Result<(u64, Vec<QueryResult>), Error> {
         self.inner.forwarder.submit(self.scope, body, None).await
     }
 
@@ -415,6 +416,16 @@ impl Database {
                 Err(Error::NoQuorum { detail: format!("this member has not applied the log up to {index} in time") })
             }
         }
+    }
+}
+
+impl Inner {
+    pub(super) fn node_id(&self) -> NodeId {
+        self.service.node_id
+    }
+
+    pub(super) fn digest(&self, index: u64) -> Digest {
+        self.shared.digest(index)
     }
 }
 

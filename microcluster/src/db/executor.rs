@@ -81,6 +81,7 @@ impl Executor {
         let ran = match &request.body {
             Body::Statements(statements) => self.run_statements(statements, &mut collected),
             Body::Script(script) => self.run_script(script, &mut collected),
+            Body::Mark => Ok(()),
         };
         match ran {
             Ok(()) => Ok(Ok(collected.results)),

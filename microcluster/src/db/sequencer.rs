@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::authorizer::Touched;
-use super::command::{Batch, Request, RequestId};
+use super::command::{Batch, Body, Request, RequestId};
 use super::log_store::LogStore;
 use super::raft_types::{NodeId, Peer, Raft, TypeConfig};
 use super::status::Status;
@@ -74,7 +74,7 @@ pub(crate) enum SubmitError {
 /// A handle on the sequencer's task.
 #[derive(Clone)]
 pub(crate) struct Sequencer {
-    queue: mpsc::Sender<(Submission, AnswerSender)>,
+    queue: mpsc::Sender<Queued>,
     status: watch::Receiver<Status>,
 }
 
@@ -88,7 +88,7 @@ impl Sequencer {
         cancelled: CancellationToken,
     ) -> (Sequencer, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
-        let task = Task { raft, log, shared, history: History::default(), analyzer: Analyzer::default() };
+        let task = Task { raft, log, shared, history: History::default(), analyzer: Analyzer, deferred: None };
         (Sequencer { queue, status }, task.run(receiver, cancelled))
     }
 
@@ -112,12 +112,24 @@ impl Sequencer {
     }
 }
 
+/// A request that waits, and where its answer goes.
+type Queued = (Submission, AnswerSender);
+
+async fn next(deferred: &mut Option<Queued>, queue: &mut mpsc::Receiver<Queued>) -> Option<Queued> {
+    match deferred.take() {
+        Some(queued) => Some(queued),
+        None => queue.recv().await,
+    }
+}
+
 struct Task {
     raft: Raft,
     log: LogStore,
     shared: Arc<Shared>,
     history: History,
     analyzer: Analyzer,
+    /// Taken from the queue, and left for the next entry.
+    deferred: Option<Queued>,
 }
 
 /// A batch that was handed to Raft.
@@ -127,14 +139,14 @@ struct Proposed {
 }
 
 impl Task {
-    async fn run(mut self, mut queue: mpsc::Receiver<(Submission, AnswerSender)>, cancelled: CancellationToken) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Queued>, cancelled: CancellationToken) {
         let mut in_flight = FuturesUnordered::new();
         loop {
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => break,
                 Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-                Some(first) = queue.recv(), if in_flight.len() < BATCHES_IN_FLIGHT_MAX => {
+                Some(first) = next(&mut self.deferred, &mut queue), if in_flight.len() < BATCHES_IN_FLIGHT_MAX => {
                     if let Some((proposed, result)) = self.propose(first, &mut queue).await {
                         let shared = Arc::clone(&self.shared);
                         in_flight.push(async move {
@@ -158,8 +170,8 @@ impl Task {
     /// Puts `first` and what waits behind it into one entry and hands it to Raft.
     async fn propose(
         &mut self,
-        first: (Submission, AnswerSender),
-        queue: &mut mpsc::Receiver<(Submission, AnswerSender)>,
+        first: Queued,
+        queue: &mut mpsc::Receiver<Queued>,
     ) -> Option<(Proposed, ResultReceiver)> {
         let landed = Arc::new(Landed::default());
         let mut requests = Vec::new();
@@ -185,11 +197,16 @@ impl Task {
             ids.push(request.id);
             self.shared.waiters.register(request.id, answer, Arc::clone(&landed));
             requests.push(request);
-            next = if requests.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
+            let is_mark = requests.last().is_some_and(|request| request.body == Body::Mark);
+            next = if requests.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX && !is_mark {
                 queue.try_recv().ok()
             } else {
                 None
             };
+            // A mark has an entry of its own: the next one.
+            if next.as_ref().is_some_and(|(submission, _)| submission.request.body == Body::Mark) {
+                self.deferred = next.take();
+            }
         }
         if requests.is_empty() {
             return None;

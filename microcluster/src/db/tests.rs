@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kit::Cluster;
 
-use super::{Consistency, Error, QueryResult, Value};
+use super::{Consistency, Error, QueryResult, Value, Verdict};
 
 async fn count(cluster: &Cluster, id: u64, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
@@ -305,4 +305,27 @@ async fn the_leadership_can_be_handed_over() {
     let now = cluster.leader().await;
     assert_ne!(now, leader);
     cluster.db(leader).execute("CREATE TABLE t(a)", ()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_file_was_damaged_is_found() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)", ()).await.unwrap();
+    for a in 0..50_i64 {
+        cluster.db(1).execute("INSERT INTO t VALUES (?1, ?2)", (a, "the quick brown fox".repeat(20))).await.unwrap();
+    }
+    cluster.wait_same().await;
+    let verification = cluster.db(2).verify().await.unwrap();
+    assert!(verification.members.iter().all(|(_, _, verdict)| *verdict == Verdict::Same), "{verification:?}");
+    cluster.kill(3).await;
+    cluster.damage_state(3, b"brown fox", b"brown fix");
+    cluster.start(3).await;
+    cluster.db(3).linearize().await.unwrap();
+    let verification = cluster.db(1).verify().await.unwrap();
+    let verdicts: Vec<_> = verification.members.iter().map(|(id, _, verdict)| (*id, verdict.clone())).collect();
+    assert_eq!(verdicts, [(1, Verdict::Same), (2, Verdict::Same), (3, Verdict::Different)]);
+    cluster.kill(2).await;
+    let verification = cluster.db(1).verify().await.unwrap();
+    assert!(verification.digest.is_none(), "one against one: nobody can tell who is right");
+    assert!(matches!(&verification.members[1].2, Verdict::Unknown(_)), "{verification:?}");
 }

@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::apply::{Applier, ApplyError, Position};
+use super::checksum::{Digest, Digests};
+use super::command::is_mark;
 use super::gate::WriteGate;
 use super::raft_types::Entry;
 use super::readers::Readers;
@@ -22,8 +24,19 @@ pub(crate) struct Shared {
     pub waiters: Waiters,
     pub readers: Readers,
     pub gate: WriteGate,
+    pub digests: Digests,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// The digest of this member's state at `index`. It is unknown only if the member is past it without one.
+    pub fn digest(&self, index: u64) -> Digest {
+        match self.digests.get(index) {
+            Digest::Unknown if *self.applied.borrow() < index => Digest::Pending,
+            digest => digest,
+        }
+    }
 }
 
 /// Why the writer thread could not do a job.
@@ -62,6 +75,7 @@ impl Writer {
             waiters: Waiters::default(),
             readers: Readers::new(path.clone()),
             gate: WriteGate::default(),
+            digests: Digests::default(),
             applied: watch::Sender::new(applied),
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
@@ -131,14 +145,20 @@ impl State {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<(), WriterError> {
-        let answered = {
-            let _entered = self.shared.gate.enter_as_writer();
-            self.applier.apply(entries)?
-        };
-        if let Some(entry) = entries.last() {
-            self.shared.applied.send_replace(entry.log_id.index);
+        // A mark ends a transaction, so that the state can be pinned as it is there.
+        for group in entries.split_inclusive(is_mark) {
+            let answered = {
+                let _entered = self.shared.gate.enter_as_writer();
+                self.applier.apply(group)?
+            };
+            if let Some(entry) = group.last() {
+                if is_mark(entry) {
+                    self.shared.digests.start(entry.log_id.index, &self.shared.readers);
+                }
+                self.shared.applied.send_replace(entry.log_id.index);
+            }
+            self.shared.waiters.answer(answered);
         }
-        self.shared.waiters.answer(answered);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
+use crate::db::checksum::Digest;
 use crate::db::entry_codec::{self, CodecError};
 use crate::db::raft_types::{LogId, NodeId, Peer, TypeConfig, Vote};
 use crate::db::sequencer::{Submission, SubmitError};
@@ -46,6 +47,8 @@ pub(crate) enum Call {
     /// Up to which log index must a linearizable read have applied; only the leader knows.
     ReadIndex,
     Ping,
+    /// The digest of the state at a mark's log index.
+    Digest(u64),
     /// Stand for election now: the leader is about to leave.
     Campaign,
 }
@@ -78,6 +81,7 @@ pub(crate) enum Reply {
     ReadIndex(Result<u64, SubmitError>),
     Pong(Pong),
     Campaigning,
+    Digest(Digest),
     Snapshot(Vote),
     /// The member could not do it, and says why.
     Failed(String),
@@ -94,6 +98,7 @@ pub(crate) mod kind {
     pub const CAMPAIGN: u8 = 6;
     pub const SNAPSHOT: u8 = 7;
     pub const CHUNK: u8 = 8;
+    pub const DIGEST: u8 = 9;
     pub const REPLY: u8 = 128;
 }
 
@@ -148,6 +153,7 @@ impl Frame {
             kind::READ_INDEX => Call::ReadIndex,
             kind::PING => Call::Ping,
             kind::CAMPAIGN => Call::Campaign,
+            kind::DIGEST => Call::Digest(self.decode()?),
             unknown => return Err(MessageError::Kind(unknown)),
         })
     }
@@ -187,6 +193,7 @@ pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result
         Call::ReadIndex => put_frame(buffer, kind::READ_INDEX, number, &()),
         Call::Ping => put_frame(buffer, kind::PING, number, &()),
         Call::Campaign => put_frame(buffer, kind::CAMPAIGN, number, &()),
+        Call::Digest(index) => put_frame(buffer, kind::DIGEST, number, index),
     }
 }
 

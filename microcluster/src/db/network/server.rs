@@ -112,6 +112,7 @@ async fn run(service: &Service, call: Call) -> Reply {
         Call::Submit(submission) => Reply::Submit(service.sequencer.submit(submission).await),
         Call::ReadIndex => Reply::ReadIndex(service.read_index.on_leader().await),
         Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
+        Call::Digest(index) => Reply::Digest(service.shared.digest(index)),
         Call::Campaign => match service.raft.trigger().elect().await {
             Ok(()) => Reply::Campaigning,
             Err(error) => Reply::Failed(error.to_string()),

@@ -14,7 +14,7 @@ use crate::db::readers::{Reader, Readers};
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Compares requests with what a transaction touched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Analyzer;
 
 impl Analyzer {
@@ -41,6 +41,7 @@ fn written_tables(readers: &Readers, request: &Request) -> Option<BTreeSet<Strin
 
 fn prepare_all(reader: &Reader, request: &Request) -> Option<Touched> {
     reader.analyze(request.scope, |connection| match &request.body {
+        Body::Mark => Ok(()),
         Body::Statements(statements) => {
             for statement in statements {
                 connection.prepare(&statement.sql)?;

@@ -55,6 +55,11 @@ impl PinnedSnapshot {
         }
     }
 
+    /// Reads from the view.
+    pub fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SnapshotError> {
+        Ok(read(&*self.connection.lock().map_err(|_| SnapshotError::Poisoned)?)?)
+    }
+
     /// Copies the view into a file of its own in `dir`. Writes go on meanwhile.
     pub fn copy_to(&self, dir: &Path) -> Result<IncomingSnapshot, SnapshotError> {
         let copy = IncomingSnapshot::create(dir)?;

@@ -111,6 +111,19 @@ impl Cluster {
         self.start(id).await;
     }
 
+    /// Changes bytes in the state file of a member that is down.
+    pub fn damage_state(&self, id: NodeId, find: &[u8], replacement: &[u8]) {
+        let path = crate::db::state_file::current(&self.dirs[&id].path().join("state")).unwrap();
+        // What is in the write-ahead log alone has checksums of its own.
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(connection);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(find.len()).position(|window| window == find).unwrap();
+        bytes[at..at + find.len()].copy_from_slice(replacement);
+        std::fs::write(&path, bytes).unwrap();
+    }
+
     pub fn isolate(&self, id: NodeId) {
         self.net.isolated.lock().unwrap().insert(address(id));
         self.cut(id);

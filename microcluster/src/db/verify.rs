@@ -1,0 +1,114 @@
+//! Compares the state of all members at one log index.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Database;
+use super::checksum::Digest;
+use super::command::Body;
+use super::error::Error;
+use super::network::{Call, Reply};
+use super::raft_types::{NodeId, Peer};
+
+/// How long the members may take to make their digests.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one answer may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait before asking again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What was found out about one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It holds what most members hold.
+    Same,
+    /// It holds something else.
+    Different,
+    /// Its state cannot be read.
+    Damaged(String),
+    /// It did not answer, or not in time.
+    Unknown(String),
+}
+
+/// What a comparison found.
+#[derive(Debug, Clone)]
+pub struct Verification {
+    /// The log index that was compared.
+    pub index: u64,
+    /// The digest that most members have.
+    pub digest: Option<String>,
+    /// Each member with what was found.
+    pub members: Vec<(NodeId, Peer, Verdict)>,
+}
+
+impl Database {
+    /// Has every member make a digest of its state at one and the same log index, and compares them. Work goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NoQuorum`] and [`Error::OutcomeUnknown`] when the mark cannot be brought into the log.
+    pub async fn verify(&self) -> Result<Verification, Error> {
+        let index = self.mark().await?;
+        let deadline = Instant::now() + TIMEOUT;
+        let nodes = self.status().nodes;
+        let asked = nodes.into_iter().map(|(id, peer)| async move {
+            let digest = self.digest_of(id, &peer, index, deadline).await;
+            (id, peer, digest)
+        });
+        let digests = futures_util::future::join_all(asked).await;
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, _, digest) in &digests {
+            if let Ok(Digest::Done(digest)) = digest {
+                *counts.entry(digest).or_default() += 1;
+            }
+        }
+        // Most members are right: one of them at least is in every majority that acknowledged a write.
+        let most = counts.values().max().copied().unwrap_or(0);
+        let mut leading = counts.iter().filter(|(_, count)| **count == most).map(|(digest, _)| (*digest).to_owned());
+        let digest = leading.next().filter(|_| leading.next().is_none());
+        let members = digests
+            .iter()
+            .map(|(id, peer, found)| {
+                let verdict = match found {
+                    Ok(Digest::Done(found)) if Some(found) == digest.as_ref() => Verdict::Same,
+                    Ok(Digest::Done(_)) => Verdict::Different,
+                    Ok(Digest::Damaged(reason)) => Verdict::Damaged(reason.clone()),
+                    Ok(Digest::Pending) => Verdict::Unknown(format!("it has no digest after {TIMEOUT:?}")),
+                    Ok(Digest::Unknown) => {
+                        Verdict::Unknown("it was not up at the mark, or has got a snapshot since".to_owned())
+                    }
+                    Err(reason) => Verdict::Unknown(reason.clone()),
+                };
+                (*id, peer.clone(), verdict)
+            })
+            .collect();
+        Ok(Verification { index, digest, members })
+    }
+
+    async fn mark(&self) -> Result<u64, Error> {
+        Ok(self.submit(Body::Mark).await?.0)
+    }
+
+    /// Asks until the digest is there, the member does not answer, or the time is over.
+    async fn digest_of(&self, id: NodeId, peer: &Peer, index: u64, deadline: Instant) -> Result<Digest, String> {
+        loop {
+            let digest = if id == self.inner.node_id() {
+                self.inner.digest(index)
+            } else {
+                match tokio::time::timeout(CALL_TIMEOUT, self.inner.peers.call(id, &peer.address, Call::Digest(index)))
+                    .await
+                {
+                    Ok(Ok(Reply::Digest(digest))) => digest,
+                    Ok(Ok(_)) => return Err("it gave an answer of the wrong kind".to_owned()),
+                    Ok(Err(error)) => return Err(error.to_string()),
+                    Err(_) => return Err(format!("it did not answer within {CALL_TIMEOUT:?}")),
+                }
+            };
+            if digest != Digest::Pending || Instant::now() >= deadline {
+                return Ok(digest);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
