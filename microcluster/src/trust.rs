@@ -45,6 +45,10 @@ impl TrustSet {
         self.0.get(fingerprint)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &TrustedMember> {
         self.0.values()
     }

@@ -239,7 +239,8 @@ async fn a_removed_member_forgets_the_cluster_and_can_join_again() {
         matches!(c1.tls_client(Some(&c3)).ready().await, Err(Error::Status { code: 403, .. }))
     })
     .await;
-    eventually("c3 to join again", async || c3.join_by(c1.token("c3").await).await.is_ok()).await;
+    let token = c1.token("c3").await;
+    eventually("c3 to join again", async || c3.join_by(token.clone()).await.is_ok()).await;
     assert_eq!(c3.members().await.len(), 3);
     // The leader can be removed too, on its own socket.
     let _: Empty = c1.client().query(Method::DELETE, "/core/1.0/cluster/c1", ()).await.unwrap();
@@ -262,6 +263,32 @@ async fn a_dead_member_is_removed_by_force_and_comes_back_under_a_new_token() {
     c3.start_again().await;
     c3.join_by(c1.token("c3").await).await.unwrap();
     assert_eq!(c3.sql("SELECT count(*) FROM core_cluster_members").await, [[3]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_finds_back_that_was_down_while_others_came_and_went() {
+    let c1 = Member1::bootstrap("c1").await;
+    let c2 = Member1::join("c2", &c1).await;
+    let mut c3 = Member1::join("c3", &c1).await;
+    c3.stop().await;
+    let c4 = Member1::join("c4", &c2).await;
+    let _: Empty = c1.client().query(Method::DELETE, "/core/1.0/cluster/c1", ()).await.unwrap();
+    eventually("c4 to vote in the place of c1", async || {
+        c4.client().daemon_status().await.is_ok_and(|status| status.role == Role::Voter)
+    })
+    .await;
+    c4.sql("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    c3.start_again().await;
+    c3.client().wait_ready(PATIENCE).await.unwrap();
+    c3.sql("INSERT INTO t VALUES (1)").await;
+    assert_eq!(c4.sql("SELECT id FROM t").await, [[1]]);
+    let trusted = || {
+        let files = std::fs::read_dir(c3.dir.path().join("truststore")).unwrap();
+        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    eventually("c3 to trust the members there are", async || trusted() == ["c2.yaml", "c3.yaml", "c4.yaml"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

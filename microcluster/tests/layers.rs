@@ -1,4 +1,5 @@
 //! Holds the order of the layers: a module uses lower layers and siblings, never what lies above it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The Raft transport: a connection that is upgraded and handed to the database.
 
+use std::sync::Arc;
+
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, UPGRADE};
@@ -7,6 +9,8 @@ use http::{HeaderValue, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::routes::Connection;
+use crate::cluster::Node;
 use crate::db::PROTOCOL;
 use crate::error::Error;
 use crate::state::State;
@@ -26,12 +30,19 @@ pub(super) async fn transport_open(state: State, mut request: Request) -> Result
             "the Raft transport {asked:?} is not known here, {PROTOCOL} is; do the members run the same version?"
         )));
     }
+    let connection = request.extensions().get::<Arc<Connection>>();
+    let certificate = connection.and_then(|connection| connection.certificate);
+    let certificate = certificate
+        .ok_or_else(|| Error::bad_request("the Raft transport is opened on the cluster address, with a certificate"))?;
     node.transports().spawn("raft transport", {
         let node = node.clone();
         async move {
-            match upgrade.await {
-                Ok(upgraded) => node.db.serve_peer(Box::new(TokioIo::new(upgraded))).await,
-                Err(e) => tracing::debug!(error = %e, "a Raft transport was not opened"),
+            let mut trust = node.trust.watch();
+            let removed = trust.wait_for(|members| members.get(&certificate).is_none());
+            tokio::select! {
+                () = serve(&node, upgrade) => {}
+                // A connection outlives the request that opened it: what it may do ends with its member.
+                _ = removed => tracing::debug!(%certificate, "a Raft transport of a former member was closed"),
             }
         }
     });
@@ -45,4 +56,11 @@ pub(super) async fn transport_open(state: State, mut request: Request) -> Result
 pub(super) async fn upgrade_notice(state: State) -> Result<Response, Error> {
     state.node()?.nudge();
     Ok(StatusCode::OK.into_response())
+}
+
+async fn serve(node: &Node, upgrade: OnUpgrade) {
+    match upgrade.await {
+        Ok(upgraded) => node.db.serve_peer(Box::new(TokioIo::new(upgraded))).await,
+        Err(e) => tracing::debug!(error = %e, "a Raft transport was not opened"),
+    }
 }

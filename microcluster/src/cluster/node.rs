@@ -14,7 +14,7 @@ use super::peers::Peers;
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
-use crate::trust::Trust;
+use crate::trust::{Trust, TrustSet};
 
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
@@ -43,6 +43,9 @@ pub(crate) struct Node {
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
     pub(super) stranger: Notify,
+    /// Members that are trusted beside those in the table, for as long as this replica may be behind: those of
+    /// the last run or of the admission, and those that other members told of.
+    learned: Mutex<Arc<TrustSet>>,
     /// The connections that other members run Raft on.
     transports: Tasks,
 }
@@ -62,6 +65,7 @@ pub(crate) struct NodeParts {
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
         let NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate } = parts;
+        let learned = Mutex::new(trust.current());
         Arc::new(Node {
             id,
             name,
@@ -76,6 +80,7 @@ impl Node {
             confirming: Mutex::new(HashSet::new()),
             disorder: Notify::new(),
             stranger: Notify::new(),
+            learned,
             transports: Tasks::new("Raft transports"),
         })
     }
@@ -130,10 +135,10 @@ impl Node {
         Some(self.peers.client(address))
     }
 
-    /// Clients of all other members that are trusted.
-    pub fn other_clients(&self) -> Vec<Client> {
+    /// Clients of all other members that are trusted, but for one.
+    pub fn other_clients(&self, except: Option<&Name>) -> Vec<Client> {
         let trusted = self.trust.current();
-        let others = trusted.iter().filter(|member| member.name != self.name);
+        let others = trusted.iter().filter(|member| member.name != self.name && Some(&member.name) != except);
         others.map(|member| self.peers.client(member.address)).collect()
     }
 
@@ -142,7 +147,7 @@ impl Node {
         self.db.read(Consistency::Linearizable, members::all).await
     }
 
-    /// Makes the trusted members those of the table, as this replica has it.
+    /// Makes the trusted members those of the table, as this replica has it, and those it has learned of.
     pub async fn refresh_trust(&self) -> Result<bool, db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         // A replica that has not got this member's own row yet is older than the list that came
@@ -150,7 +155,15 @@ impl Node {
         if !rows.iter().any(|row| row.id == self.id) {
             return Ok(false);
         }
-        Ok(self.trust.replace(members::trust_set(&rows)))
+        let learned = self.learned().clone();
+        let table = members::trust_set(&rows);
+        Ok(self.trust.replace(learned.iter().chain(table.iter()).cloned().collect()))
+    }
+
+    /// What is trusted beside the table.
+    pub(super) fn learned(&self) -> MutexGuard<'_, Arc<TrustSet>> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        self.learned.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {

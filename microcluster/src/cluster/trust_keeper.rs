@@ -16,6 +16,9 @@ use crate::trust::{TrustSet, TrustedMember};
 
 /// Pause after a change: the table of a busy database is not read for every write.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long one try to catch up with the leader may take, and the pause between two.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(500);
 /// How often other members are asked at most. Anybody can show an unknown certificate.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long another member may take to look for a new one.
@@ -37,7 +40,10 @@ pub(crate) async fn keep_trust(node: Arc<Node>, truststore: PathBuf, tasks: Task
 
 async fn follow(node: &Node, truststore: &Path) {
     let (mut changes, mut trusted) = (node.db.changes(), node.trust.watch());
+    // What is trusted at the start may not have been stored.
+    trusted.mark_changed();
     loop {
+        let is_behind = !node.catch_up_with_table().await;
         if let Err(e) = node.refresh_trust().await {
             tracing::warn!(error = %e, "cannot read the member table");
         }
@@ -49,6 +55,7 @@ async fn follow(node: &Node, truststore: &Path) {
         // At once after a quiet while, and not more often than this while the database is busy.
         tokio::time::sleep(PAUSE).await;
         tokio::select! {
+            () = tokio::time::sleep(CATCH_UP_PAUSE), if is_behind => {}
             changed = changes.changed() => if changed.is_err() { return },
             changed = trusted.changed() => {
                 if changed.is_err() {
@@ -68,7 +75,9 @@ impl Node {
     /// Has the other members look for a new one, so that they know it when it calls. One that does not answer
     /// learns of it from the log, or when it is shown a certificate that it does not know.
     pub(super) async fn introduce(&self, member: &MemberLocal) {
-        let told = self.other_clients().into_iter().map(|client| async move {
+        // Not the new one itself: it holds its address and does not serve it yet.
+        let others = self.other_clients(Some(&member.name));
+        let told = others.into_iter().map(|client| async move {
             let client = client.timeout(INTRODUCE_TIMEOUT).notification();
             client.query::<Empty>(Method::POST, "/core/internal/truststore", member).await
         });
@@ -92,9 +101,26 @@ impl Node {
         Ok(())
     }
 
+    /// Forgets what was learned beside the table once the table has all that is committed; says whether it has.
+    async fn catch_up_with_table(&self) -> bool {
+        let learned = self.learned().clone();
+        if learned.is_empty() {
+            return true;
+        }
+        if !matches!(tokio::time::timeout(CATCH_UP_TIMEOUT, self.db.linearize()).await, Ok(Ok(()))) {
+            return false;
+        }
+        let mut current = self.learned();
+        // What came meanwhile stays: it may be newer than what was waited for.
+        if Arc::ptr_eq(&current, &learned) {
+            *current = Arc::default();
+        }
+        current.is_empty()
+    }
+
     /// Trusts also whom other members know.
     async fn ask_for_members(&self) {
-        for client in self.other_clients() {
+        for client in self.other_clients(None) {
             let client = client.timeout(ASK_TIMEOUT).notification();
             let listed = client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await;
             let Ok(members) = listed else { continue };
@@ -104,6 +130,7 @@ impl Node {
                 TrustedMember::new(MemberLocal { name, address, certificate }).ok()
             });
             let all: TrustSet = known.iter().cloned().chain(learned).collect();
+            *self.learned() = Arc::new(all.clone());
             self.trust.replace(all);
             return;
         }

@@ -175,7 +175,7 @@ impl Joining<'_> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/confirm", self.record.name);
         let mut pause = RETRY_PAUSE.0;
-        loop {
+        while !self.core.changes.is_stopping() {
             for member in &self.record.members {
                 let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
                 match client.query::<Empty>(Method::POST, &path, self.claim()).await {
@@ -189,6 +189,7 @@ impl Joining<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_PAUSE.1);
         }
+        Err(InitError::NotNow(NotNow::ShuttingDown))
     }
 
     /// Waits until this replica has this member's own row.
@@ -208,6 +209,9 @@ impl Joining<'_> {
             };
             if is_member {
                 return Ok(());
+            }
+            if self.core.changes.is_stopping() {
+                return Err(InitError::NotNow(NotNow::ShuttingDown));
             }
             if begun.elapsed() > AWAIT_TIMEOUT {
                 return Err(InitError::StillJoining);

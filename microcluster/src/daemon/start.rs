@@ -22,7 +22,14 @@ use crate::trust::{Trust, TrustSet};
 enum Found {
     Nothing,
     Joiner(Box<JoinRecord>),
-    Member { config: MemberConfig, cluster: KeyPair, trusted: TrustSet },
+    Member(Box<FoundMember>),
+}
+
+/// What the state directory of a member holds.
+struct FoundMember {
+    config: MemberConfig,
+    cluster: KeyPair,
+    trusted: TrustSet,
 }
 
 /// Starts a daemon. It is up when this returns.
@@ -75,12 +82,13 @@ impl CoreShared {
                 let shared = self.clone();
                 self.changes.spawn("join", async move { shared.resume_join(*record).await });
             }
-            Found::Member { config, cluster, trusted } => self.be_member(config, cluster, trusted).await?,
+            Found::Member(found) => self.be_member(*found).await?,
         }
         Ok(())
     }
 
-    async fn be_member(&self, config: MemberConfig, cluster: KeyPair, trusted: TrustSet) -> Result<(), StartError> {
+    async fn be_member(&self, found: FoundMember) -> Result<(), StartError> {
+        let FoundMember { config, cluster, trusted } = found;
         let MemberConfig { id, name, address, .. } = config;
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
@@ -126,7 +134,7 @@ fn find(dir: &StateDir) -> Result<Found, StartError> {
         let missing = || StartError::Content { path: cert_path.clone(), reason: "it or its key is missing".into() };
         let cluster = certificates::load(dir, "cluster")?.ok_or_else(missing)?;
         let trusted = TrustSet::load(&dir.truststore())?;
-        return Ok(Found::Member { config, cluster, trusted });
+        return Ok(Found::Member(Box::new(FoundMember { config, cluster, trusted })));
     }
     let path = dir.join_record();
     if let Some(text) = read_file(&path)? {
@@ -196,7 +204,7 @@ mod tests {
             let name = match found {
                 Found::Nothing => "nothing",
                 Found::Joiner(_) => "joiner",
-                Found::Member { .. } => "member",
+                Found::Member(_) => "member",
             };
             assert_eq!(name, expected);
             dir
