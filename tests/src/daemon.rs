@@ -1,0 +1,301 @@
+//! One daemon: a `microclusterd` process with a state directory and a cluster address of its own.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use microcluster_client::{
+    Address, Client, Consistency, ControlRequest, DaemonStatus, Error, Identity, Member, Name, Secret, ServerTrust,
+    SqlRequest, TokenRequest,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binaries::binary;
+use crate::{DEADLINE, eventually};
+
+/// How often the leader of a test cluster looks after the others.
+const HEARTBEAT: &str = "500ms";
+/// Lines of a daemon's log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 120;
+
+/// A daemon and what it needs. The process is killed when this is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    name: Name,
+    address: Address,
+    /// Holds the state directory and, beside it, the log.
+    root: TempDir,
+    process: Option<Child>,
+}
+
+impl Daemon {
+    /// A daemon with an empty state directory that does not run yet.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let root = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
+        Daemon { name: name.parse().expect("a name"), address: address_free(), root, process: None }
+    }
+
+    /// A daemon that runs and is not initialised.
+    pub async fn start(name: &str) -> Self {
+        let mut daemon = Daemon::new(name);
+        daemon.start_again().await;
+        daemon
+    }
+
+    /// Starts it, again or for the first time, and waits until it is ready.
+    pub async fn start_again(&mut self) {
+        self.spawn();
+        self.wait_ready().await;
+    }
+
+    /// Starts its process and does not wait for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        self.process = Some(self.command().spawn().expect("microclusterd"));
+    }
+
+    /// The command that starts it, with its log.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("the log");
+        let mut command = Command::new(binary("microclusterd"));
+        command
+            .arg("--state-dir")
+            .arg(self.dir())
+            .args(["--heartbeat", HEARTBEAT, "--verbose"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    /// Waits until it answers that it has started.
+    pub async fn wait_ready(&mut self) {
+        let what = format!("{} starts", self.name);
+        eventually(&what, async || {
+            if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().expect("its status")) {
+                panic!("{} has ended with {status} at its start", self.name);
+            }
+            self.client().ready().await
+        })
+        .await;
+    }
+
+    /// Ends it as `kill -9` does, at once.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.kill().expect("it can be killed");
+        process.wait().expect("it has ended");
+    }
+
+    /// Asks it to stop as systemd does, and waits until it has ended.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.ended().await
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let id = self.process.as_ref().expect("it runs").id();
+        kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let what = format!("{} ends", self.name);
+        let ended = eventually(&what, async || process.try_wait().expect("its status").ok_or("it runs")).await;
+        let socket = self.dir().join("control.socket");
+        assert!(!socket.exists(), "{} is left behind", socket.display());
+        ended
+    }
+
+    /// Whether its process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Deletes its state directory. It must not run.
+    pub fn wipe(&mut self) {
+        assert!(self.process.is_none(), "{} runs", self.name);
+        fs::remove_dir_all(self.dir()).expect("the state directory");
+    }
+
+    /// The name that it has, or is to have, in its cluster.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Gives it another name, for its next bootstrap or join.
+    pub fn rename(&mut self, name: &str) {
+        self.name = name.parse().expect("a name");
+    }
+
+    /// Its cluster address.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    /// What it has logged so far, over all its runs.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A client over its control socket.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::unix(self.dir().join("control.socket"))
+    }
+
+    /// Its own certificate and key.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity::new(self.read("server.crt"), self.read("server.key"))
+    }
+
+    /// The certificate of its cluster and the key.
+    #[must_use]
+    pub fn cluster_identity(&self) -> Identity {
+        Identity::new(self.read("cluster.crt"), self.read("cluster.key"))
+    }
+
+    /// The certificate that its cluster address must have.
+    #[must_use]
+    pub fn trust(&self) -> ServerTrust {
+        ServerTrust::pinned_pem(&self.read("cluster.crt")).expect("a certificate")
+    }
+
+    /// A file of its state directory.
+    #[must_use]
+    pub fn read(&self, file: &str) -> String {
+        let path = self.dir().join(file);
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// Begins a cluster.
+    pub async fn bootstrap(&self) {
+        let request = ControlRequest::bootstrap(self.name.clone(), self.address);
+        self.client().control(&request).await.expect("the bootstrap");
+    }
+
+    /// Joins the cluster that gave a token.
+    pub async fn join(&self, token: &Secret) -> Result<(), Error> {
+        self.client().control(&ControlRequest::join(self.name.clone(), self.address, token.clone())).await
+    }
+
+    /// Makes a token for a name.
+    pub async fn token(&self, name: &Name) -> Secret {
+        let request = TokenRequest { name: name.clone(), expire_after: None };
+        self.client().add_token(&request).await.expect("a token")
+    }
+
+    /// Runs SQL through it and returns the rows of the last statement. Reads are linearizable.
+    pub async fn sql(&self, query: &str) -> Vec<Vec<Value>> {
+        self.try_sql(query).await.unwrap_or_else(|e| panic!("{}: {e} in {query:.200}", self.name))
+    }
+
+    /// The same for what may fail.
+    pub async fn try_sql(&self, query: &str) -> Result<Vec<Vec<Value>>, Error> {
+        self.run(SqlRequest::new(query)).await
+    }
+
+    /// Rows of its own replica.
+    pub async fn sql_local(&self, query: &str) -> Result<Vec<Vec<Value>>, Error> {
+        self.run(SqlRequest::new(query).with_consistency(Consistency::Local)).await
+    }
+
+    /// The whole database as SQL text.
+    pub async fn dump(&self) -> Result<String, Error> {
+        Ok(self.client().sql_dump(false).await?.text)
+    }
+
+    /// What it knows of itself.
+    pub async fn status(&self) -> Result<DaemonStatus, Error> {
+        self.client().daemon_status().await
+    }
+
+    /// The members of its cluster as it sees them.
+    pub async fn members(&self) -> Result<Vec<Member>, Error> {
+        self.client().cluster_members().await
+    }
+
+    /// The names of the members, as it sees them.
+    pub async fn member_names(&self) -> Result<Vec<String>, Error> {
+        Ok(self.members().await?.into_iter().map(|member| member.name.to_string()).collect())
+    }
+
+    /// Whether it belongs to no cluster: it says so, and nothing of one is on disk.
+    pub async fn is_uninitialised(&self) -> Result<(), String> {
+        match self.members().await {
+            Err(Error::Status { code: 503, message, .. }) if message.contains("not initialised") => {}
+            other => return Err(format!("{other:?}")),
+        }
+        for file in ["daemon.yaml", "cluster.crt", "cluster.key", "database", "joining.json"] {
+            if self.dir().join(file).exists() {
+                return Err(format!("{file} is left behind"));
+            }
+        }
+        match fs::read_dir(self.dir().join("truststore")).map_or(0, Iterator::count) {
+            0 => Ok(()),
+            _ => Err("the trust store is not empty".into()),
+        }
+    }
+
+    async fn run(&self, request: SqlRequest) -> Result<Vec<Vec<Value>>, Error> {
+        let results = self.client().timeout(DEADLINE).sql(&request).await?;
+        Ok(results.into_iter().last().and_then(|result| result.rows).unwrap_or_default())
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.root.path().join("log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It has ended by itself if this fails.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            show_log(&self.name, &self.log_path());
+        }
+    }
+}
+
+/// A cluster address that nobody uses: on an address of loopback that no other test and no outgoing
+/// connection has, so that the port stays free until the daemon, or its next run, takes it.
+#[must_use]
+pub fn address_free() -> Address {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let process = std::process::id().to_be_bytes();
+    let last = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 250;
+    let ip = Ipv4Addr::new(127, 16 + process[2] % 200, process[3], last);
+    let reserved = TcpListener::bind((ip, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    Address::from(reserved.and_then(|listener| listener.local_addr()).expect("a free port"))
+}
+
+fn show_log(name: &Name, path: &Path) {
+    let log = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    eprintln!("---- the end of the log of {name}");
+    for line in &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..] {
+        eprintln!("{line}");
+    }
+}

@@ -1,0 +1,26 @@
+//! Waiting for a condition: the only place where a test lets time pass.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` is `Ok` and returns what it holds.
+///
+/// # Panics
+/// After [`DEADLINE`], with what was waited for and the last reason why it was not there.
+pub async fn eventually<T, E: Display, F: AsyncFnMut() -> Result<T, E>>(what: &str, mut condition: F) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match condition().await {
+            Ok(held) => return held,
+            Err(reason) if Instant::now() >= deadline => {
+                panic!("{what}: not within {} s; the last time: {reason}", DEADLINE.as_secs())
+            }
+            Err(_) => tokio::time::sleep(INTERVAL).await,
+        }
+    }
+}

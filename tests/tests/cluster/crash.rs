@@ -1,0 +1,117 @@
+//! `kill -9` of members under writing clients, and of all at once.
+
+use std::time::Duration;
+
+use cluster_tests::{TestCluster, Writers};
+use microcluster_client::Role;
+
+/// How soon after the death of the leader every client must have written again, with default settings.
+const RECOVERY_MAX: Duration = Duration::from_secs(3);
+/// Writers in a test, spread over the members.
+const WRITERS: usize = 6;
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_when_the_leader_is_killed() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let mut writers = Writers::start(&cluster, WRITERS).await;
+    writers.advance(20).await;
+    for round in 1..=2 {
+        let leader = cluster.leader().await;
+        cluster.members[leader].kill();
+        let recovery = writers.recovery().await;
+        assert!(recovery <= RECOVERY_MAX, "round {round}: writes again only after {recovery:?}");
+        writers.advance(20).await;
+        cluster.members[leader].start_again().await;
+        writers.advance(20).await;
+    }
+    let ledger = writers.stop().await;
+    for member in &cluster.members {
+        ledger.check(member).await;
+    }
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.replicas_agree().await;
+}
+
+#[tokio::test]
+async fn a_killed_follower_comes_back_with_everything() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let mut writers = Writers::start(&cluster, WRITERS).await;
+    writers.advance(20).await;
+    let follower = cluster.follower().await;
+    cluster.members[follower].kill();
+    let recovery = writers.recovery().await;
+    assert!(recovery <= RECOVERY_MAX, "writes again only after {recovery:?}");
+    writers.advance(50).await;
+    cluster.members[follower].start_again().await;
+    writers.advance(50).await;
+    let ledger = writers.stop().await;
+    for member in &cluster.members {
+        ledger.check(member).await;
+    }
+    cluster.replicas_agree().await;
+}
+
+#[tokio::test]
+async fn all_members_killed_at_once_come_back_with_everything() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let mut writers = Writers::start(&cluster, WRITERS).await;
+    writers.advance(30).await;
+    cluster.members.iter_mut().for_each(cluster_tests::Daemon::kill);
+    cluster.members.iter_mut().for_each(cluster_tests::Daemon::spawn);
+    for member in &mut cluster.members {
+        member.wait_ready().await;
+    }
+    writers.advance(20).await;
+    let ledger = writers.stop().await;
+    for member in &cluster.members {
+        ledger.check(member).await;
+    }
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.replicas_agree().await;
+}
+
+/// Without a majority a write fails in time and says so; local reads go on.
+#[tokio::test]
+async fn without_a_quorum_writes_are_refused_and_local_reads_go_on() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a); INSERT INTO t VALUES (1)").await;
+    let last = cluster.follower().await;
+    // A read brings the follower up to the row.
+    assert_eq!(cluster.members[last].sql("SELECT a FROM t").await.len(), 1);
+    for place in (0..3).filter(|place| *place != last) {
+        cluster.members[place].kill();
+    }
+    let error = cluster.members[last].try_sql("INSERT INTO t VALUES (2)").await.unwrap_err();
+    assert_eq!(error.code(), Some(503), "{error}");
+    assert!(error.retry_after().is_some() && error.to_string().contains("quorum"), "{error:?}");
+    assert_eq!(cluster.members[last].sql_local("SELECT a FROM t").await.unwrap().len(), 1);
+    for place in (0..3).filter(|place| *place != last) {
+        cluster.members[place].start_again().await;
+    }
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    assert_eq!(cluster.any().sql("SELECT a FROM t").await.len(), 1, "what was refused was not done");
+}
+
+/// A cluster of four has a member that does not vote: it takes the place of one that is removed.
+#[tokio::test]
+async fn a_stand_by_takes_over_for_a_removed_voter() {
+    let mut cluster = TestCluster::start(4).await;
+    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+    let roles = |members: &[microcluster_client::Member]| members.iter().map(|m| m.role).collect::<Vec<_>>();
+    let members = cluster.members[0].members().await.unwrap();
+    assert_eq!(roles(&members), [Role::Voter, Role::Voter, Role::Voter, Role::StandBy]);
+    let leader = cluster.leader().await;
+    let victim = (0..3).find(|place| *place != leader).unwrap();
+    cluster.members[victim].kill();
+    let name = cluster.members[victim].name().clone();
+    let error = cluster.members[3].client().remove_cluster_member(&name, false).await.unwrap_err();
+    assert!(error.to_string().contains("--force"), "{error}");
+    cluster.members[3].client().remove_cluster_member(&name, true).await.unwrap();
+    cluster.members.remove(victim);
+    let left: Vec<_> = cluster.members.iter().map(|member| member.name().to_string()).collect();
+    cluster.settled(&left.iter().map(String::as_str).collect::<Vec<_>>()).await;
+}

@@ -1,0 +1,153 @@
+//! Joins that work, and joins that fail and leave nothing behind.
+
+use std::net::TcpListener;
+
+use cluster_tests::{Answer, Caller, Daemon, Payload, Target, TestCluster, eventually, stranger};
+use microcluster_client::{Error, Secret};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn two_members_join_at_the_same_time() {
+    let mut cluster = TestCluster::start(1).await;
+    let (second, third) = tokio::join!(Daemon::start("c2"), Daemon::start("c3"));
+    let tokens = (cluster.members[0].token(second.name()).await, cluster.members[0].token(third.name()).await);
+    let joined = tokio::join!(second.join(&tokens.0), third.join(&tokens.1));
+    joined.0.unwrap();
+    joined.1.unwrap();
+    cluster.members.extend([second, third]);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    assert_eq!(cluster.members[0].client().tokens().await.unwrap(), [], "both tokens are spent");
+    cluster.members[2].sql("CREATE TABLE t (a)").await;
+    cluster.replicas_agree().await;
+}
+
+/// Every way that a join is refused: nothing of it is left on either side, and what could have been
+/// right all along, the token, is still good.
+#[tokio::test]
+async fn a_join_that_fails_can_be_tried_again_with_the_same_token() {
+    let mut cluster = TestCluster::start(1).await;
+    let mut joiner = Daemon::start("c2").await;
+    let token = cluster.members[0].token(joiner.name()).await;
+    let nothing_is_left = async |joiner: &Daemon| {
+        joiner.is_uninitialised().await.unwrap();
+        assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1"]);
+        assert_eq!(cluster.members[0].client().tokens().await.unwrap().len(), 1);
+        assert_eq!(cluster.members[0].status().await.unwrap().members, 1);
+    };
+
+    let taken = TcpListener::bind(joiner.address().socket_addr()).unwrap();
+    refused(&joiner, &token, 409, &joiner.address().to_string()).await;
+    nothing_is_left(&joiner).await;
+    drop(taken);
+
+    refused(&joiner, &Secret::new("bm90IGEgdG9rZW4="), 400, "token").await;
+    nothing_is_left(&joiner).await;
+
+    joiner.rename("c9");
+    refused(&joiner, &token, 403, "c9").await;
+    nothing_is_left(&joiner).await;
+    joiner.rename("c2");
+
+    // The member that made the token is down: the joiner says whom it has tried.
+    cluster.members[0].kill();
+    refused(&joiner, &token, 503, &cluster.members[0].address().to_string()).await;
+    joiner.is_uninitialised().await.unwrap();
+    cluster.members[0].start_again().await;
+    eventually("the first member leads again", async || cluster.members[0].member_names().await).await;
+
+    joiner.join(&token).await.unwrap();
+    cluster.members.push(joiner);
+    cluster.settled(&["c1", "c2"]).await;
+}
+
+/// A joiner of another version, as the leader sees it on the wire.
+#[tokio::test]
+async fn a_joiner_of_another_version_is_refused_and_both_versions_are_named() {
+    let mut cluster = TestCluster::start(1).await;
+    let joiner = Daemon::start("c2").await;
+    let token = cluster.members[0].token(joiner.name()).await;
+    let own = cluster.members[0].members().await.unwrap().remove(0);
+    let presented = json!({
+        "name": "c2",
+        "address": joiner.address().to_string(),
+        "certificate": stranger("c2").cert_pem,
+        "schema_internal_version": own.schema_internal_version,
+        "schema_external_version": own.schema_external_version,
+        "extensions": own.extensions,
+        "secret": secret_of(&token),
+    });
+    let present = async |change: &dyn Fn(&mut Value)| -> Answer {
+        let mut body = presented.clone();
+        change(&mut body);
+        let target = Target::new(&cluster.members[0], Caller::Stranger);
+        target.send("POST /core/internal/cluster", Payload::json(&body)).await
+    };
+    let message = present(&|body| body["schema_internal_version"] = json!(77)).await.error(409);
+    assert!(message.contains("77") && message.contains(&own.schema_internal_version.to_string()), "{message}");
+    let message = present(&|body| body["schema_external_version"] = json!(78)).await.error(409);
+    assert!(message.contains("78"), "{message}");
+    let message = present(&|body| body["extensions"] = json!(["only_here"])).await.error(409);
+    assert!(message.contains("only_here"), "{message}");
+    let message = present(&|body| body["address"] = json!(own.address.to_string())).await.error(409);
+    assert!(message.contains("c1") && message.contains(&own.address.to_string()), "{message}");
+    let message = present(&|body| body["certificate"] = json!(stranger("c8").cert_pem)).await.error(400);
+    assert!(message.contains("c8") && message.contains("c2"), "{message}");
+    assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1"]);
+    joiner.join(&token).await.expect("the token is still good");
+    cluster.members.push(joiner);
+    cluster.settled(&["c1", "c2"]).await;
+}
+
+/// An address or a name that belongs to a member is refused before anything happens to that member.
+#[tokio::test]
+async fn the_name_of_a_member_is_taken() {
+    let cluster = TestCluster::start(2).await;
+    let mut joiner = Daemon::start("c2").await;
+    let token = cluster.members[0].token(joiner.name()).await;
+    refused(&joiner, &token, 409, "c2").await;
+    joiner.is_uninitialised().await.unwrap();
+    joiner.rename("c3");
+    let token = cluster.members[1].token(joiner.name()).await;
+    joiner.join(&token).await.unwrap();
+    assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2", "c3"]);
+}
+
+/// The leader dies while somebody joins: the join ends well under the next leader.
+#[tokio::test]
+async fn the_leader_is_killed_during_a_join() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let leader = cluster.leader().await;
+    let survivor = (leader + 1) % 3;
+    let joiner = Daemon::start("c4").await;
+    let token = cluster.members[survivor].token(joiner.name()).await;
+    {
+        let mut join = std::pin::pin!(joiner.join(&token));
+        // Half-way: the joiner has its record and is to be confirmed.
+        let record = joiner.dir().join("joining.json");
+        let half_way = eventually("the join is half-way", async || record.exists().then_some(()).ok_or("it is not"));
+        tokio::select! {
+            ended = join.as_mut() => panic!("it ended before the leader was killed: {ended:?}"),
+            () = half_way => {}
+        }
+        cluster.members[leader].kill();
+        join.await.expect("the join goes on under the next leader");
+    }
+    cluster.members.push(joiner);
+    cluster.members[leader].start_again().await;
+    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+    assert_eq!(cluster.members[0].client().tokens().await.unwrap(), []);
+}
+
+async fn refused(joiner: &Daemon, token: &Secret, code: u16, named: &str) {
+    let error: Error = joiner.join(token).await.unwrap_err();
+    assert_eq!(error.code(), Some(code), "{error}");
+    assert!(error.to_string().contains(named), "{named} is to be in: {error}");
+}
+
+/// The secret in a token.
+fn secret_of(token: &Secret) -> Value {
+    use base64::Engine;
+    let json = base64::engine::general_purpose::STANDARD.decode(token.expose()).unwrap();
+    serde_json::from_slice::<Value>(&json).unwrap()["secret"].take()
+}

@@ -1,0 +1,10 @@
+//! Clusters of real daemons: writes and reads, deaths and restarts, joins and removals.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bootstrap;
+mod crash;
+mod join;
+mod join_crash;
+mod replace;
+mod stop;
+mod writes;

@@ -1,0 +1,64 @@
+//! Clean stops, and the lock of the state directory.
+
+use cluster_tests::{Daemon, TestCluster, Writers};
+
+#[tokio::test]
+async fn a_daemon_stops_cleanly_on_a_signal_and_on_request() {
+    let mut daemon = Daemon::start("c1").await;
+    assert_eq!(daemon.stop().await.code(), Some(0), "before it is initialised");
+    daemon.start_again().await;
+    daemon.bootstrap().await;
+    daemon.sql("CREATE TABLE t (a); INSERT INTO t VALUES (1)").await;
+    assert_eq!(daemon.stop().await.code(), Some(0));
+    daemon.start_again().await;
+    daemon.client().shutdown().await.unwrap();
+    assert_eq!(daemon.ended().await.code(), Some(0));
+    daemon.start_again().await;
+    cluster_tests::microctl(&daemon, &["shutdown"]).await.done();
+    assert_eq!(daemon.ended().await.code(), Some(0));
+    daemon.start_again().await;
+    assert_eq!(daemon.sql("SELECT a FROM t").await.len(), 1);
+}
+
+/// Stopping a member, the leader too, is nothing that clients lose a row by.
+#[tokio::test]
+async fn members_stop_one_after_another_under_writing_clients() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let mut writers = Writers::start(&cluster, 3).await;
+    for _ in 0..3 {
+        writers.advance(10).await;
+        let leader = cluster.leader().await;
+        assert_eq!(cluster.members[leader].stop().await.code(), Some(0));
+        writers.advance(10).await;
+        cluster.members[leader].start_again().await;
+    }
+    let ledger = writers.stop().await;
+    for member in &cluster.members {
+        ledger.check(member).await;
+    }
+    cluster.replicas_agree().await;
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_directory_is_refused() {
+    let first = Daemon::start("c1").await;
+    first.bootstrap().await;
+    let mut command = first.command();
+    let output = command.stderr(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let state_dir = first.dir();
+    assert!(said.contains("another daemon") && said.contains(state_dir.to_str().unwrap()), "{said}");
+    first.client().ready().await.expect("the first one goes on");
+}
+
+/// What a killed daemon leaves on disk is in nobody's way.
+#[tokio::test]
+async fn a_daemon_starts_after_one_that_was_killed() {
+    let mut daemon = Daemon::start("c1").await;
+    daemon.kill();
+    assert!(daemon.dir().join("control.socket").exists());
+    daemon.start_again().await;
+    daemon.is_uninitialised().await.unwrap();
+}
