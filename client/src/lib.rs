@@ -50,6 +50,6 @@ pub use tls::{Identity, PinnedVerifier, ServerTrust, TlsError, client_config};
 pub use types::{
     CertificateExpiry, Consistency, ControlRequest, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Envelope,
     EnvelopeType, HeartbeatInfo, InitConfig, JoinRequest, JoinResponse, KeyPair, Leader, Member, MemberLocal,
-    MemberStatus, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult, SqlResultType, SqlResults,
-    Timestamp, TimestampError, TokenRecord, TokenRequest,
+    MemberStatus, MemberVerdict, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult, SqlResultType,
+    SqlResults, Timestamp, TimestampError, TokenRecord, TokenRequest, Verdict, Verification,
 };

@@ -12,7 +12,8 @@ mod timestamp;
 pub use cluster::{HeartbeatInfo, Member, MemberLocal, MemberStatus, Role};
 pub use control::{ControlRequest, InitConfig, TokenRecord, TokenRequest};
 pub use daemon::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, ServerConfig, ServerStatus,
+    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, MemberVerdict, ServerConfig,
+    ServerStatus, Verdict, Verification,
 };
 pub use envelope::{Empty, Envelope, EnvelopeType};
 pub use join::{JoinRequest, JoinResponse};

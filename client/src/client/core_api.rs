@@ -8,7 +8,7 @@ use http::Method;
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
     ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest,
-    SqlResults, TokenRecord, TokenRequest,
+    SqlResults, TokenRecord, TokenRequest, Verification,
 };
 
 /// A dump is the whole database as text.
@@ -115,6 +115,14 @@ impl Client {
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
         self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+    }
+
+    /// Compares what the members hold, at one index of the log.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn verify_database(&self) -> Result<Verification, Error> {
+        self.query(Method::POST, "/core/1.0/database/verify", ()).await
     }
 
     /// The join tokens that have not been used. Unix socket only.

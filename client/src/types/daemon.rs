@@ -118,3 +118,42 @@ pub struct KeyPair {
     #[serde(deserialize_with = "lenient::null_default")]
     pub ca: String,
 }
+
+/// Whether the members hold the same, at one index of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// The log index at which the members were compared.
+    pub index: u64,
+    /// SHA-256 over the schema and all rows, as most members have it; empty when there is no such majority.
+    pub digest: String,
+    /// What was found out about each member.
+    pub members: Vec<MemberVerdict>,
+}
+
+/// What a comparison found out about one member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberVerdict {
+    /// The member's name.
+    pub name: String,
+    /// Its cluster address.
+    pub address: String,
+    /// What it holds.
+    pub verdict: Verdict,
+    /// The reason, where there is more to say.
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// What a member holds, next to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The same as most members.
+    Same,
+    /// Something else.
+    Different,
+    /// It cannot read what it holds.
+    Damaged,
+    /// It did not answer in time.
+    Unknown,
+}

@@ -1,4 +1,5 @@
-//! The Raft transport: a connection that is upgraded and handed to the database.
+//! The database as a whole: the Raft transport, a connection that is upgraded and handed to it, and the comparison of the
+//! members.
 
 use std::sync::Arc;
 
@@ -11,7 +12,10 @@ use hyper_util::rt::TokioIo;
 
 use super::routes::Connection;
 use crate::cluster::Node;
-use crate::db::PROTOCOL;
+use microcluster_client::{MemberVerdict, Verdict, Verification};
+
+use super::envelope::Answer;
+use crate::db::{self, PROTOCOL};
 use crate::error::Error;
 use crate::state::State;
 
@@ -63,4 +67,23 @@ async fn serve(node: &Node, upgrade: OnUpgrade) {
         Ok(upgraded) => node.db.serve_peer(Box::new(TokioIo::new(upgraded))).await,
         Err(e) => tracing::debug!(error = %e, "a Raft transport was not opened"),
     }
+}
+
+/// POST `/core/1.0/database/verify`: whether the members hold the same.
+pub(super) async fn database_verify(state: State) -> Result<Answer<Verification>, Error> {
+    let found = state.node()?.db.verify().await?;
+    let members = found.members.into_iter().map(|(_, peer, verdict)| {
+        let (verdict, detail) = match verdict {
+            db::Verdict::Same => (Verdict::Same, String::new()),
+            db::Verdict::Different => (Verdict::Different, String::new()),
+            db::Verdict::Damaged(detail) => (Verdict::Damaged, detail),
+            db::Verdict::Unknown(detail) => (Verdict::Unknown, detail),
+        };
+        MemberVerdict { name: peer.name, address: peer.address, verdict, detail }
+    });
+    Ok(Answer(Verification {
+        index: found.index,
+        digest: found.digest.unwrap_or_default(),
+        members: members.collect(),
+    }))
 }

@@ -25,6 +25,7 @@ pub(super) fn table() -> Vec<Route> {
         Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list),
         Route::new(M::GET, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_show),
         Route::new(M::DELETE, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_remove).leader(),
+        Route::new(M::POST, "/core/1.0/database/verify", UNIX_AND_TLS, database::database_verify),
         Route::new(M::DELETE, "/core/1.0/tokens/{name}", UNIX_AND_TLS, tokens::token_revoke),
         Route::new(M::POST, "/core/control", UNIX, control::daemon_initialise)
             .access(Socket)
@@ -74,6 +75,7 @@ mod tests {
         ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, true),
+        ("/core/1.0/database/verify", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/tokens/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
         ("/core/control", "POST", "u", Access::Socket, Phase::Always, false),
         ("/core/control/shutdown", "POST", "u", Access::Socket, Phase::Always, false),

@@ -1,7 +1,10 @@
 //! `microctl cluster`: the members.
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
-use microcluster_client::{Client, Fingerprint, Member, MemberStatus, Name, TIMEOUT_INIT};
+use microcluster_client::{
+    Client, Fingerprint, Member, MemberStatus, MemberVerdict, Name, TIMEOUT_INIT, Verdict, Verification,
+};
 
 use super::output::{Field, Listing, Look, Output, print, tell};
 
@@ -11,6 +14,8 @@ pub enum Command {
     List(Output),
     /// Show one member
     Show(Show),
+    /// Compare what the members hold in their databases, at one index of the log; fails if one differs
+    Verify(Output),
     /// Remove a member from the cluster; it is an uninitialised daemon afterwards
     Remove(Remove),
 }
@@ -43,6 +48,20 @@ impl Command {
                 let member = client.cluster_member(&name).await?;
                 print(&output.format.render(Look::of_stdout(), &member, details)?)
             }
+            Command::Verify(output) => {
+                let found = client.timeout(TIMEOUT_INIT).verify_database().await?;
+                print(&output.format.render(Look::of_stdout(), &found, verdicts)?)?;
+                let bad = |member: &&MemberVerdict| matches!(member.verdict, Verdict::Different | Verdict::Damaged);
+                if let Some(member) = found.members.iter().find(bad) {
+                    bail!(
+                        "{} does not hold what the others hold; remove it with `microctl cluster remove {} --force`, \
+                         empty its state directory and let it join again",
+                        member.name,
+                        member.name
+                    );
+                }
+                Ok(())
+            }
             Command::Remove(Remove { name, force }) => {
                 client.timeout(TIMEOUT_INIT).remove_cluster_member(&name, force).await?;
                 tell(&format!("{name} is no member of the cluster any more"));
@@ -63,6 +82,20 @@ fn listing(members: &[Member]) -> Listing {
             Field::new(fingerprint(member)),
             status(member.status),
         ]);
+    }
+    listing
+}
+
+fn verdicts(found: &Verification) -> Listing {
+    let mut listing = Listing::new(["NAME", "ADDRESS", "DATABASE", "DETAIL"]).wrapping(3);
+    for member in &found.members {
+        let verdict = match member.verdict {
+            Verdict::Same => Field::good("same"),
+            Verdict::Different => Field::bad("different"),
+            Verdict::Damaged => Field::bad("damaged"),
+            Verdict::Unknown => Field::bad("unknown"),
+        };
+        listing.row([Field::new(&member.name), Field::new(&member.address), verdict, Field::new(&member.detail)]);
     }
     listing
 }
