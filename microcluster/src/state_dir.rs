@@ -106,11 +106,16 @@ impl StateDir {
         self.path.join(RESET_MARKER).exists()
     }
 
+    /// Decides that all that belongs to a cluster goes: from here on it goes, now or at the next start.
+    pub fn mark_reset(&self) -> Result<(), FileError> {
+        write_file(&self.path.join(RESET_MARKER), b"", MODE_PUBLIC)
+    }
+
     /// Removes all that belongs to a cluster; the member's own identity stays. A marker makes a
     /// reset that was interrupted continue at the next start: half of a member must not come back.
     pub fn reset(&self) -> Result<(), FileError> {
         let marker = self.path.join(RESET_MARKER);
-        write_file(&marker, b"", MODE_PUBLIC)?;
+        self.mark_reset()?;
         let (cluster_crt, cluster_key) = self.key_pair("cluster");
         let files = [self.daemon_config(), self.join_record(), cluster_crt, cluster_key, self.path.join("cluster.ca")];
         for file in &files {

@@ -10,6 +10,9 @@ use tokio::sync::watch;
 
 use crate::state_dir::{FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file};
 
+/// How much of a name its file's name holds; from there on the fingerprint tells members apart.
+const STEM_NAME_MAX: usize = 160;
+
 /// One member that is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrustedMember {
@@ -56,7 +59,7 @@ impl TrustSet {
     /// Replaces the cache on disk by this set.
     pub fn store(&self, truststore: &Path) -> Result<(), FileError> {
         for member in self.iter() {
-            let path = truststore.join(format!("{}.yaml", member.name));
+            let path = truststore.join(format!("{}.yaml", stem(member)));
             let text = serde_norway::to_string(&member.public()).map_err(|e| FileError {
                 action: "write",
                 path: path.clone(),
@@ -71,7 +74,7 @@ impl TrustSet {
             let path = entry.map_err(error)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_current =
-                name.strip_suffix(".yaml").is_some_and(|name| self.iter().any(|member| member.name == name));
+                name.strip_suffix(".yaml").is_some_and(|name| self.iter().any(|member| stem(member) == name));
             if !is_current {
                 remove_file(&path)?;
             }
@@ -103,6 +106,15 @@ impl TrustSet {
             }
         }
         Ok(members.into_iter().collect())
+    }
+}
+
+/// The name of a member's file. The longest names would not fit a file's name.
+fn stem(member: &TrustedMember) -> String {
+    let name = member.name.as_str();
+    match name.get(..STEM_NAME_MAX) {
+        Some(start) => format!("{start}-{}", member.fingerprint),
+        None => name.to_owned(),
     }
 }
 

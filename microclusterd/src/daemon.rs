@@ -95,7 +95,13 @@ impl DemoDaemon {
         std::thread::spawn(move || {
             // A pipe from the demo, which never writes: it ends when the demo ends, however it does.
             let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-            let _ = fs::remove_dir_all(&dir);
+            // The daemon beside it still writes: what it makes meanwhile is in the way of one attempt, not of all.
+            for _ in 0..50 {
+                if fs::remove_dir_all(&dir).is_ok() || !dir.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
             // The last member takes the demo's own directory along; for the others it is not empty.
             if let Some(parent) = dir.parent() {
                 let _ = fs::remove_dir(parent);

@@ -11,6 +11,7 @@ use crate::cluster::RemoveError;
 use crate::cluster::join::Claim;
 use crate::error::Error;
 use crate::state::State;
+use crate::tasks::blocking;
 
 /// GET `/core/1.0/cluster`
 pub(super) async fn members_list(state: State) -> Result<Answer<Vec<Member>>, Error> {
@@ -76,6 +77,11 @@ pub(super) async fn member_reset(state: State, PathName(name): PathName) -> Resu
     if own != name {
         return Err(Error::not_found(format!("this is the member {own}, not {name}")));
     }
+    // Decided on disk before it is answered: whoever is told once needs not be told again after a crash.
+    let dir = state.dir().clone();
+    blocking("reset marker", move || dir.mark_reset())
+        .await?
+        .map_err(|e| Error::internal("the reset cannot be recorded").caused_by(e))?;
     state.reset().await?;
     Ok(EMPTY)
 }

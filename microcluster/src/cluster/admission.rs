@@ -59,6 +59,12 @@ impl Node {
             return Err(AdmitError::CertificateName { name: request.name, names });
         }
         let name = request.name.clone();
+        let tokens = self.db.read(db::Consistency::Linearizable, tokens::all).await;
+        let tokens = tokens.map_err(|source| AdmitError::Database { name: name.clone(), source })?;
+        if tokens::find(&tokens, &request.secret).is_none() {
+            // Before the lock: whoever has no token holds up nobody.
+            return Err(Refusal::TokenUnknown { name }.into());
+        }
         let _membership = self.membership.lock().await;
         let voters = self.db.status().voters;
         let own = self.versions.clone();
@@ -143,7 +149,7 @@ impl Node {
         members.insert(row.id, raft.voters.contains(&row.id).then_some(FullRole::Voter));
         let assigned = roles::assign(roles::POLICY_DEFAULT, &members);
         let role = RowRole::from(assigned.get(&row.id).copied().unwrap_or(FullRole::Spare));
-        if role == RowRole::Voter && !raft.voters.contains(&row.id) {
+        if role == RowRole::Voter {
             let mut voters = raft.voters;
             voters.insert(row.id);
             self.ensure_voters(voters).await?;
@@ -181,7 +187,12 @@ impl Node {
         id: NodeId,
         secret: Option<&Secret>,
     ) -> Result<Option<MemberRow>, ConfirmError> {
-        let gone = || ConfirmError::Gone { name: name.clone() };
+        let votes = self.db.status().voters.contains(&id);
+        // A joiner that is told so throws its log away: never one that votes. The reconciler takes it in.
+        let gone = || match votes {
+            true => ConfirmError::InProgress { name: name.clone() },
+            false => ConfirmError::Gone { name: name.clone() },
+        };
         let read = self.db.read(db::Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?)));
         let (rows, tokens) = read.await.map_err(|source| ConfirmError::Database { name: name.clone(), source })?;
         let row = rows.into_iter().find(|row| row.id == id && row.name == *name).ok_or_else(gone)?;

@@ -52,6 +52,8 @@ pub(crate) struct Claim {
 pub(crate) enum Step {
     Record,
     Open,
+    /// As `Open`, after a restart: it may vote by now, so its log must not be thrown away.
+    Reopen,
     Confirm,
     Await,
     Commit,
@@ -82,7 +84,7 @@ impl Step {
         match (self, outcome) {
             (step @ (Step::Joined | Step::NotJoined | Step::Suspended), _) => step,
             (Step::Record, Done) => Step::Open,
-            (Step::Open, Done) => Step::Confirm,
+            (Step::Open | Step::Reopen, Done) => Step::Confirm,
             (Step::Confirm, Done) => Step::Await,
             (Step::Await, Done) => Step::Commit,
             (Step::Commit, Done) => Step::Joined,
@@ -90,10 +92,18 @@ impl Step {
             // Nothing that votes exists yet: the leader drops the row by itself if it is not told.
             (Step::Record | Step::Open, Failed) => Step::Undo,
             // It may vote by now; only the leader can tell.
-            (Step::Confirm | Step::Await | Step::Commit, Failed) => Step::Suspended,
+            (Step::Reopen | Step::Confirm | Step::Await | Step::Commit, Failed) => Step::Suspended,
             (Step::Undo, Failed) => Step::Suspended,
             (Step::Undo, Gone) => Step::NotJoined,
             (_, Gone) => Step::Undo,
+        }
+    }
+
+    /// Where a suspended join goes on when it is tried again: what it waited for may have come, or the leader may know better.
+    pub fn again(self) -> Step {
+        match self {
+            Step::Await => Step::Confirm,
+            step => step,
         }
     }
 
@@ -331,7 +341,7 @@ mod tests {
     /// A joiner that may vote throws its log away on the leader's word alone.
     #[test]
     fn after_a_confirm_only_the_leader_can_undo_the_join() {
-        for step in [Step::Confirm, Step::Await, Step::Commit] {
+        for step in [Step::Reopen, Step::Confirm, Step::Await, Step::Commit] {
             assert_eq!(step.next(Outcome::Failed), Step::Suspended, "{step:?}");
         }
         for step in [Step::Record, Step::Open, Step::Confirm, Step::Await] {

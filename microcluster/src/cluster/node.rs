@@ -171,9 +171,10 @@ impl Node {
         self.confirming.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Changes the voters unless they are these already.
+    /// Changes the voters unless they are these already; finishes a change that was interrupted.
     pub(super) async fn ensure_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), db::Error> {
-        if self.db.status().voters == voters {
+        let status = self.db.status();
+        if status.voters == voters && !status.is_joint {
             return Ok(());
         }
         self.db.set_voters(voters).await

@@ -43,6 +43,8 @@ struct View<'a> {
     rows: &'a [MemberRow],
     tokens: &'a [TokenRow],
     voters: &'a BTreeSet<NodeId>,
+    /// A change of the voters was begun and not finished.
+    is_joint: bool,
     learners: &'a BTreeSet<NodeId>,
     /// Joiners that catch up now.
     confirming: &'a HashSet<NodeId>,
@@ -89,7 +91,12 @@ impl Node {
             // The cluster is being bootstrapped.
             return Ok(());
         }
-        let overdue = overdue(&rows, pending_since, Instant::now());
+        let now = Instant::now();
+        // One that catches up is not late, however long that takes.
+        for id in self.confirming().iter() {
+            pending_since.insert(*id, now);
+        }
+        let overdue = overdue(&rows, pending_since, now);
         if self.actions(&rows, &token_rows, &overdue).is_empty() {
             return Ok(());
         }
@@ -110,6 +117,7 @@ impl Node {
             rows,
             tokens,
             voters: &raft.voters,
+            is_joint: raft.is_joint,
             learners: &raft.learners,
             confirming: &self.confirming(),
             overdue,
@@ -199,7 +207,7 @@ fn plan_roles(view: &View<'_>) -> Vec<Action> {
         assigned.iter().filter(|(_, role)| **role == FullRole::Voter).map(|(id, _)| *id).collect();
     let is_pending = |row: &MemberRow| row.role == RowRole::Pending;
     let mut actions = Vec::new();
-    if !voters.is_empty() && voters != *view.voters && !view.rows.iter().any(is_pending) {
+    if !voters.is_empty() && (voters != *view.voters || view.is_joint) && !view.rows.iter().any(is_pending) {
         actions.push(Action::SetVoters(voters));
     }
     let changes: BTreeMap<NodeId, (RowRole, RowRole)> = view
@@ -248,6 +256,7 @@ mod tests {
         rows: Vec<MemberRow>,
         tokens: Vec<TokenRow>,
         voters: Vec<NodeId>,
+        is_joint: bool,
         learners: Vec<NodeId>,
         confirming: Vec<NodeId>,
         overdue: Vec<NodeId>,
@@ -259,6 +268,7 @@ mod tests {
                 rows: rows.iter().map(|(id, role)| row(*id, *role)).collect(),
                 tokens: vec![token(1)],
                 voters: voters.to_vec(),
+                is_joint: false,
                 learners: learners.to_vec(),
                 confirming: vec![],
                 overdue: vec![],
@@ -270,6 +280,7 @@ mod tests {
                 rows: &self.rows,
                 tokens: &self.tokens,
                 voters: &self.voters.iter().copied().collect(),
+                is_joint: self.is_joint,
                 learners: &self.learners.iter().copied().collect(),
                 confirming: &self.confirming.iter().copied().collect(),
                 overdue: &self.overdue.iter().copied().collect(),
@@ -332,5 +343,13 @@ mod tests {
         assert_eq!(overdue(&rows, &mut since, start + PENDING_TIMEOUT), [2].into());
         assert!(overdue(&rows[..1], &mut since, start + PENDING_TIMEOUT).is_empty());
         assert!(since.is_empty());
+    }
+
+    #[test]
+    fn a_change_of_the_voters_that_was_interrupted_is_finished() {
+        let mut world = World::new(&[(1, Voter), (2, Voter), (3, Voter)], &[1, 2, 3], &[]);
+        assert_eq!(world.plan(), []);
+        world.is_joint = true;
+        assert_eq!(world.plan(), [Action::SetVoters(BTreeSet::from([1, 2, 3]))]);
     }
 }

@@ -89,10 +89,18 @@ impl CoreShared {
         let Ok((server, cluster)) = loaded else {
             return;
         };
+        let member = self.state.joined_node();
         if let Some(pair) = usable("server", server) {
-            self.state.server_certificate().set(pair);
+            let is_other = pair.fingerprint() != self.state.server_certificate().current().fingerprint();
+            if member.is_ok() && is_other {
+                tracing::error!(
+                    "server.crt has changed and is not used: the other members know this one by the certificate that it joined with"
+                );
+            } else {
+                self.state.server_certificate().set(pair);
+            }
         }
-        let Ok(node) = self.state.joined_node() else {
+        let Ok(node) = member else {
             return;
         };
         if let Some(pair) = usable("cluster", cluster) {

@@ -60,7 +60,7 @@ impl CoreShared {
     /// Goes on with a join that a stop of the daemon interrupted.
     pub(super) async fn resume_join(&self, record: JoinRecord) {
         tracing::info!(member = %record.name, id = record.id, "going on with a join");
-        if let Err(e) = self.carry_on(record, Step::Open, None).await {
+        if let Err(e) = self.carry_on(record, Step::Reopen, None).await {
             tracing::error!(error = %Chain(&e), "the join failed");
         }
     }
@@ -98,7 +98,14 @@ impl CoreShared {
         while !step.is_final() {
             tracing::debug!(?step, member = %joining.record.name, "joining");
             let outcome = joining.take(step).await;
-            step = step.next(outcome);
+            let next = step.next(outcome);
+            if next == Step::Suspended && !self.changes.is_stopping() {
+                // Only the leader can say that this is no member; until one can be asked, it goes on waiting.
+                tokio::time::sleep(RETRY_PAUSE.1).await;
+                step = step.again();
+            } else {
+                step = next;
+            }
         }
         match (step, joining.cause) {
             (Step::Joined, _) => Ok(()),
@@ -112,7 +119,7 @@ impl Joining<'_> {
     async fn take(&mut self, step: Step) -> Outcome {
         let done = match step {
             Step::Record => self.write_record().await,
-            Step::Open => self.open().await,
+            Step::Open | Step::Reopen => self.open().await,
             Step::Confirm => self.confirm().await,
             Step::Await => self.await_membership().await,
             Step::Commit => self.commit().await,
@@ -163,7 +170,11 @@ impl Joining<'_> {
         .await??;
         let (id, name, trust) = (record.id, record.name.clone(), Trust::new(trusted));
         let node = open_node(&self.core.state, Identity { id, name, address, trust, cluster }).await?;
-        self.core.serve(&node, tcp).await?;
+        if let Err(e) = self.core.serve(&node, tcp).await {
+            // The next try opens it again.
+            node.db.shutdown().await;
+            return Err(e);
+        }
         self.core.state.set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
         self.node = Some(node);
         Ok(())

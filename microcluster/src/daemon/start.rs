@@ -114,8 +114,16 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
         dir.reset()?;
     }
     let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let server = certificates::load_or_make_server(&dir, &machine)?;
     let found = find(&dir)?;
+    let server = match found {
+        // The others know a member by its certificate: another one would be a stranger's.
+        Found::Member(_) | Found::Joiner(_) => {
+            let (path, _) = dir.key_pair("server");
+            let missing = || StartError::Content { path, reason: "it or its key is missing".into() };
+            certificates::load(&dir, "server")?.ok_or_else(missing)?
+        }
+        Found::Nothing => certificates::load_or_make_server(&dir, &machine)?,
+    };
     if matches!(found, Found::Nothing) && (dir.database().exists() || dir.key_pair("cluster").0.exists()) {
         // Neither a member nor a joiner: a bootstrap that did not get to its end. Nobody was told of it.
         tracing::warn!("removing what a bootstrap that was interrupted has left");

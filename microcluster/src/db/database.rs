@@ -1,5 +1,7 @@
 //! The handle on a member's database: opens it, runs calls, shuts it down.
 
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,7 +106,7 @@ impl Database {
         let shared = Arc::clone(state_machine.shared());
         let peers = Arc::new(Peers::new(connector));
         let factory = NetworkFactory { peers: Arc::clone(&peers), dir: state_machine.dir().to_owned() };
-        let config = Arc::new(raft_config(&timings).map_err(|error| OpenError::Raft(error.to_string()))?);
+        let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
@@ -432,6 +434,9 @@ impl Inner {
 fn open_files(dir: PathBuf) -> Result<(LogStore, StateMachine), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
     let state_dir = dir.join("state");
+    // Everything the cluster knows is in there, the secrets of join tokens included: it is for the daemon's user alone.
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(folder)?;
+    std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(folder)?;
     std::fs::create_dir_all(&state_dir).map_err(folder)?;
     let log = LogStore::open(&dir.join("log"), LogOptions::default())
         .map_err(|error: LogError| OpenError::Log { dir: dir.clone(), message: chain(&error) })?;
@@ -440,7 +445,7 @@ fn open_files(dir: PathBuf) -> Result<(LogStore, StateMachine), OpenError> {
     Ok((log, state_machine))
 }
 
-fn raft_config(timings: &Timings) -> Result<Config, openraft::ConfigError> {
+fn raft_config(timings: &Timings) -> Result<Config, String> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Config {
         cluster_name: "microcluster".to_owned(),
@@ -454,6 +459,7 @@ fn raft_config(timings: &Timings) -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
+    .map_err(|error| error.to_string())
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

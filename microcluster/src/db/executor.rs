@@ -292,7 +292,7 @@ pub(crate) fn query(
         prepared.execute(rusqlite::params_from_iter(parameters))?;
         return Ok(Queried::None);
     }
-    let columns: Vec<String> = prepared.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
     let width = columns.len();
     let mut rows = Vec::new();
     let mut size = 0;

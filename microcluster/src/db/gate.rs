@@ -44,8 +44,7 @@ impl WriteGate {
     pub fn enter_as_writer(&self) -> Entered<'_> {
         let mut state = self.lock();
         state.writer_waits = true;
-        loop {
-            let Some(holder) = &state.holder else { break };
+        while let Some(holder) = &state.holder {
             let Holder::Closure(closure) = holder else {
                 state = self.released.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;

@@ -43,6 +43,8 @@ pub struct Status {
     pub has_quorum: bool,
     /// The nodes that vote.
     pub voters: BTreeSet<NodeId>,
+    /// Whether a change of the voters was begun and not finished: a majority of the old and of the new ones is needed.
+    pub is_joint: bool,
     /// The nodes that have the log and do not vote.
     pub learners: BTreeSet<NodeId>,
     /// Where all nodes are.
@@ -91,6 +93,7 @@ impl Status {
             applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
             has_quorum,
             voters: membership.voter_ids().collect(),
+            is_joint: membership.get_joint_config().len() > 1,
             learners: membership.learner_ids().collect(),
             nodes: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
         }

@@ -1,7 +1,7 @@
 //! `microctl status`: this member.
 
 use clap::Args;
-use microcluster_client::{Client, DaemonStatus, ServerStatus, Timestamp};
+use microcluster_client::{Client, DaemonStatus, Error, ServerStatus, Timestamp};
 
 use super::output::{Field, Listing, Look, Output, print};
 
@@ -26,7 +26,7 @@ impl Arguments {
                 if status.address.is_some() {
                     return Err(error.into());
                 }
-                format.render(look, &status, uninitialised)?
+                format.render(look, &status, |status| no_member(status, &error))?
             }
         };
         print(&text)
@@ -69,12 +69,13 @@ fn member(status: &DaemonStatus, now: Timestamp) -> Listing {
     listing
 }
 
-fn uninitialised(status: &ServerStatus) -> Listing {
+/// What can be said of a daemon that is no member: why, in its own words.
+fn no_member(status: &ServerStatus, error: &Error) -> Listing {
     let mut listing = Listing::new(["FIELD", "VALUE"]);
     let mut row = |name: &str, value: Field| listing.row([Field::new(name), value]);
     row("name", Field::new(&status.name));
     row("version", Field::new(&status.version));
-    row("state", Field::bad("not initialised: begin a cluster or join one with `microctl init`"));
+    row("state", Field::bad(error.to_string()));
     listing
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Disk {
 /// Measures the disk that holds `dir`, for two seconds at the most.
 pub(super) fn measure(dir: &Path) -> anyhow::Result<Disk> {
     let path = dir.join(".bench.tmp");
-    let measured = File::create(&path).map_err(anyhow::Error::from).and_then(|file| run(file));
+    let measured = File::create(&path).map_err(anyhow::Error::from).and_then(run);
     fs::remove_file(&path).ok();
     measured
 }
