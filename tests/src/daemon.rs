@@ -190,12 +190,12 @@ impl Daemon {
     /// Begins a cluster.
     pub async fn bootstrap(&self) {
         let request = ControlRequest::bootstrap(self.name.clone(), self.address);
-        self.client().control(&request).await.expect("the bootstrap");
+        self.client().timeout(DEADLINE).control(&request).await.expect("the bootstrap");
     }
 
     /// Joins the cluster that gave a token.
     pub async fn join(&self, token: &Secret) -> Result<(), Error> {
-        self.client().control(&ControlRequest::join(self.name.clone(), self.address, token.clone())).await
+        self.client().timeout(DEADLINE).control(&ControlRequest::join(self.name.clone(), self.address, token.clone())).await
     }
 
     /// Makes a token for a name.
