@@ -29,6 +29,8 @@ pub struct Daemon {
     address: Address,
     /// Holds the state directory and, beside it, the log.
     root: TempDir,
+    /// Beside those that every daemon has.
+    arguments: Vec<String>,
     process: Option<Child>,
 }
 
@@ -37,7 +39,13 @@ impl Daemon {
     #[must_use]
     pub fn new(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
-        Daemon { name: name.parse().expect("a name"), address: address_free(), root, process: None }
+        let name = name.parse().expect("a name");
+        Daemon { name, address: address_free(), root, arguments: Vec::new(), process: None }
+    }
+
+    /// Gives it more arguments, for its next start.
+    pub fn arguments<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
+        self.arguments.extend(arguments.into_iter().map(str::to_owned));
     }
 
     /// A daemon that runs and is not initialised.
@@ -68,6 +76,7 @@ impl Daemon {
             .arg("--state-dir")
             .arg(self.dir())
             .args(["--heartbeat", HEARTBEAT, "--verbose"])
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -190,12 +199,15 @@ impl Daemon {
     /// Begins a cluster.
     pub async fn bootstrap(&self) {
         let request = ControlRequest::bootstrap(self.name.clone(), self.address);
-        self.client().control(&request).await.expect("the bootstrap");
+        self.client().timeout(DEADLINE).control(&request).await.expect("the bootstrap");
     }
 
     /// Joins the cluster that gave a token.
     pub async fn join(&self, token: &Secret) -> Result<(), Error> {
-        self.client().control(&ControlRequest::join(self.name.clone(), self.address, token.clone())).await
+        self.client()
+            .timeout(DEADLINE)
+            .control(&ControlRequest::join(self.name.clone(), self.address, token.clone()))
+            .await
     }
 
     /// Makes a token for a name.

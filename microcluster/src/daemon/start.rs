@@ -124,7 +124,9 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
         }
         Found::Nothing => certificates::load_or_make_server(&dir, &machine)?,
     };
-    if matches!(found, Found::Nothing) && (dir.database().exists() || dir.key_pair("cluster").0.exists()) {
+    let (cluster_cert, cluster_key) = dir.key_pair("cluster");
+    let is_begun = dir.database().exists() || cluster_cert.exists() || cluster_key.exists();
+    if matches!(found, Found::Nothing) && is_begun {
         // Neither a member nor a joiner: a bootstrap that did not get to its end. Nobody was told of it.
         tracing::warn!("removing what a bootstrap that was interrupted has left");
         dir.reset()?;

@@ -43,7 +43,7 @@ async fn a_bootstrap_is_killed_at_any_moment() {
         daemon.start_again().await;
         let is_member = eventually("it is a member or not", async || match daemon.is_uninitialised().await {
             Ok(()) => Ok(false),
-            Err(_) => daemon.member_names().await.map(|_| true),
+            Err(reason) => daemon.member_names().await.map(|_| true).map_err(|e| format!("{reason}; {e}")),
         })
         .await;
         println!("round {round}: killed after {moment:?}, is a member: {is_member}");

@@ -1,0 +1,169 @@
+//! Who may do what: every route for every caller, over the socket and over TLS.
+
+use std::process::Stdio;
+
+use cluster_tests::{Caller, Daemon, Payload, Protocol, Target, TestCluster, address_free, eventually};
+use http::StatusCode;
+use microcluster_client::ServerTrust;
+use serde_json::json;
+
+/// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one.
+type Row = (&'static str, &'static str, [u16; 4]);
+
+/// One harmless request for each route: it fails for who may use it rather than change anything. 404 is
+/// what a route gets that is not served there.
+const ROUTES: &[Row] = &[
+    ("GET /", "", [200, 200, 200, 200]),
+    ("GET /core/1.0", "", [200, 200, 200, 200]),
+    ("GET /core/1.0/ready", "", [200, 200, 403, 403]),
+    ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403]),
+    ("GET /core/1.0/daemon/servers", "", [200, 200, 403, 403]),
+    ("GET /core/1.0/daemon/status", "", [200, 200, 403, 403]),
+    ("GET /core/1.0/cluster", "", [200, 200, 403, 403]),
+    ("GET /core/1.0/cluster/c1", "", [200, 200, 403, 403]),
+    ("DELETE /core/1.0/cluster/nobody", "", [404, 404, 403, 403]),
+    ("DELETE /core/1.0/tokens/nobody", "", [404, 404, 403, 403]),
+    ("POST /core/control", "{}", [409, 404, 404, 404]),
+    ("PUT /core/control/shutdown", "", [405, 404, 404, 404]),
+    ("GET /core/control/tokens", "", [200, 404, 404, 404]),
+    ("POST /core/control/tokens", "{}", [400, 404, 404, 404]),
+    // What opens these is a token in the body, so they look into it first.
+    ("POST /core/internal/cluster", "{}", [400, 400, 400, 400]),
+    ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400]),
+    ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400]),
+    ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403]),
+    ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403]),
+    ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403]),
+    ("POST /core/internal/database", "", [400, 400, 403, 403]),
+    ("PATCH /core/internal/database", "", [200, 200, 403, 403]),
+    ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403]),
+    ("POST /core/internal/truststore", "{}", [400, 400, 403, 403]),
+    ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403]),
+    ("GET /core/internal", "", [404, 404, 404, 404]),
+    ("GET /nowhere", "", [404, 404, 404, 404]),
+];
+
+#[tokio::test]
+async fn every_route_for_every_caller() {
+    let cluster = TestCluster::start(2).await;
+    let (leader, follower) = (&cluster.members[0], &cluster.members[1]);
+    let member = Target::tls(leader.address(), Some(&follower.identity()), &leader.trust());
+    let callers = [
+        ("socket", Target::new(leader, Caller::Socket)),
+        ("member", member),
+        ("stranger", Target::new(leader, Caller::Stranger)),
+        ("nobody", Target::new(leader, Caller::Nobody)),
+    ];
+    let mut wrong = Vec::new();
+    for (request, body, expected) in ROUTES {
+        for ((caller, target), expected) in callers.iter().zip(expected) {
+            let answer = target.send(request, Payload::bytes(*body)).await;
+            if answer.status != *expected {
+                wrong.push(format!("{request} for {caller}: {} instead of {expected}", answer.status));
+            } else if *expected >= 400 {
+                let message = answer.error(*expected);
+                let path = request.split_once(' ').unwrap().1;
+                let is_unknown = *expected == 404 && !message.contains("nobody");
+                assert!(!is_unknown || message.contains(path.split('?').next().unwrap()), "{request}: {message}");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(leader.member_names().await.unwrap(), ["c1", "c2"]);
+}
+
+/// The cluster's own certificate is on every member and opens nothing.
+#[tokio::test]
+async fn the_cluster_certificate_is_no_members() {
+    let cluster = TestCluster::start(1).await;
+    let target = Target::new(&cluster.members[0], Caller::Cluster);
+    let message = target.send("GET /core/1.0/cluster", Payload::none()).await.error(403);
+    assert!(message.contains("no member"), "{message}");
+}
+
+/// The certificate of a member that was removed opens nothing from then on, on all members.
+#[tokio::test]
+async fn a_removed_member_is_a_stranger() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let removed = cluster.members.remove(2);
+    let targets: Vec<_> = cluster
+        .members
+        .iter()
+        .map(|member| Target::tls(member.address(), Some(&removed.identity()), &member.trust()))
+        .collect();
+    for target in &targets {
+        let _ = target.send("GET /core/1.0/cluster", Payload::none()).await.metadata();
+    }
+    cluster.members[0].client().remove_cluster_member(removed.name(), false).await.unwrap();
+    for target in &targets {
+        eventually("the removed member is refused", async || {
+            match target.send("GET /core/1.0/cluster", Payload::none()).await.status {
+                403 => Ok(()),
+                other => Err(format!("it gets {other}")),
+            }
+        })
+        .await;
+    }
+    eventually("the removed member is free", async || removed.is_uninitialised().await).await;
+}
+
+/// A second version of HTTP, the same answers.
+#[tokio::test]
+async fn both_versions_of_http_are_served() {
+    let cluster = TestCluster::start(1).await;
+    let daemon = &cluster.members[0];
+    for caller in [Caller::Socket, Caller::Member, Caller::Stranger, Caller::Nobody] {
+        let target = Target::new(daemon, caller);
+        let mut answers = Vec::new();
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            let target = target.clone().protocol(protocol);
+            let status = target.send("GET /core/1.0", Payload::none()).await.metadata();
+            let sql = target.send("POST /core/internal/sql", Payload::json(&json!({"query": "SELECT 1"}))).await;
+            let expected = if matches!(caller, Caller::Socket | Caller::Member) { 200 } else { 403 };
+            assert_eq!(sql.status, expected, "{caller:?} over {protocol:?}");
+            answers.push((status, sql.json()));
+        }
+        assert_eq!(answers[0], answers[1], "{caller:?}");
+    }
+}
+
+/// Before it is initialised a daemon may listen on an address, with its own certificate, for little.
+#[tokio::test]
+async fn the_pre_init_address_is_open_until_initialisation() {
+    let address = address_free();
+    let mut daemon = Daemon::new("c1");
+    daemon.arguments(["--pre-init-listen", &address.to_string()]);
+    daemon.start_again().await;
+    let trust = ServerTrust::pinned_pem(&daemon.read("server.crt")).unwrap();
+    let target = Target::tls(address, None, &trust);
+    let status = target.send("GET /core/1.0", Payload::none()).await.metadata();
+    assert_eq!(status["ready"], json!(false));
+    for request in
+        ["GET /core/1.0/cluster", "POST /core/control", "POST /core/control/shutdown", "GET /core/internal/sql"]
+    {
+        let message = target.send(request, Payload::none()).await.error(StatusCode::NOT_FOUND.as_u16());
+        assert!(message.contains(request.split_once(' ').unwrap().1), "{message}");
+    }
+    daemon.bootstrap().await;
+    eventually("the pre-init address is closed", async || {
+        match tokio::net::TcpStream::connect(address.socket_addr()).await {
+            Err(_) => Ok(()),
+            Ok(_) => Err("it takes connections"),
+        }
+    })
+    .await;
+}
+
+/// The address of a daemon that is running is refused to another one before that one serves anything.
+#[tokio::test]
+async fn a_pre_init_address_in_use_ends_the_start() {
+    let first = TestCluster::start(1).await;
+    let taken = first.members[0].address().to_string();
+    let mut daemon = Daemon::new("c2");
+    daemon.arguments(["--pre-init-listen", &taken]);
+    let output = daemon.command().stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&taken), "{said}");
+}

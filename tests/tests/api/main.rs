@@ -1,0 +1,9 @@
+//! The API of real daemons: who may do what, what bad input gets, and what the Go daemon's clients expect.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod access;
+mod contract;
+mod control;
+mod http;
+mod sql;
+mod tokens;
