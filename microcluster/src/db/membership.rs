@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
-use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::error::{ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, RaftError};
+use openraft::{ChangeMembers, LogId};
 
 use super::Database;
 use super::error::Error;
@@ -24,7 +24,11 @@ impl Database {
     /// # Errors
     /// [`Error::NotLeader`] unless this member leads; [`Error::NoQuorum`] if it took too long.
     pub async fn add_learner(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
-        self.changed(self.inner.raft.add_learner(id, peer, true)).await
+        self.changed(async {
+            let added = self.inner.raft.add_learner(id, peer, false).await?.log_id;
+            self.caught_up(id, added).await
+        })
+        .await
     }
 
     /// Makes `voters` the nodes that vote, by joint consensus. Nodes that voted before go on as learners.
@@ -88,6 +92,28 @@ impl Database {
             (Ok(Ok(_)), Ok(_)) => Ok(()),
             (Ok(Err(error)), _) => Err(no_successor(&error.to_string())),
             _ => Err(no_successor("no other voter took over in time")),
+        }
+    }
+
+    /// Waits until a node has the log up to an entry. openraft's own wait ends when the node is no more than
+    /// some thousands of entries behind: in a young cluster that is at once, whether it was ever reached or
+    /// not, and letting such a node vote can cost the quorum.
+    async fn caught_up(&self, id: NodeId, log_id: LogId<NodeId>) -> Changed<()> {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            {
+                let now = metrics.borrow_and_update();
+                let Some(replication) = &now.replication else {
+                    return Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader::empty())));
+                };
+                let membership = &now.membership_config;
+                let is_removed =
+                    *membership.log_id() >= Some(log_id) && membership.membership().get_node(&id).is_none();
+                if is_removed || replication.get(&id).copied().flatten() >= Some(log_id) {
+                    return Ok(());
+                }
+            }
+            metrics.changed().await.map_err(|_| RaftError::Fatal(Fatal::Stopped))?;
         }
     }
 
