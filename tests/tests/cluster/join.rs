@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use cluster_tests::{Answer, Caller, Daemon, Payload, Target, TestCluster, eventually, stranger};
+use cluster_tests::{Answer, Caller, Daemon, Payload, Target, TestCluster, address_free, eventually, stranger};
 use microcluster_client::{Error, Secret};
 use serde_json::{Value, json};
 
@@ -110,6 +110,44 @@ async fn the_name_of_a_member_is_taken() {
     let token = cluster.members[1].token(joiner.name()).await;
     joiner.join(&token).await.unwrap();
     assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2", "c3"]);
+}
+
+/// A joiner that asks again while its first request is under way, as one that was restarted does, is told
+/// to wait; the leader goes on, and a joiner that gives up is forgotten.
+#[tokio::test]
+async fn a_joiner_that_asks_twice_is_answered_twice() {
+    let mut cluster = TestCluster::start(1).await;
+    let leader = &cluster.members[0];
+    let joiner = Daemon::start("c2").await;
+    let token = leader.token(joiner.name()).await;
+    let own = leader.members().await.unwrap().remove(0);
+    let secret = secret_of(&token);
+    // Nobody listens at its address: the leader tries to bring it the log for as long as it is asked to.
+    let presented = json!({
+        "name": "c2",
+        "address": address_free().to_string(),
+        "certificate": stranger("c2").cert_pem,
+        "schema_internal_version": own.schema_internal_version,
+        "schema_external_version": own.schema_external_version,
+        "extensions": own.extensions,
+        "secret": secret,
+    });
+    let target = Target::new(leader, Caller::Stranger);
+    let admitted = target.send("POST /core/internal/cluster", Payload::json(&presented)).await.metadata();
+    let claim = json!({"member_id": admitted["member_id"], "secret": secret});
+    let confirm = || target.send("POST /core/internal/cluster/c2/confirm", Payload::json(&claim));
+    // One of the two waits for the joiner; nobody can tell which.
+    let answer = tokio::select! {
+        answer = confirm() => answer,
+        answer = confirm() => answer,
+    };
+    assert!(answer.error(503).contains("c2") && answer.headers.contains_key("retry-after"), "{answer:?}");
+    leader.sql("CREATE TABLE t (a)").await;
+    let _ = target.send("POST /core/internal/cluster/c2/drop", Payload::json(&claim)).await.metadata();
+    assert_eq!(leader.member_names().await.unwrap(), ["c1"]);
+    joiner.join(&token).await.expect("the token is still good");
+    cluster.members.push(joiner);
+    cluster.settled(&["c1", "c2"]).await;
 }
 
 async fn refused(joiner: &Daemon, token: &Secret, code: u16, named: &str) {
