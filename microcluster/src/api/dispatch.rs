@@ -11,13 +11,13 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use futures_util::FutureExt;
-use http::header::{ALLOW, CONTENT_LENGTH};
+use http::header::{ALLOW, CONTENT_LENGTH, EXPECT};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
 use tower::Service;
 use tracing::Instrument;
 
-use super::extract::{BodyMax, too_large};
+use super::extract::{BodyMax, drain, too_large};
 use super::forward;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route};
 use super::table::table;
@@ -106,6 +106,10 @@ impl PathRoutes {
         let connection = request.extensions().get::<Arc<Connection>>().cloned();
         let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if let Err(e) = self.check(route, connection.as_deref(), length).await {
+            // Who waits to be asked for the body is answered instead, and a stranger's is not worth reading.
+            if e.status() != StatusCode::FORBIDDEN && !request.headers().contains_key(EXPECT) {
+                drain(request.body_mut()).await;
+            }
             return e.into_response();
         }
         request.extensions_mut().insert(BodyMax(route.body_max));

@@ -16,6 +16,10 @@ use crate::state::State;
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of a refused request that are still read, and for how long.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The bound on the body of a request, from its route.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyMax(pub usize);
@@ -77,16 +81,36 @@ impl Flags {
 /// Reads the whole body, up to the bound of its route.
 pub(super) async fn read_body(request: Request) -> Result<Bytes, Error> {
     let max = request.extensions().get::<BodyMax>().map_or(0, |max| max.0);
-    let read = Limited::new(request.into_body(), max).collect();
+    let mut body = request.into_body();
+    let read = Limited::new(&mut body, max).collect();
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if is_over_limit(&*e) => Err(too_large(max)),
+        Ok(Err(e)) if is_over_limit(&*e) => {
+            drain(&mut body).await;
+            Err(too_large(max))
+        }
         Ok(Err(e)) => Err(Error::bad_request("the body of the request ended early").caused_by(e)),
         Err(_) => {
             let late = format!("the body of the request did not come within {} s", BODY_TIMEOUT.as_secs());
             Err(Error::new(StatusCode::REQUEST_TIMEOUT, late))
         }
     }
+}
+
+/// Reads on and throws away what a client still sends of a request that is refused. Over HTTP/1.1 many
+/// clients send all of it before they look for the answer, and lose that if the connection is closed on them.
+pub(super) async fn drain(body: &mut axum::body::Body) {
+    let mut left = DRAIN_BYTES_MAX;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    // In time or not, the answer is sent then.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
 }
 
 /// The answer to a body over its bound.

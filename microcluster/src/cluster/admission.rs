@@ -259,7 +259,9 @@ struct Confirming<'a> {
 impl<'a> Confirming<'a> {
     /// None when that joiner catches up already.
     fn begin(node: &'a Node, id: NodeId) -> Option<Self> {
-        node.confirming().insert(id).then_some(Confirming { node, id })
+        // In two steps: a mark that is not given would be dropped with the set locked, and take the other's away.
+        let is_first = node.confirming().insert(id);
+        is_first.then(|| Confirming { node, id })
     }
 }
 

@@ -60,7 +60,7 @@ async fn mistakes_have_their_codes_and_name_what_is_wrong() {
         (json!({"query": "SELECT load_extension('x')"}), 400, "load_extension"),
         (json!({"query": "CREATE TEMP TABLE x (a)"}), 400, "temp"),
         (json!({"query": "DELETE FROM core_cluster_members"}), 400, "core_cluster_members"),
-        (json!({"query": "SELECT 1", "query2": 1, "parameters": "x"}), 400, "parameters"),
+        (json!({"query": "SELECT 1", "parameters": "x"}), 400, "sequence"),
     ];
     for daemon in &cluster.members {
         let target = Target::new(daemon, Caller::Socket);

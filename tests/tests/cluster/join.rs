@@ -112,33 +112,6 @@ async fn the_name_of_a_member_is_taken() {
     assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2", "c3"]);
 }
 
-/// The leader dies while somebody joins: the join ends well under the next leader.
-#[tokio::test]
-async fn the_leader_is_killed_during_a_join() {
-    let mut cluster = TestCluster::start(3).await;
-    cluster.settled(&["c1", "c2", "c3"]).await;
-    let leader = cluster.leader().await;
-    let survivor = (leader + 1) % 3;
-    let joiner = Daemon::start("c4").await;
-    let token = cluster.members[survivor].token(joiner.name()).await;
-    {
-        let mut join = std::pin::pin!(joiner.join(&token));
-        // Half-way: the joiner has its record and is to be confirmed.
-        let record = joiner.dir().join("joining.json");
-        let half_way = eventually("the join is half-way", async || record.exists().then_some(()).ok_or("it is not"));
-        tokio::select! {
-            ended = join.as_mut() => panic!("it ended before the leader was killed: {ended:?}"),
-            () = half_way => {}
-        }
-        cluster.members[leader].kill();
-        join.await.expect("the join goes on under the next leader");
-    }
-    cluster.members.push(joiner);
-    cluster.members[leader].start_again().await;
-    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
-    assert_eq!(cluster.members[0].client().tokens().await.unwrap(), []);
-}
-
 async fn refused(joiner: &Daemon, token: &Secret, code: u16, named: &str) {
     let error: Error = joiner.join(token).await.unwrap_err();
     assert_eq!(error.code(), Some(code), "{error}");

@@ -59,13 +59,17 @@ pub(super) fn recorded() -> Vec<Exchange> {
 }
 
 impl Exchange {
-    /// Whether a pattern means this one: the case, then the request if several have the same case. A
-    /// `*` at an end of either stands for anything.
+    /// Whether a pattern means this one: `case`, `case: request` or `case: request#status` where several
+    /// have the same case. A `*` at an end of the case or the request stands for anything.
     pub fn is(&self, pattern: &str) -> bool {
-        let (case, request) = pattern.split_once(": ").map_or((pattern, "*"), |(case, request)| (case, request));
-        matches(case, &self.case) && matches(request, &self.request)
+        let (case, request) = pattern.split_once(": ").unwrap_or((pattern, "*"));
+        let (request, status) = request.split_once('#').map_or((request, None), |(r, status)| (r, Some(status)));
+        matches(case, &self.case)
+            && matches(request, &self.request)
+            && status.is_none_or(|status| status == self.status.to_string())
     }
 
+    /// Who sent it.
     pub fn caller(&self) -> Caller {
         match self.over.split(", User-Agent").next().unwrap() {
             "unix" => Caller::Socket,
