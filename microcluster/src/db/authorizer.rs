@@ -59,6 +59,8 @@ const PRAGMAS_WITH_ARGUMENT: &[&str] = &[
 ];
 /// Those that tell the same on every member: allowed beside writes.
 const SAME_PRAGMAS: &[&str] = &[
+    // FTS5 asks for it by itself; `Executor` sees to it that nobody else does.
+    "data_version",
     "application_id",
     "encoding",
     "foreign_key_check",
@@ -245,6 +247,7 @@ impl Inner {
             AuthAction::Read { table_name, column_name } if matches!(self.mode, Mode::Write(_)) => {
                 let is_local = starts_with_ignoring_case(table_name, BOOKKEEPING_PREFIX)
                     || table_name.eq_ignore_ascii_case("dbstat")
+                    || table_name.eq_ignore_ascii_case("pragma_data_version")
                     || (table_name.starts_with("sqlite_") && column_name.eq_ignore_ascii_case("rootpage"));
                 is_local.then(|| format!("{table_name}.{column_name} cannot be read in a write: it differs between members"))
             }

@@ -242,6 +242,10 @@ impl Executor {
         self.looks.store(0, Ordering::Relaxed);
         self.last_rowid.store(false, Ordering::Relaxed);
         prepared.reset_status(StatementStatus::VmStep);
+        if prepared.readonly() && prepared.column_count() == 1 && prepared.column_name(0)? == "data_version" {
+            let message = "PRAGMA data_version is not allowed here: it tells of this member alone".to_owned();
+            return Err(Stop::Failure(Failure::Refused { message }));
+        }
         let changes_before = self.connection.total_changes();
         let result = query(prepared, parameters, RESULT_BYTES_MAX.saturating_sub(collected.size))?;
         let result = match result {

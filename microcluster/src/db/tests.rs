@@ -340,12 +340,12 @@ async fn sql_that_would_differ_or_break_is_an_answer_and_stops_nobody() {
     };
     run("CREATE TABLE a(id INTEGER PRIMARY KEY AUTOINCREMENT, x); CREATE TABLE p(id INTEGER PRIMARY KEY);
          CREATE TABLE c(p REFERENCES p(id) DEFERRABLE INITIALLY DEFERRED); CREATE VIRTUAL TABLE f USING fts5(b, content='');
-         DROP TABLE IF EXISTS nothing")
+         DROP TABLE IF EXISTS absent")
         .await
         .unwrap();
     for sql in [
         "INSERT INTO a VALUES (9223372036854775807, 1)",
-        "UPDATE sqlite_sequence SET seq = 9223372036854775807; INSERT INTO a(x) VALUES (1); INSERT INTO a(x) VALUES (2)",
+        "INSERT INTO sqlite_sequence VALUES ('a', 9223372036854775807); INSERT INTO a(x) VALUES (2)",
         "INSERT INTO f(f) VALUES ('integrity-check-nonsense')",
         "INSERT INTO a(x) SELECT applied_index FROM microcluster_raft",
         "INSERT INTO a(x) SELECT file FROM pragma_database_list",
@@ -353,6 +353,8 @@ async fn sql_that_would_differ_or_break_is_an_answer_and_stops_nobody() {
         "INSERT INTO a(x) SELECT rootpage FROM sqlite_schema",
         "CREATE INDEX i ON a(x) WHERE x > datetime('now')",
         "INSERT INTO c VALUES (99)",
+        "INSERT INTO a(x) SELECT data_version FROM pragma_data_version",
+        "INSERT INTO a(x) VALUES (5); PRAGMA data_version",
     ] {
         run(sql).await.map(|_| ()).expect_err(sql);
     }
