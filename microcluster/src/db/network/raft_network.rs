@@ -1,5 +1,8 @@
 //! openraft's view of the network.
 
+// The size of the errors is openraft's, and so are the signatures that return them.
+#![allow(clippy::result_large_err)]
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
