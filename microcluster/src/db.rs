@@ -35,7 +35,7 @@ mod state_file;
 mod state_machine;
 mod status;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;
 mod transaction;
 mod verify;

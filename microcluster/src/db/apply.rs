@@ -54,6 +54,7 @@ pub(crate) struct Applier {
     executor: Executor,
     sessions: Sessions,
     position: Position,
+    has_deferred_keys: bool,
 }
 
 impl Applier {
@@ -65,7 +66,8 @@ impl Applier {
             .execute_batch(&format!("BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {}; COMMIT", sessions::TABLE))?;
         let position = read_position(connection)?;
         let sessions = Sessions::load(connection)?;
-        Ok(Applier { executor, sessions, position })
+        let has_deferred_keys = has_deferred_keys(connection)?;
+        Ok(Applier { executor, sessions, position, has_deferred_keys })
     }
 
     /// Where the state stands.
@@ -80,7 +82,10 @@ impl Applier {
 
     /// Applies the entries, in order, and says what came of each request.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Answered>, ApplyError> {
-        match self.apply_together(entries)? {
+        // A deferred foreign key is checked when a transaction ends: each request must then have one of its own, or its
+        // outcome would depend on its neighbours.
+        let together = if self.has_deferred_keys { None } else { self.apply_together(entries)? };
+        match together {
             Some(answers) => Ok(answers),
             // One request took the whole transaction down (RAISE(ROLLBACK), a deferred foreign key): find it by applying each alone.
             None => {
@@ -106,11 +111,16 @@ impl Applier {
                         self.abandon()?;
                         return Ok(None);
                     };
+                    if self.executor.take_schema_changed() && has_deferred_keys(self.executor.engine())? {
+                        self.abandon()?;
+                        self.has_deferred_keys = true;
+                        return Ok(None);
+                    }
                     answers.push((request.id, index, outcome));
                 }
             }
         }
-        self.sessions.save(self.executor.engine())?;
+        self.sessions.save(&self.executor)?;
         let position = self.position_after(entries);
         write_position(&self.executor, &self.position, &position)?;
         match self.executor.engine_execute("COMMIT", []) {
@@ -134,6 +144,9 @@ impl Applier {
             let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
             for request in &batch.requests {
                 let outcome = self.apply_request_alone(request, term)?;
+                if self.executor.take_schema_changed() {
+                    self.has_deferred_keys = has_deferred_keys(self.executor.engine())?;
+                }
                 answers.push((request.id, index, outcome));
             }
         }
@@ -149,7 +162,7 @@ impl Applier {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         let mut failure = Failure::Sql { message: "a trigger rolled the whole transaction back".to_owned() };
         if let Some(outcome) = self.apply_request(request, term)? {
-            self.sessions.save(self.executor.engine())?;
+            self.sessions.save(&self.executor)?;
             match self.executor.engine_execute("COMMIT", []) {
                 Ok(_) => return Ok(outcome),
                 Err(error) if is_constraint(&error) => {
@@ -162,7 +175,7 @@ impl Applier {
         let outcome = Outcome::Failed(failure);
         self.sessions.remember(request, &outcome);
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
-        self.sessions.save(self.executor.engine())?;
+        self.sessions.save(&self.executor)?;
         self.executor.engine_execute("COMMIT", [])?;
         Ok(outcome)
     }
@@ -247,6 +260,11 @@ pub(crate) fn read_position(connection: &Connection) -> Result<Position, ApplyEr
         }
         Some((found, ..)) => Err(ApplyError::Format { found }),
     }
+}
+
+/// Whether the schema has, or could have, foreign keys that are checked when a transaction ends.
+fn has_deferred_keys(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE sql LIKE '%DEFERR%')", [], |row| row.get(0))
 }
 
 /// The log index up to which the state behind `connection` is applied.

@@ -57,6 +57,22 @@ const PRAGMAS_WITH_ARGUMENT: &[&str] = &[
     "table_list",
     "table_xinfo",
 ];
+/// Those that tell the same on every member: allowed beside writes.
+const SAME_PRAGMAS: &[&str] = &[
+    // FTS5 asks for it by itself; `Executor` sees to it that nobody else does.
+    "data_version",
+    "application_id",
+    "encoding",
+    "foreign_key_check",
+    "foreign_key_list",
+    "foreign_keys",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "table_info",
+    "table_xinfo",
+    "user_version",
+];
 /// Functions whose result depends on the connection, the machine or the version.
 const REFUSED_FUNCTIONS: &[&str] =
     &["load_extension", "sqlite_version", "sqlite_source_id", "total_changes", "fts3_tokenizer"];
@@ -91,6 +107,8 @@ pub(crate) enum Mode {
     Engine,
     /// SQL from outside, that may write.
     Write(Scope),
+    /// SQL from outside, compiled to see what it would do; it cannot write.
+    Look(Scope),
     /// SQL from outside, that may only read.
     Read,
 }
@@ -166,6 +184,11 @@ impl Inner {
             return Authorization::Allow;
         }
         self.note(&context.action);
+        // Its statistics would tell of the replication's own tables, which differ between members at times.
+        if matches!(context.action, AuthAction::Analyze { table_name } if starts_with_ignoring_case(table_name, BOOKKEEPING_PREFIX))
+        {
+            return Authorization::Ignore;
+        }
         match self.refusal_of(context) {
             None => Authorization::Allow,
             Some(refusal) => {
@@ -217,7 +240,17 @@ impl Inner {
             | AuthAction::CreateTempView { .. } => {
                 Some("temporary tables, triggers and views are not allowed: they would exist on one member alone".to_owned())
             }
-            AuthAction::Pragma { pragma_name, pragma_value } => refused_pragma(pragma_name, pragma_value),
+            AuthAction::Pragma { pragma_name, pragma_value } => {
+                let allowed = if matches!(self.mode, Mode::Write(_)) { SAME_PRAGMAS } else { READING_PRAGMAS };
+                refused_pragma(pragma_name, pragma_value, allowed)
+            }
+            AuthAction::Read { table_name, column_name } if matches!(self.mode, Mode::Write(_)) => {
+                let is_local = starts_with_ignoring_case(table_name, BOOKKEEPING_PREFIX)
+                    || table_name.eq_ignore_ascii_case("dbstat")
+                    || table_name.eq_ignore_ascii_case("pragma_data_version")
+                    || (table_name.starts_with("sqlite_") && column_name.eq_ignore_ascii_case("rootpage"));
+                is_local.then(|| format!("{table_name}.{column_name} cannot be read in a write: it differs between members"))
+            }
             AuthAction::Function { function_name } if REFUSED_FUNCTIONS.iter().any(|name| function_name.eq_ignore_ascii_case(name)) => {
                 Some(format!("{function_name}() is not allowed: its result differs between members"))
             }
@@ -236,7 +269,7 @@ impl Inner {
     }
 
     fn refused_write(&self, table: &str) -> Option<String> {
-        let Mode::Write(scope) = self.mode else {
+        let (Mode::Write(scope) | Mode::Look(scope)) = self.mode else {
             return Some("this is a read: it may not write".to_owned());
         };
         if starts_with_ignoring_case(table, BOOKKEEPING_PREFIX) {
@@ -251,12 +284,12 @@ impl Inner {
     }
 }
 
-fn refused_pragma(name: &str, value: Option<&str>) -> Option<String> {
+fn refused_pragma(name: &str, value: Option<&str>, allowed: &[&str]) -> Option<String> {
     let is_in = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
-    if is_in(READING_PRAGMAS) && (value.is_none() || is_in(PRAGMAS_WITH_ARGUMENT)) {
+    if is_in(allowed) && (value.is_none() || is_in(PRAGMAS_WITH_ARGUMENT)) {
         None
     } else {
-        Some(format!("PRAGMA {name} is not allowed: it would change this member alone"))
+        Some(format!("PRAGMA {name} is not allowed here: it would change, or tell of, this member alone"))
     }
 }
 

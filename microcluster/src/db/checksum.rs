@@ -2,6 +2,7 @@
 //! pinned, made beside the work, and the comparison of the digests.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
@@ -14,6 +15,8 @@ use super::state_machine::PinnedSnapshot;
 
 /// How many digests are kept.
 const KEPT_MAX: usize = 4;
+/// How many are made at once.
+const RUNNING_MAX: usize = 2;
 /// Used by the engine itself, and not the same on every member.
 const SKIPPED_TABLE: &str = "microcluster_reset";
 
@@ -32,11 +35,20 @@ pub enum Digest {
 
 /// The digests of this member, by log index.
 #[derive(Clone, Default)]
-pub(crate) struct Digests(Arc<Mutex<BTreeMap<u64, Digest>>>);
+pub(crate) struct Digests {
+    digests: Arc<Mutex<BTreeMap<u64, Digest>>>,
+    running: Arc<AtomicUsize>,
+}
 
 impl Digests {
     /// Pins the state as it is now, which is the one of `index`, and makes its digest on a thread of its own.
     pub fn start(&self, index: u64, readers: &Readers) {
+        // A member that catches up passes many marks; nobody asks for all of them.
+        if self.running.fetch_add(1, Ordering::AcqRel) >= RUNNING_MAX {
+            self.running.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        let running = Running(Arc::clone(&self.running));
         self.set(index, Digest::Pending);
         let pinned = match PinnedSnapshot::take(readers) {
             Ok(pinned) => pinned,
@@ -44,6 +56,7 @@ impl Digests {
         };
         let own = self.clone();
         let work = move || {
+            let _running = running;
             let digest = match pinned.read(digest) {
                 Ok(digest) => Digest::Done(digest),
                 Err(error) => Digest::Damaged(error.to_string()),
@@ -71,7 +84,16 @@ impl Digests {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Digest>> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a digest that is being made.
+struct Running(Arc<AtomicUsize>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

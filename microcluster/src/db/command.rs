@@ -11,6 +11,8 @@ use super::raft_types::Command;
 
 /// The version of the encoding of [`Batch`].
 const BATCH_VERSION: u8 = 1;
+/// What a value takes beside its text or bytes.
+const VALUE_BYTES: usize = size_of::<Value>();
 /// As [`BATCH_VERSION`], for an entry that is a [`Body::Mark`], so that it shows without decoding.
 const MARK_VERSION: u8 = 2;
 
@@ -197,7 +199,7 @@ impl Request {
             Body::Script(script) => script.len(),
             Body::Statements(statements) => statements
                 .iter()
-                .map(|statement| statement.sql.len() + statement.parameters.iter().map(Value::size).sum::<usize>())
+                .map(|statement| statement.sql.len() + statement.parameters.iter().map(Value::size).sum::<usize>() + 48)
                 .sum(),
         };
         body + 48
@@ -296,7 +298,10 @@ impl QueryResult {
     pub(crate) fn size(&self) -> usize {
         match self {
             QueryResult::Changed { .. } => 16,
-            QueryResult::Rows { rows, .. } => rows.iter().flatten().map(Value::size).sum::<usize>() + 16,
+            QueryResult::Rows { columns, rows } => {
+                let names = columns.iter().map(|name| name.len() + 24).sum::<usize>();
+                names + rows.iter().map(|row| row.iter().map(Value::size).sum::<usize>() + 24).sum::<usize>() + 16
+            }
         }
     }
 }
@@ -304,10 +309,9 @@ impl QueryResult {
 impl Value {
     pub(crate) fn size(&self) -> usize {
         match self {
-            Value::Null => 1,
-            Value::Integer(_) | Value::Real(_) => 9,
-            Value::Text(text) => text.len() + 4,
-            Value::Blob(bytes) => bytes.len() + 4,
+            Value::Null | Value::Integer(_) | Value::Real(_) => VALUE_BYTES,
+            Value::Text(text) => VALUE_BYTES + text.len(),
+            Value::Blob(bytes) => VALUE_BYTES + bytes.len(),
         }
     }
 }

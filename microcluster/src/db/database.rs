@@ -16,7 +16,7 @@ use super::command::{Body, QueryResult, Scope, Statement, Value};
 use super::error::Error;
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, NetworkFactory, PeerStream, Peers, Pong, Reply, Service};
+use super::network::{self, Call, CallError, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
@@ -104,8 +104,11 @@ impl Database {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let shared = Arc::clone(state_machine.shared());
+        log.follow(shared.applied.subscribe());
         let peers = Arc::new(Peers::new(connector));
-        let factory = NetworkFactory { peers: Arc::clone(&peers), dir: state_machine.dir().to_owned() };
+        let sending = Sending::default();
+        let factory =
+            NetworkFactory { peers: Arc::clone(&peers), dir: state_machine.dir().to_owned(), sending: sending.clone() };
         let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
@@ -120,7 +123,7 @@ impl Database {
         tasks.spawn(task);
         let (read_index, task) = ReadIndex::new(raft.clone(), cancelled.clone());
         tasks.spawn(task);
-        tasks.spawn(janitor::run(raft.clone(), log.clone(), cancelled.clone()));
+        tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, cancelled.clone()));
 
         let forwarder =
             Forwarder::new(sequencer.clone(), read_index.clone(), Arc::clone(&peers), status.clone(), timings.request);

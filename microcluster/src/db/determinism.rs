@@ -79,21 +79,22 @@ pub(crate) fn install(connection: &Connection, surroundings: &Arc<Surroundings>)
 
     // SQLite's own date functions do the work, on a connection of their own, with 'now' replaced.
     let calendar = Arc::new(Mutex::new(Connection::open_in_memory()?));
-    for (name, arguments, call, first_time, flags) in [
-        (c"date", -1, "date", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"time", -1, "time", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"datetime", -1, "datetime", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"julianday", -1, "julianday", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"unixepoch", -1, "unixepoch", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"strftime", -1, "strftime", 1, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"timediff", 2, "timediff", 0, changing | FunctionFlags::SQLITE_DETERMINISTIC),
-        (c"current_date", 0, "date", 0, changing),
-        (c"current_time", 0, "time", 0, changing),
-        (c"current_timestamp", 0, "datetime", 0, changing),
+    // Not marked deterministic, so that no index, generated column or check can depend on the time.
+    for (name, arguments, call, first_time) in [
+        (c"date", -1, "date", 0),
+        (c"time", -1, "time", 0),
+        (c"datetime", -1, "datetime", 0),
+        (c"julianday", -1, "julianday", 0),
+        (c"unixepoch", -1, "unixepoch", 0),
+        (c"strftime", -1, "strftime", 1),
+        (c"timediff", 2, "timediff", 0),
+        (c"current_date", 0, "date", 0),
+        (c"current_time", 0, "time", 0),
+        (c"current_timestamp", 0, "datetime", 0),
     ] {
         let own = Arc::clone(surroundings);
         let calendar = Arc::clone(&calendar);
-        connection.create_scalar_function(name, arguments, flags, move |context| {
+        connection.create_scalar_function(name, arguments, changing, move |context| {
             date_function(&own, &calendar, call, first_time, context)
         })?;
     }
@@ -146,11 +147,11 @@ fn date_function(
     statement.query_row(rusqlite::params_from_iter(arguments), |row| row.get(0))
 }
 
+/// The text as SQLite's date functions see it: of any kind, up to its first NUL.
 fn text_of(value: ValueRef<'_>) -> Option<&str> {
-    match value {
-        ValueRef::Text(text) => std::str::from_utf8(text).ok().map(str::trim),
-        _ => None,
-    }
+    let (ValueRef::Text(bytes) | ValueRef::Blob(bytes)) = value else { return None };
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    std::str::from_utf8(bytes).ok().map(str::trim)
 }
 
 fn is_local(text: &str) -> bool {
@@ -223,6 +224,23 @@ mod tests {
         let sql = "random() || hex(randomblob(20))";
         assert_eq!(text(&connection(0, 42), sql), text(&connection(5, 42), sql));
         assert_ne!(text(&connection(0, 42), sql), text(&connection(0, 43), sql));
+    }
+
+    #[test]
+    fn no_spelling_reaches_the_clock_of_the_machine() {
+        let connection = connection(1_700_000_000_000, 1);
+        for sql in [
+            "date(CAST('now' AS BLOB))",
+            "date(CAST(x'6e6f7700ff' AS TEXT))",
+            "date('now' || char(0))",
+            "date(' now ')",
+        ] {
+            assert_eq!(text(&connection, sql), "2023-11-14", "{sql}");
+        }
+        let local = "SELECT datetime('2024-01-01', CAST('localtime' AS BLOB))";
+        connection.query_row(local, [], |_| Ok(())).unwrap_err();
+        connection.execute_batch("CREATE TABLE s(e)").unwrap();
+        connection.execute_batch("CREATE INDEX i ON s(e) WHERE e > datetime('now')").unwrap_err();
     }
 
     #[test]

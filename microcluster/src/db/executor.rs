@@ -1,11 +1,13 @@
 //! A writing connection: runs requests, bounded in steps and in the size of their results, and sorts
 //! what SQLite answers into outcomes (the same on every member) and failures of this machine.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags, StatementStatus};
 
@@ -21,6 +23,8 @@ pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
 const STEPS_MAX: u64 = 1_000_000_000;
 /// How often the steps are looked at.
 const STEPS_PER_LOOK: i32 = 1_000_000;
+/// The longest message of a failure.
+const MESSAGE_BYTES_MAX: usize = 2_048;
 /// Prepared statements kept for each connection.
 pub(crate) const STATEMENTS_CACHED: usize = 128;
 
@@ -35,6 +39,10 @@ pub(crate) struct Executor {
     looks: Arc<AtomicU64>,
     /// Whose rights a closure's statements have.
     scope: Cell<Scope>,
+    /// A row with the largest rowid was written: from there on SQLite draws rowids at random.
+    last_rowid: Arc<AtomicBool>,
+    /// Begins the text of privileged statements, so that no user's text finds them among the compiled ones.
+    nonce: String,
 }
 
 impl Executor {
@@ -57,8 +65,17 @@ impl Executor {
             STEPS_PER_LOOK,
             Some(move || own.fetch_add(1, Ordering::Relaxed) + 1 > STEPS_MAX / STEPS_PER_LOOK as u64),
         )?;
+        let last_rowid = Arc::new(AtomicBool::new(false));
+        let own = Arc::clone(&last_rowid);
+        connection.update_hook(Some(move |_, _: &str, _: &str, rowid: i64| {
+            if rowid == i64::MAX {
+                own.store(true, Ordering::Relaxed);
+            }
+        }))?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         let guard = Guard::install(&mut connection)?;
-        Ok(Executor { connection, guard, surroundings, looks, scope: Cell::new(Scope::User) })
+        let nonce = format!("/*{:032x}*/", rand::random::<u128>());
+        Ok(Executor { connection, guard, surroundings, looks, scope: Cell::new(Scope::User), last_rowid, nonce })
     }
 
     /// The connection for the engine's own statements, unguarded.
@@ -70,7 +87,20 @@ impl Executor {
     /// Runs a cached statement of the engine.
     pub fn engine_execute(&self, sql: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<usize> {
         self.looks.store(0, Ordering::Relaxed);
-        self.engine().prepare_cached(sql)?.execute(parameters)
+        self.engine().prepare_cached(&self.privileged(sql))?.execute(parameters)
+    }
+
+    /// The text under which a statement of the engine is compiled and kept.
+    pub fn privileged(&self, sql: &str) -> String {
+        format!("{}{sql}", self.nonce)
+    }
+
+    /// The text under which a statement with these rights is compiled and kept: SQLite asks the authorizer only when it compiles.
+    fn keyed<'a>(&self, sql: &'a str, scope: Scope) -> Cow<'a, str> {
+        match scope {
+            Scope::User => Cow::Borrowed(sql),
+            Scope::Core => Cow::Owned(self.privileged(sql)),
+        }
     }
 
     /// Runs all statements of a request, inside whatever transaction is open.
@@ -79,7 +109,7 @@ impl Executor {
         self.guard.set_mode(Mode::Write(request.scope));
         let mut collected = Collected::default();
         let ran = match &request.body {
-            Body::Statements(statements) => self.run_statements(statements, &mut collected),
+            Body::Statements(statements) => self.run_statements(statements, request.scope, &mut collected),
             Body::Script(script) => self.run_script(script, &mut collected),
             Body::Mark => Ok(()),
         };
@@ -103,7 +133,7 @@ impl Executor {
         self.surroundings.begin_statement(index);
         self.guard.set_mode(Mode::Write(self.scope.get()));
         let mut collected = Collected::default();
-        let ran = match self.connection.prepare_cached(&statement.sql) {
+        let ran = match self.connection.prepare_cached(&self.keyed(&statement.sql, self.scope.get())) {
             Ok(mut prepared) => self.run_one(&mut prepared, &statement.parameters, &mut collected),
             Err(error) => Err(error.into()),
         };
@@ -137,7 +167,10 @@ impl Executor {
     ) -> Result<T, Error> {
         self.looks.store(0, Ordering::Relaxed);
         self.guard.set_mode(Mode::Write(self.scope.get()));
-        let result = self.connection.prepare_cached(sql).and_then(|mut prepared| query(&mut prepared));
+        let result = self
+            .connection
+            .prepare_cached(&self.keyed(sql, self.scope.get()))
+            .and_then(|mut prepared| query(&mut prepared));
         result.map_err(|error| match self.sort(error) {
             Ok(failure) => failure.into(),
             Err(error) => error.into(),
@@ -165,15 +198,25 @@ impl Executor {
         self.connection.last_insert_rowid()
     }
 
+    /// Whether the schema was changed since the last call.
+    pub fn take_schema_changed(&self) -> bool {
+        self.guard.take_touched().schema
+    }
+
     /// Whether a statement prepared so far asks for `last_insert_rowid()` or `changes()`.
     pub fn asks_for_connection_state(&self) -> bool {
         self.guard.asks_for_connection_state()
     }
 
-    fn run_statements(&self, statements: &[super::command::Statement], collected: &mut Collected) -> Result<(), Stop> {
+    fn run_statements(
+        &self,
+        statements: &[super::command::Statement],
+        scope: Scope,
+        collected: &mut Collected,
+    ) -> Result<(), Stop> {
         for (index, statement) in statements.iter().enumerate() {
             self.surroundings.begin_statement(index as u64);
-            let mut prepared = self.connection.prepare_cached(&statement.sql)?;
+            let mut prepared = self.connection.prepare_cached(&self.keyed(&statement.sql, scope))?;
             self.run_one(&mut prepared, &statement.parameters, collected)?;
         }
         Ok(())
@@ -197,7 +240,12 @@ impl Executor {
         collected: &mut Collected,
     ) -> Result<(), Stop> {
         self.looks.store(0, Ordering::Relaxed);
+        self.last_rowid.store(false, Ordering::Relaxed);
         prepared.reset_status(StatementStatus::VmStep);
+        if prepared.readonly() && prepared.column_count() == 1 && prepared.column_name(0)? == "data_version" {
+            let message = "PRAGMA data_version is not allowed here: it tells of this member alone".to_owned();
+            return Err(Stop::Failure(Failure::Refused { message }));
+        }
         let changes_before = self.connection.total_changes();
         let result = query(prepared, parameters, RESULT_BYTES_MAX.saturating_sub(collected.size))?;
         let result = match result {
@@ -215,9 +263,19 @@ impl Executor {
                 },
             },
         };
+        if self.last_rowid.load(Ordering::Relaxed) {
+            return Err(Stop::Failure(last_rowid()));
+        }
         collected.size += result.size();
         collected.results.push(result);
         Ok(())
+    }
+
+    /// Whether some AUTOINCREMENT table has given out its last rowid.
+    fn sequence_is_at_its_end(&self) -> bool {
+        // Without such a table there is no sqlite_sequence.
+        let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE seq = 9223372036854775807)";
+        self.engine().query_row(sql, [], |row| row.get(0)).unwrap_or(false)
     }
 
     /// An error of the SQL is an outcome; an error of this machine is not, and stops the state machine.
@@ -225,6 +283,15 @@ impl Executor {
         use rusqlite::ffi::ErrorCode;
         if let Some(message) = self.guard.take_refusal() {
             return Ok(Failure::Refused { message });
+        }
+        // An FTS index that does not fit its table, say: the same on every member, and no damage to the file.
+        let extended = error.sqlite_error().map(|error| error.extended_code);
+        if extended == Some(rusqlite::ffi::SQLITE_CORRUPT_VTAB) {
+            return Ok(Failure::Sql { message: error.to_string() });
+        }
+        // AUTOINCREMENT at its end says that the disk is full.
+        if extended == Some(rusqlite::ffi::SQLITE_FULL) && self.sequence_is_at_its_end() {
+            return Ok(last_rowid());
         }
         match error.sqlite_error_code() {
             Some(
@@ -241,7 +308,7 @@ impl Executor {
                 | ErrorCode::FileLockingProtocolFailed,
             ) => Err(error),
             Some(ErrorCode::OperationInterrupted) => Ok(Failure::TooManySteps { limit: STEPS_MAX }),
-            _ => Ok(match error.into() {
+            _ => Ok(match bounded(error.into()) {
                 Error::Constraint { unique, message } => Failure::Constraint { unique, message },
                 // SQLite looks at the transaction before it asks the authorizer.
                 Error::Sql { message } if message.contains("cannot VACUUM") => Failure::Refused {
@@ -251,6 +318,27 @@ impl Executor {
             }),
         }
     }
+}
+
+/// A message can quote the statement; outcomes are kept and replicated, so it is cut.
+fn bounded(error: Error) -> Error {
+    let cut = |mut message: String| {
+        while message.len() > MESSAGE_BYTES_MAX {
+            message.pop();
+        }
+        message
+    };
+    match error {
+        Error::Constraint { unique, message } => Error::Constraint { unique, message: cut(message) },
+        Error::Sql { message } => Error::Sql { message: cut(message) },
+        other => other,
+    }
+}
+
+fn last_rowid() -> Failure {
+    let message =
+        "rowid 9223372036854775807 is not allowed: after it SQLite draws rowids at random, on each member others";
+    Failure::Refused { message: message.to_owned() }
 }
 
 /// Whether a transaction that has read wants to write to a state that has changed since.

@@ -87,7 +87,7 @@ impl Forwarder {
         if size > REQUEST_BYTES_MAX {
             return Err(Error::TooLarge { what: "the request", size, limit: REQUEST_BYTES_MAX });
         }
-        let answer = self.with_leader(Submitting(Submission { request, seen })).await?;
+        let answer = self.with_leader(Submitting(Submission { request, seen, resent: false })).await?;
         match answer.outcome {
             Outcome::Done(results) => Ok((answer.index, results)),
             Outcome::Failed(failure) => Err(failure.into()),
@@ -99,7 +99,7 @@ impl Forwarder {
         self.with_leader(AskingIndex).await
     }
 
-    async fn with_leader<A: Ask>(&self, ask: A) -> Result<A::Answer, Error> {
+    async fn with_leader<A: Ask>(&self, mut ask: A) -> Result<A::Answer, Error> {
         let started = Instant::now();
         let deadline = started + self.timeout;
         let mut status = self.status.clone();
@@ -114,6 +114,9 @@ impl Forwarder {
                     Error::ShuttingDown
                 });
             }
+            if maybe_done {
+                ask.again();
+            }
             let leader = self.leader(&status);
             let attempt = async {
                 match &leader {
@@ -127,7 +130,8 @@ impl Forwarder {
             tokio::select! {
                 result = tokio::time::timeout(left, attempt) => match result {
                     Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(Attempt { maybe, error: Some(error), .. })) if !maybe => return Err(error),
+                    // An error that says "nothing was changed" says so of this attempt alone.
+                    Ok(Err(Attempt { maybe: false, error: Some(error), .. })) if !maybe_done => return Err(error),
                     Ok(Err(attempt)) => {
                         maybe_done |= attempt.maybe;
                         last = attempt.reason;
@@ -243,6 +247,8 @@ trait Ask {
     type Answer;
     /// Whether an answer that is lost leaves it open if something was changed.
     const CHANGES: bool;
+    /// It may have been done already: from here on it is a resend.
+    fn again(&mut self) {}
     async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError>;
     fn call(&self) -> Call;
     fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>>;
@@ -253,6 +259,10 @@ struct Submitting(Submission);
 impl Ask for Submitting {
     type Answer = super::waiters::Answer;
     const CHANGES: bool = true;
+
+    fn again(&mut self) {
+        self.0.resent = true;
+    }
 
     async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError> {
         forwarder.sequencer.submit(self.0.clone()).await

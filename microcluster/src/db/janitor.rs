@@ -6,10 +6,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::log_store::LogStore;
+use super::network::Sending;
 use super::raft_types::Raft;
 
 /// How large the log may grow.
 const LOG_BYTES_MAX: u64 = 32 << 20;
+/// How large while a member is getting a snapshot, and will want what comes after it.
+const LOG_BYTES_WHILE_SENDING: u64 = 1 << 30;
 /// How much of it is kept.
 const LOG_BYTES_KEPT: u64 = 8 << 20;
 /// How often its size is looked at.
@@ -18,7 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Looks after the log until cancelled.
-pub(crate) async fn run(raft: Raft, log: LogStore, cancelled: CancellationToken) {
+pub(crate) async fn run(raft: Raft, log: LogStore, sending: Sending, cancelled: CancellationToken) {
     loop {
         tokio::select! {
             () = cancelled.cancelled() => return,
@@ -26,7 +29,8 @@ pub(crate) async fn run(raft: Raft, log: LogStore, cancelled: CancellationToken)
         }
         let stats = log.stats();
         let (Some(first), Some(last)) = (stats.first_index, stats.last_index) else { continue };
-        if stats.bytes < LOG_BYTES_MAX {
+        let limit = if sending.is_recent() { LOG_BYTES_WHILE_SENDING } else { LOG_BYTES_MAX };
+        if stats.bytes < limit {
             continue;
         }
         let applied = raft.metrics().borrow().last_applied.map_or(0, |log_id| log_id.index);

@@ -65,9 +65,10 @@ mod writer;
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 pub(crate) use error::LogError;
@@ -77,6 +78,9 @@ use files::{Directory, Storage};
 use format::Mark;
 use state::{Shared, State};
 use writer::{Change, Done, Request, WriterThread};
+
+/// How long the state machine may take to get to where the log is to be purged.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sizes of the log. The defaults are meant for production.
 #[derive(Debug, Clone)]
@@ -125,6 +129,8 @@ pub(crate) struct LogStats {
 /// [`close`](Self::close) before where that must not block.
 #[derive(Clone)]
 pub(crate) struct LogStore {
+    /// Up to where the state machine has applied the log, where there is one.
+    applied: Arc<OnceLock<watch::Receiver<u64>>>,
     owner: Arc<Owner>,
     reader: LogReader,
 }
@@ -172,7 +178,7 @@ impl LogStore {
         let (requests, thread) = writer::spawn(shared, options, recovered.tail, recovered.last_group)
             .map_err(LogError::io("start the thread that writes", dir))?;
         let owner = Owner { requests, thread: Mutex::new(thread) };
-        Ok(Self { owner: Arc::new(owner), reader })
+        Ok(Self { applied: Arc::default(), owner: Arc::new(owner), reader })
     }
 
     /// Writes what is queued and ends the writer. Reading goes on; every change is refused.
@@ -183,6 +189,23 @@ impl LogStore {
         let join = spawn_blocking(move || owner.thread.lock().unwrap_or_else(PoisonError::into_inner).join());
         // It fails only if the runtime shuts down meanwhile; then dropping the owner joins.
         let _ = join.await;
+    }
+
+    /// From here on entries are only purged when the state machine, which tells here how far it is, has applied them.
+    pub(crate) fn follow(&self, applied: watch::Receiver<u64>) {
+        // Once for all: the state machine of a log does not change.
+        let _ = self.applied.set(applied);
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<(), LogError> {
+        let Some(applied) = self.applied.get() else { return Ok(()) };
+        let mut applied = applied.clone();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout(APPLY_TIMEOUT, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(LogError::Closed),
+            Err(_) => Err(LogError::NotApplied { index }),
+        }
     }
 
     /// The figures of now.

@@ -9,12 +9,21 @@ use openraft::{ChangeMembers, LogId};
 use super::Database;
 use super::error::Error;
 use super::network::Call;
-use super::raft_types::{NodeId, Peer};
+use super::raft_types::{NodeId, Peer, Raft};
 
 /// How long a change may take; a new member may have to get a snapshot meanwhile.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the transfer of the leadership may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Lets a leader send heartbeats again.
+struct BeatAgain<'a>(&'a Raft);
+
+impl Drop for BeatAgain<'_> {
+    fn drop(&mut self) {
+        self.0.runtime_config().heartbeat(true);
+    }
+}
 
 type Changed<T> = Result<T, RaftError<NodeId, ClientWriteError<NodeId, Peer>>>;
 
@@ -82,12 +91,14 @@ impl Database {
             .ok_or_else(|| no_successor("there is no other voter to lead"))?;
 
         raft.runtime_config().heartbeat(false);
+        // Also when this future is dropped half-way.
+        let beating = BeatAgain(raft);
         tokio::time::sleep(self.inner.timings.election.1).await;
         let asked =
             tokio::time::timeout(TRANSFER_TIMEOUT, self.inner.peers.call(id, &peer.address, Call::Campaign)).await;
         let mut changes = self.status_watch();
         let changed = tokio::time::timeout(TRANSFER_TIMEOUT, changes.wait_for(|status| !status.is_leader())).await;
-        raft.runtime_config().heartbeat(true);
+        drop(beating);
         match (asked, changed) {
             (Ok(Ok(_)), Ok(_)) => Ok(()),
             (Ok(Err(error)), _) => Err(no_successor(&error.to_string())),

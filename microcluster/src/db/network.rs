@@ -18,6 +18,7 @@ pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 pub(crate) use raft_network::NetworkFactory;
 pub(crate) use server::{Service, serve};
+pub(crate) use snapshot::Sending;
 
 /// A byte stream to another member.
 pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin + 'static {}

@@ -133,7 +133,7 @@ impl Reader {
 
     /// What the statements that `prepare` prepares would touch; `None` if one cannot be prepared.
     pub fn analyze(&self, scope: Scope, prepare: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Option<Touched> {
-        self.guard.set_mode(Mode::Write(scope));
+        self.guard.set_mode(Mode::Look(scope));
         self.guard.take_touched();
         let prepared = prepare(&self.connection);
         let touched = self.guard.take_touched();
@@ -143,7 +143,7 @@ impl Reader {
 
     /// From here on statements that write may be compiled, to be told apart; they cannot be run.
     pub fn as_writer(&self, scope: Scope) {
-        self.guard.set_mode(Mode::Write(scope));
+        self.guard.set_mode(Mode::Look(scope));
     }
 
     fn engine(&self, sql: &str) -> rusqlite::Result<()> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::authorizer::Touched;
@@ -29,6 +29,8 @@ use history::History;
 
 /// How many requests may wait to be sequenced.
 const QUEUE_MAX: usize = 4_096;
+/// How many bytes of requests may wait to be sequenced or be on their way.
+const BYTES_MAX: usize = 64 << 20;
 /// How many requests one log entry holds at most.
 const BATCH_REQUESTS_MAX: usize = 512;
 /// How many bytes of requests one log entry holds at most, unless one alone is larger.
@@ -42,6 +44,8 @@ pub(crate) struct Submission {
     pub request: Request,
     /// What an interactive transaction saw; plain statements have none.
     pub seen: Option<Seen>,
+    /// It was sent before and may be in the log already.
+    pub resent: bool,
 }
 
 /// The snapshot that an interactive transaction ran on, and the tables that it touched there.
@@ -76,6 +80,8 @@ pub(crate) enum SubmitError {
 pub(crate) struct Sequencer {
     queue: mpsc::Sender<Queued>,
     status: watch::Receiver<Status>,
+    /// How many more bytes of requests may wait or be on their way.
+    bytes: Arc<Semaphore>,
 }
 
 impl Sequencer {
@@ -88,8 +94,16 @@ impl Sequencer {
         cancelled: CancellationToken,
     ) -> (Sequencer, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
-        let task = Task { raft, log, shared, history: History::default(), analyzer: Analyzer, deferred: None };
-        (Sequencer { queue, status }, task.run(receiver, cancelled))
+        let task = Task {
+            raft,
+            status: status.clone(),
+            log,
+            shared,
+            history: History::default(),
+            analyzer: Analyzer,
+            deferred: None,
+        };
+        (Sequencer { queue, status, bytes: Arc::new(Semaphore::new(BYTES_MAX)) }, task.run(receiver, cancelled))
     }
 
     /// Sequences the request and waits until it was applied here. Bound it with a timeout.
@@ -103,6 +117,8 @@ impl Sequencer {
                 return Err(SubmitError::NoQuorum);
             }
         }
+        let bytes = u32::try_from(submission.request.size()).unwrap_or(u32::MAX);
+        let _waiting = self.bytes.try_acquire_many(bytes).map_err(|_| SubmitError::Busy)?;
         let (answer, receiver) = oneshot::channel();
         self.queue.try_send((submission, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SubmitError::Busy,
@@ -122,8 +138,14 @@ async fn next(deferred: &mut Option<Queued>, queue: &mut mpsc::Receiver<Queued>)
     }
 }
 
+async fn leads_no_longer(status: &mut watch::Receiver<Status>) {
+    // An error means that the database is gone, and this task with it.
+    let _ = status.wait_for(|status| !status.is_leader()).await;
+}
+
 struct Task {
     raft: Raft,
+    status: watch::Receiver<Status>,
     log: LogStore,
     shared: Arc<Shared>,
     history: History,
@@ -141,11 +163,18 @@ struct Proposed {
 impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Queued>, cancelled: CancellationToken) {
         let mut in_flight = FuturesUnordered::new();
+        let mut status = self.status.clone();
         loop {
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => break,
                 Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+                // openraft does not answer what a snapshot from another leader has overtaken: who waits asks again, under the same id.
+                () = leads_no_longer(&mut status), if !in_flight.is_empty() => {
+                    in_flight.clear();
+                    self.shared.waiters.close();
+                    self.history = History::default();
+                }
                 Some(first) = next(&mut self.deferred, &mut queue), if in_flight.len() < BATCHES_IN_FLIGHT_MAX => {
                     if let Some((proposed, result)) = self.propose(first, &mut queue).await {
                         let shared = Arc::clone(&self.shared);
@@ -179,10 +208,13 @@ impl Task {
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some((submission, answer)) = next {
-            let Submission { mut request, seen } = submission;
+            let Submission { mut request, seen, resent } = submission;
             if let Some(seen) = seen {
                 match self.validate(&seen, &requests).await {
                     Ok(term) => request.only_in_term = Some(term),
+                    // It may conflict with itself. Apply knows: it answers the first outcome, or writes down that it conflicts,
+                    // which also stops a copy that is still on its way. No leader has term 0.
+                    Err(SubmitError::Conflict) if resent => request.only_in_term = Some(0),
                     Err(error) => {
                         let _ = answer.send(Err(error));
                         next = queue.try_recv().ok();
@@ -195,7 +227,7 @@ impl Task {
             }
             bytes += request.size();
             ids.push(request.id);
-            self.shared.waiters.register(request.id, answer, Arc::clone(&landed));
+            self.shared.waiters.register(request.id, answer, Arc::clone(&landed), resent);
             requests.push(request);
             let is_mark = requests.last().is_some_and(|request| request.body == Body::Mark);
             next = if requests.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX && !is_mark {

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Failure, Outcome, QueryResult, Request, RequestId};
+use super::executor::Executor;
 
 /// How long a silent origin is remembered.
 const SESSION_MS_MAX: i64 = 600_000;
@@ -20,6 +21,9 @@ const KEPT_BYTES_MAX: usize = 4096;
 /// The sessions' table; `state` is a [`Session`].
 pub(crate) const TABLE: &str =
     "CREATE TABLE IF NOT EXISTS microcluster_sessions(origin INTEGER PRIMARY KEY, state BLOB NOT NULL) STRICT";
+
+const SAVE: &str = "INSERT OR REPLACE INTO microcluster_sessions(origin, state) VALUES (?1, ?2)";
+const FORGET: &str = "DELETE FROM microcluster_sessions WHERE origin = ?1";
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Session {
@@ -76,20 +80,16 @@ impl Sessions {
     }
 
     /// Writes what changed since the last call into the open transaction.
-    pub fn save(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    pub fn save(&mut self, executor: &Executor) -> rusqlite::Result<()> {
         for origin in std::mem::take(&mut self.changed) {
             match self.sessions.get(&origin) {
                 Some(session) => {
                     let state = postcard::to_stdvec(session)
                         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-                    connection
-                        .prepare_cached("INSERT OR REPLACE INTO microcluster_sessions(origin, state) VALUES (?1, ?2)")?
-                        .execute((origin.cast_signed(), state))?;
+                    executor.engine_execute(SAVE, (origin.cast_signed(), state))?;
                 }
                 None => {
-                    connection
-                        .prepare_cached("DELETE FROM microcluster_sessions WHERE origin = ?1")?
-                        .execute([origin.cast_signed()])?;
+                    executor.engine_execute(FORGET, [origin.cast_signed()])?;
                 }
             }
         }
@@ -155,17 +155,18 @@ mod tests {
 
     #[test]
     fn saved_sessions_are_loaded_again_and_silent_ones_are_forgotten() {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(TABLE).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let executor = Executor::open(&dir.path().join("state.db")).unwrap();
+        executor.engine().execute_batch(TABLE).unwrap();
         let mut sessions = Sessions::default();
         sessions.remember(&request(1, 1, 1, 1_000), &done(1));
         sessions.remember(&request(u64::MAX, 1, 1, 2_000), &done(2));
-        sessions.save(&connection).unwrap();
-        let mut loaded = Sessions::load(&connection).unwrap();
+        sessions.save(&executor).unwrap();
+        let mut loaded = Sessions::load(executor.engine()).unwrap();
         assert_eq!(loaded.sessions, sessions.sessions);
         loaded.remember(&request(3, 1, 1, 1_500 + SESSION_MS_MAX), &done(3));
-        loaded.save(&connection).unwrap();
-        let again = Sessions::load(&connection).unwrap();
+        loaded.save(&executor).unwrap();
+        let again = Sessions::load(executor.engine()).unwrap();
         assert_eq!(again.sessions.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([3, u64::MAX]));
     }
 

@@ -47,14 +47,15 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings everything that was committed to `path` onto stable storage, whatever SQLite has synced by itself.
+/// Brings everything that was committed to `path` onto stable storage, after SQLite has checkpointed what it could: that
+/// part is synced in the file itself, the rest is in the write-ahead log. The file itself must not be opened here: closing
+/// it would drop the locks that SQLite holds on it for this process.
 pub(crate) fn sync(path: &Path) -> io::Result<()> {
     match File::open(with_suffix(path, "-wal")) {
-        Ok(wal) => wal.sync_data()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Ok(wal) => wal.sync_data(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
-    File::open(path)?.sync_data()
 }
 
 /// Syncs the folder, so that names created or renamed in it survive a power loss.

@@ -49,6 +49,8 @@ pub(crate) type AnswerSender = oneshot::Sender<Result<Answer, SubmitError>>;
 struct Waiter {
     answer: AnswerSender,
     landed: Arc<Landed>,
+    /// The copy that is applied may be an earlier one, in another batch.
+    resent: bool,
 }
 
 /// The requests in flight on this member.
@@ -57,8 +59,8 @@ pub(crate) struct Waiters(Mutex<HashMap<RequestId, Waiter>>);
 
 impl Waiters {
     /// Registers before the request is proposed. A resend replaces the one before it.
-    pub fn register(&self, id: RequestId, answer: AnswerSender, landed: Arc<Landed>) {
-        self.lock().insert(id, Waiter { answer, landed });
+    pub fn register(&self, id: RequestId, answer: AnswerSender, landed: Arc<Landed>, resent: bool) {
+        self.lock().insert(id, Waiter { answer, landed, resent });
     }
 
     /// Tells those of a batch that was not taken into the log why.
@@ -81,7 +83,9 @@ impl Waiters {
         }
         for (id, index, outcome) in answered {
             if let Some(waiter) = waiters.remove(&id) {
-                waiter.landed.at(index);
+                if !waiter.resent {
+                    waiter.landed.at(index);
+                }
                 // A receiver that is gone has given up; the outcome stays with the session.
                 let _ = waiter.answer.send(Ok(Answer { index, outcome }));
             }

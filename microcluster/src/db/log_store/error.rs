@@ -67,6 +67,12 @@ pub(crate) enum LogError {
     /// The store was closed.
     #[error("the Raft log is closed")]
     Closed,
+    /// The state machine does not get to where the log is to be purged.
+    #[error("the state was not applied up to {index} in time, so the log is not purged")]
+    NotApplied {
+        /// Up to where it was to be purged.
+        index: u64,
+    },
 }
 
 impl LogError {

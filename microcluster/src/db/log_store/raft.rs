@@ -79,6 +79,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        // openraft asks for this while a snapshot is still being installed. A crash in between would leave neither the
+        // entries nor the state that holds them.
+        self.wait_applied(log_id.index).await.map_err(write_error)?;
         let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
         Ok(self.change(change).await.map_err(write_error)?)
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
@@ -18,6 +18,8 @@ use crate::db::raft_types::NodeId;
 
 /// How long connecting, TLS and the greeting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// How long a peer that was asked something may be silent before its connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How many calls may wait for one peer.
 const CALLS_MAX: usize = 1_024;
 /// How much is put together for one write to the socket.
@@ -50,6 +52,9 @@ struct Peer {
     _task: AbortOnDropHandle<()>,
 }
 
+/// Where a reply arrives.
+pub(crate) type ReplyReceiver = oneshot::Receiver<Result<Reply, CallError>>;
+
 struct Pending {
     call: Call,
     reply: oneshot::Sender<Result<Reply, CallError>>,
@@ -64,12 +69,18 @@ impl Peers {
     /// Sends `call` to node `id` at `address` and waits for its reply. Bound it with a timeout: dropping the
     /// future gives the reply up.
     pub async fn call(&self, id: NodeId, address: &str, call: Call) -> Result<Reply, CallError> {
-        let calls = self.sender(id, address);
-        let (reply, receiver) = oneshot::channel();
-        calls.try_send(Pending { call, reply }).map_err(|_| CallError::Full { address: address.to_owned() })?;
+        let receiver = self.start(id, address, call)?;
         receiver
             .await
             .unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
+    }
+
+    /// Sends `call` and gives the place where its reply arrives.
+    pub fn start(&self, id: NodeId, address: &str, call: Call) -> Result<ReplyReceiver, CallError> {
+        let calls = self.sender(id, address);
+        let (reply, receiver) = oneshot::channel();
+        calls.try_send(Pending { call, reply }).map_err(|_| CallError::Full { address: address.to_owned() })?;
+        Ok(receiver)
     }
 
     /// A connection of its own to node `id`, greeted: for snapshots.
@@ -139,7 +150,10 @@ async fn converse(
 ) -> Arc<str> {
     let in_flight: InFlight = Arc::new(Mutex::new(Some(HashMap::new())));
     // Replies are read by a task of their own: reading must go on while writing waits, or both sides could wait for each other.
-    let mut reading = AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight))));
+    let heard = Arc::new(Mutex::new(Instant::now()));
+    let mut asked = Instant::now();
+    let mut reading =
+        AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard))));
     let mut number = 0;
     let mut buffer = Vec::new();
     let mut next = Some(first);
@@ -152,8 +166,19 @@ async fn converse(
                     None => break "no longer needed".into(),
                 },
                 reason = &mut reading => break reason.unwrap_or_else(|error| error.to_string().into()),
+                () = tokio::time::sleep(SILENCE_MAX / 2) => {
+                    // A network that drops everything says nothing: whoever is asked and silent for long is given up.
+                    let heard = *heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    if is_waiting(&in_flight) && heard.max(asked).elapsed() > SILENCE_MAX {
+                        break format!("silent for {SILENCE_MAX:?}").into();
+                    }
+                    continue;
+                }
             },
         };
+        if !is_waiting(&in_flight) {
+            asked = Instant::now();
+        }
         enqueue(&mut buffer, &mut number, pending, &in_flight);
         while buffer.len() < WRITE_BYTES
             && let Ok(pending) = calls.try_recv()
@@ -194,12 +219,17 @@ fn enqueue(buffer: &mut Vec<u8>, number: &mut u64, pending: Pending, in_flight: 
     }
 }
 
-async fn read_replies(mut frames: Frames, in_flight: InFlight) -> Arc<str> {
+fn is_waiting(in_flight: &InFlight) -> bool {
+    in_flight.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|waiting| !waiting.is_empty())
+}
+
+async fn read_replies(mut frames: Frames, in_flight: InFlight, heard: Arc<Mutex<Instant>>) -> Arc<str> {
     loop {
         let frame = match next_frame(&mut frames).await {
             Ok(frame) => frame,
             Err(error) => return error.to_string().into(),
         };
+        *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let reply = match (frame.kind, frame.decode()) {
             (kind::REPLY, Ok(reply)) => reply,
             (kind::REPLY, Err(error)) => return error.to_string().into(),

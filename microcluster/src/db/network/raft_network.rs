@@ -1,5 +1,8 @@
 //! openraft's view of the network.
 
+// The size of the errors is openraft's, and so are the signatures that return them.
+#![allow(clippy::result_large_err)]
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +14,10 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{AnyError, OptionalSend};
 
-use super::client::{CallError, Peers};
+use super::client::{CallError, Peers, ReplyReceiver};
 use super::message::{Call, Reply};
-use super::snapshot;
-use crate::db::raft_types::{NodeId, Peer, Snapshot, TypeConfig, Vote};
+use super::snapshot::{self, Sending};
+use crate::db::raft_types::{LogId, NodeId, Peer, Snapshot, TypeConfig, Vote};
 
 /// How long replication leaves an unreachable member alone before it tries again.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(150);
@@ -25,21 +28,35 @@ pub(crate) struct NetworkFactory {
     pub peers: Arc<Peers>,
     /// Where copies of the state are put while they are sent.
     pub dir: std::path::PathBuf,
+    /// Tells that a snapshot is on its way.
+    pub sending: Sending,
 }
 
 /// The replication's way to one member.
 pub(crate) struct Network {
+    sending: Sending,
     peers: Arc<Peers>,
     dir: std::path::PathBuf,
     target: NodeId,
     peer: Peer,
+    /// Entries that are on their way: vote, what they follow, the last one; and where the reply arrives.
+    appending: Option<(AppendKey, ReplyReceiver)>,
 }
+
+type AppendKey = (Vote, Option<LogId>, Option<LogId>);
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = Network;
 
     async fn new_client(&mut self, target: NodeId, node: &Peer) -> Network {
-        Network { peers: Arc::clone(&self.peers), dir: self.dir.clone(), target, peer: node.clone() }
+        Network {
+            sending: self.sending.clone(),
+            peers: Arc::clone(&self.peers),
+            dir: self.dir.clone(),
+            target,
+            peer: node.clone(),
+            appending: None,
+        }
     }
 }
 
@@ -47,12 +64,29 @@ type RpcError<E = openraft::error::Infallible> = RPCError<NodeId, Peer, RaftErro
 
 impl Network {
     async fn call(&self, call: Call) -> Result<Reply, RpcError> {
-        match self.peers.call(self.target, &self.peer.address, call).await {
-            Ok(Reply::Failed(reason)) => Err(RPCError::Network(NetworkError::new(&AnyError::error(reason)))),
-            Ok(reply) => Ok(reply),
-            Err(error @ CallError::Unreachable { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
-            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
-        }
+        replied(self.peers.call(self.target, &self.peer.address, call).await)
+    }
+}
+
+fn replied(result: Result<Reply, CallError>) -> Result<Reply, RpcError> {
+    match result {
+        Ok(Reply::Failed(reason)) => Err(RPCError::Network(NetworkError::new(&AnyError::error(reason)))),
+        Ok(reply) => Ok(reply),
+        Err(error) => Err(sort(&error)),
+    }
+}
+
+fn sort(error: &CallError) -> RpcError {
+    match error {
+        CallError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(error)),
+        _ => RPCError::Network(NetworkError::new(error)),
+    }
+}
+
+fn appended(reply: Reply) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
+    match reply {
+        Reply::Append(response) => Ok(response),
+        reply => Err(unexpected(&reply)),
     }
 }
 
@@ -66,10 +100,22 @@ impl RaftNetwork<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
-        match self.call(Call::Append(rpc)).await? {
-            Reply::Append(response) => Ok(response),
-            reply => Err(unexpected(&reply)),
+        if rpc.entries.is_empty() {
+            return appended(self.call(Call::Append(rpc)).await?);
         }
+        // openraft gives a call up after a heartbeat and sends the same again. Large entries on a slow network take longer:
+        // the repetition joins the call that is on its way.
+        let key = (rpc.vote, rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id));
+        let reply = match self.appending.take() {
+            Some((started, reply)) if started == key => reply,
+            _ => self.peers.start(self.target, &self.peer.address, Call::Append(rpc)).map_err(|error| sort(&error))?,
+        };
+        let (_, reply) = self.appending.insert((key, reply));
+        let result = reply.await;
+        self.appending = None;
+        appended(replied(result.unwrap_or_else(|_| {
+            Err(CallError::Broken { address: self.peer.address.clone(), reason: "closed".into() })
+        }))?)
     }
 
     async fn vote(&mut self, rpc: VoteRequest<NodeId>, _option: RPCOption) -> Result<VoteResponse<NodeId>, RpcError> {
@@ -86,6 +132,7 @@ impl RaftNetwork<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<TypeConfig, Fatal<NodeId>>> {
+        let _sending = self.sending.begin();
         let sending = snapshot::send(&self.peers, self.target, &self.peer.address, &self.dir, vote, snapshot);
         tokio::select! {
             sent = sending => match sent {

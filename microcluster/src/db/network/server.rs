@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -14,13 +15,15 @@ use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, ki
 use super::snapshot;
 use crate::db::raft_types::{NodeId, Raft};
 use crate::db::read_index::ReadIndex;
-use crate::db::sequencer::Sequencer;
+use crate::db::sequencer::{Sequencer, SubmitError};
 use crate::db::writer::Shared;
 
 /// How many calls of one connection are run at once; reading waits when there are more.
 const CALLS_MAX: usize = 1_024;
 /// How much is put together for one write to the socket.
 const WRITE_BYTES: usize = 256 << 10;
+/// How long a write of another member may wait here; that member has given it up by then.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the calls of other members are answered from.
 pub(crate) struct Service {
@@ -109,7 +112,10 @@ async fn run(service: &Service, call: Call) -> Reply {
             Ok(response) => Reply::Vote(response),
             Err(error) => Reply::Failed(error.to_string()),
         },
-        Call::Submit(submission) => Reply::Submit(service.sequencer.submit(submission).await),
+        Call::Submit(submission) => {
+            let answer = tokio::time::timeout(SUBMIT_TIMEOUT, service.sequencer.submit(submission)).await;
+            Reply::Submit(answer.unwrap_or(Err(SubmitError::Lost)))
+        }
         Call::ReadIndex => Reply::ReadIndex(service.read_index.on_leader().await),
         Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
         Call::Digest(index) => Reply::Digest(service.shared.digest(index)),

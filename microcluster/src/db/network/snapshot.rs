@@ -3,8 +3,8 @@
 
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -14,10 +14,46 @@ use crate::db::raft_types::{NodeId, Raft, Snapshot, SnapshotData, Vote};
 use crate::db::state_machine::IncomingSnapshot;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// How long a member that has got a snapshot may take to get the entries behind it.
+const CATCH_UP: Duration = Duration::from_secs(30);
 /// How long one chunk may take to be taken.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other side may take to install what it has got.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Whether snapshots are on their way. The log is not shortened meanwhile, nor for a while after: who has got one goes on
+/// with the entries behind it.
+#[derive(Clone, Default)]
+pub(crate) struct Sending(Arc<Mutex<(usize, Option<Instant>)>>);
+
+/// One snapshot on its way.
+pub(crate) struct OnItsWay(Sending);
+
+impl Sending {
+    /// Counts one until the guard is dropped.
+    pub fn begin(&self) -> OnItsWay {
+        self.lock().0 += 1;
+        OnItsWay(self.clone())
+    }
+
+    /// Whether the log should be left alone.
+    pub fn is_recent(&self) -> bool {
+        let (count, ended) = *self.lock();
+        count > 0 || ended.is_some_and(|ended| ended.elapsed() < CATCH_UP)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (usize, Option<Instant>)> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        *state = (state.0.saturating_sub(1), Some(Instant::now()));
+    }
+}
 
 /// Sends a snapshot. `Ok(Err(…))`: the member has got it and cannot install it.
 pub(crate) async fn send(

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::db::command::Request;
+use crate::db::command::{Body, Request};
 use crate::db::waiters::Landed;
 
 /// How many requests are remembered; a transaction that began before them conflicts.
 const REQUESTS_MAX: usize = 4_096;
+/// How many bytes of them.
+const BYTES_MAX: usize = 8 << 20;
 
 /// The batches of one leadership, oldest first.
 #[derive(Default)]
@@ -17,6 +19,7 @@ pub(crate) struct History {
     floor: u64,
     batches: VecDeque<Batch>,
     requests: usize,
+    bytes: usize,
 }
 
 struct Batch {
@@ -36,18 +39,28 @@ impl History {
     }
 
     /// Remembers a batch that was proposed just now.
-    pub fn note(&mut self, requests: Vec<Request>, landed: Arc<Landed>) {
+    pub fn note(&mut self, mut requests: Vec<Request>, landed: Arc<Landed>) {
         if self.term.is_none() {
             return;
         }
+        // Which tables a statement writes does not depend on its values.
+        for request in &mut requests {
+            if let Body::Statements(statements) = &mut request.body {
+                statements.iter_mut().for_each(|statement| statement.parameters = Vec::new());
+            }
+        }
         self.requests += requests.len();
+        self.bytes += requests.iter().map(Request::size).sum::<usize>();
         self.batches.push_back(Batch { requests, landed });
         // A batch whose place is not known yet cannot be forgotten; there are never many of them.
-        while self.requests > REQUESTS_MAX
+        while (self.requests > REQUESTS_MAX || self.bytes > BYTES_MAX)
             && let Some(index) = self.batches.front().and_then(|batch| batch.landed.index())
         {
             self.floor = self.floor.max(index);
-            self.requests -= self.batches.pop_front().map_or(0, |batch| batch.requests.len());
+            if let Some(batch) = self.batches.pop_front() {
+                self.requests -= batch.requests.len();
+                self.bytes -= batch.requests.iter().map(Request::size).sum::<usize>();
+            }
         }
     }
 

@@ -137,6 +137,13 @@ impl Cluster {
         self.net.isolated.lock().unwrap().clear();
     }
 
+    /// Breaks all connections; new ones can be made at once.
+    pub fn cut_pipes(&self) {
+        for (_, _, cut) in self.net.pipes.lock().unwrap().drain(..) {
+            cut.cancel();
+        }
+    }
+
     fn cut(&self, id: NodeId) {
         self.net.pipes.lock().unwrap().retain(|(from, to, cut)| {
             let ours = *from == address(id) || *to == address(id);

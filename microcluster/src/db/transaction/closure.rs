@@ -52,6 +52,8 @@ pub(crate) struct Connections(Mutex<Vec<Connection>>);
 struct Connection {
     executor: Executor,
     path: PathBuf,
+    /// Whose rights the statements below were looked at with.
+    scope: Scope,
     /// What each statement touches: SQLite tells only when it compiles one, and compiled ones are kept.
     remembered: HashMap<String, Touched>,
 }
@@ -111,7 +113,7 @@ impl Run {
         let index = self.with(|connection| {
             connection.executor.engine_execute("BEGIN", ())?;
             let index = read_applied_index(connection.executor.engine())?;
-            connection.executor.begin_closure(start.time_ms, start.seed, start.scope);
+            connection.begin(start);
             Ok(index)
         })?;
         let value = body(&transaction);
@@ -286,6 +288,15 @@ impl Drop for Finish<'_> {
 }
 
 impl Connection {
+    fn begin(&mut self, start: &Start) {
+        if self.scope != start.scope {
+            // What was refused to one may be allowed to the other.
+            self.remembered.clear();
+            self.scope = start.scope;
+        }
+        self.executor.begin_closure(start.time_ms, start.seed, start.scope);
+    }
+
     /// Whether the connection is clean now.
     fn roll_back(&self) -> bool {
         if !self.executor.engine().is_autocommit()
@@ -306,7 +317,7 @@ impl Connections {
             return Ok(connection);
         }
         drop(idle);
-        Ok(Connection { executor: Executor::open(&path)?, path, remembered: HashMap::new() })
+        Ok(Connection { executor: Executor::open(&path)?, path, scope: Scope::User, remembered: HashMap::new() })
     }
 
     fn put_back(&self, connection: Connection) {
