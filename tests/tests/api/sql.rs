@@ -11,14 +11,14 @@ async fn statements_are_one_transaction_and_split_as_sqlite_does() {
         let table = format!("t_{}", daemon.name());
         let query = format!(
             "CREATE TABLE {table} (k INTEGER PRIMARY KEY, v); -- a comment; with a semicolon
-             INSERT INTO {table} VALUES (1, 'a;b'), (2, x'00ff'), (9223372036854775807, 1.5);
+             INSERT INTO {table} VALUES (1, 'a;b'), (2, x'00ff'), (9223372036854775806, 1.5);
              WITH x AS (SELECT * FROM {table}) SELECT k, v FROM x ORDER BY k;
              UPDATE {table} SET v = NULL WHERE k = 2 RETURNING k; VALUES (1), (2);"
         );
         let results = run(&target, json!({"query": query})).await;
         let exec = |rows: u64| json!({"type": "exec", "columns": null, "rows": null, "rows_affected": rows});
         assert_eq!(results[1], exec(3));
-        assert_eq!(results[2]["rows"], json!([[1, "a;b"], [2, "x'00ff'"], [9_223_372_036_854_775_807_i64, 1.5]]));
+        assert_eq!(results[2]["rows"], json!([[1, "a;b"], [2, "x'00ff'"], [9_223_372_036_854_775_806_i64, 1.5]]));
         assert_eq!(results[3]["rows"], json!([[2]]));
         assert_eq!(results[4]["rows"], json!([[1], [2]]));
         let bound = json!({"query": format!("SELECT v, ?2 FROM {table} WHERE k = ?1"), "parameters": [1, "x"]});
