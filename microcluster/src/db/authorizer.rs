@@ -275,6 +275,10 @@ impl Inner {
         if starts_with_ignoring_case(table, BOOKKEEPING_PREFIX) {
             return Some(format!("table {table} belongs to the replication and cannot be changed by SQL"));
         }
+        // At its largest value AUTOINCREMENT says that the disk is full. Dropping and renaming a table writes there too.
+        if table.eq_ignore_ascii_case("sqlite_sequence") && !self.touched.schema {
+            return Some("table sqlite_sequence is kept by SQLite and cannot be changed directly".to_owned());
+        }
         if scope == Scope::User && starts_with_ignoring_case(table, CORE_PREFIX) {
             return Some(format!(
                 "table {table} belongs to the cluster: it changes through joins, removals and tokens alone"

@@ -43,6 +43,8 @@ pub(crate) struct Executor {
     last_rowid: Arc<AtomicBool>,
     /// Begins the text of privileged statements, so that no user's text finds them among the compiled ones.
     nonce: String,
+    /// A statement changed the schema since the last look.
+    schema_changed: Cell<bool>,
 }
 
 impl Executor {
@@ -75,7 +77,16 @@ impl Executor {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         let guard = Guard::install(&mut connection)?;
         let nonce = format!("/*{:032x}*/", rand::random::<u128>());
-        Ok(Executor { connection, guard, surroundings, looks, scope: Cell::new(Scope::User), last_rowid, nonce })
+        Ok(Executor {
+            connection,
+            guard,
+            surroundings,
+            looks,
+            scope: Cell::new(Scope::User),
+            last_rowid,
+            nonce,
+            schema_changed: Cell::new(false),
+        })
     }
 
     /// The connection for the engine's own statements, unguarded.
@@ -200,7 +211,13 @@ impl Executor {
 
     /// Whether the schema was changed since the last call.
     pub fn take_schema_changed(&self) -> bool {
-        self.guard.take_touched().schema
+        self.begin_compiling();
+        self.schema_changed.take()
+    }
+
+    /// What the next statement touches is told apart from what those before it did.
+    fn begin_compiling(&self) {
+        self.schema_changed.set(self.schema_changed.get() | self.guard.take_touched().schema);
     }
 
     /// Whether a statement prepared so far asks for `last_insert_rowid()` or `changes()`.
@@ -216,6 +233,7 @@ impl Executor {
     ) -> Result<(), Stop> {
         for (index, statement) in statements.iter().enumerate() {
             self.surroundings.begin_statement(index as u64);
+            self.begin_compiling();
             let mut prepared = self.connection.prepare_cached(&self.keyed(&statement.sql, scope))?;
             self.run_one(&mut prepared, &statement.parameters, collected)?;
         }
@@ -225,12 +243,20 @@ impl Executor {
     fn run_script(&self, script: &str, collected: &mut Collected) -> Result<(), Stop> {
         let mut statements = rusqlite::Batch::new(&self.connection, script);
         let mut index = 0;
-        while let Some(mut prepared) = statements.next()? {
+        while let Some(mut prepared) = self.next_of(&mut statements)? {
             self.surroundings.begin_statement(index);
             index += 1;
             self.run_one(&mut prepared, &[], collected)?;
         }
         Ok(())
+    }
+
+    fn next_of<'c>(
+        &'c self,
+        statements: &mut rusqlite::Batch<'c, '_>,
+    ) -> rusqlite::Result<Option<rusqlite::Statement<'c>>> {
+        self.begin_compiling();
+        statements.next()
     }
 
     fn run_one(
@@ -271,13 +297,6 @@ impl Executor {
         Ok(())
     }
 
-    /// Whether some AUTOINCREMENT table has given out its last rowid.
-    fn sequence_is_at_its_end(&self) -> bool {
-        // Without such a table there is no sqlite_sequence.
-        let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE seq = 9223372036854775807)";
-        self.engine().query_row(sql, [], |row| row.get(0)).unwrap_or(false)
-    }
-
     /// An error of the SQL is an outcome; an error of this machine is not, and stops the state machine.
     fn sort(&self, error: rusqlite::Error) -> Result<Failure, MachineError> {
         use rusqlite::ffi::ErrorCode;
@@ -288,10 +307,6 @@ impl Executor {
         let extended = error.sqlite_error().map(|error| error.extended_code);
         if extended == Some(rusqlite::ffi::SQLITE_CORRUPT_VTAB) {
             return Ok(Failure::Sql { message: error.to_string() });
-        }
-        // AUTOINCREMENT at its end says that the disk is full.
-        if extended == Some(rusqlite::ffi::SQLITE_FULL) && self.sequence_is_at_its_end() {
-            return Ok(last_rowid());
         }
         match error.sqlite_error_code() {
             Some(
