@@ -248,7 +248,10 @@ impl Inner {
                 let is_local = starts_with_ignoring_case(table_name, BOOKKEEPING_PREFIX)
                     || table_name.eq_ignore_ascii_case("dbstat")
                     || table_name.eq_ignore_ascii_case("pragma_data_version")
-                    || (table_name.starts_with("sqlite_") && column_name.eq_ignore_ascii_case("rootpage"));
+                    || (table_name.starts_with("sqlite_")
+                        && column_name.eq_ignore_ascii_case("rootpage")
+                        // A change of the schema reads it by itself.
+                        && !self.touched.schema);
                 is_local.then(|| format!("{table_name}.{column_name} cannot be read in a write: it differs between members"))
             }
             AuthAction::Function { function_name } if REFUSED_FUNCTIONS.iter().any(|name| function_name.eq_ignore_ascii_case(name)) => {
