@@ -35,7 +35,7 @@ async fn statements_are_one_transaction_and_split_as_sqlite_does() {
 #[tokio::test]
 async fn mistakes_have_their_codes_and_name_what_is_wrong() {
     let cluster = TestCluster::start(2).await;
-    cluster.members[0].sql("CREATE TABLE t (a INTEGER NOT NULL CHECK (a > 0), b REFERENCES t (b), UNIQUE (b))").await;
+    cluster.members[0].sql("CREATE TABLE t (a INTEGER NOT NULL CHECK (a > 0), b REFERENCES t (b), UNIQUE (b)); CREATE TABLE s (id INTEGER PRIMARY KEY AUTOINCREMENT)").await;
     let cases = [
         (json!({}), 400, "query"),
         (json!({"query": ""}), 400, "empty"),
@@ -61,6 +61,13 @@ async fn mistakes_have_their_codes_and_name_what_is_wrong() {
         (json!({"query": "CREATE TEMP TABLE x (a)"}), 400, "temp"),
         (json!({"query": "DELETE FROM core_cluster_members"}), 400, "core_cluster_members"),
         (json!({"query": "SELECT 1", "parameters": "x"}), 400, "sequence"),
+        (
+            json!({"query": "INSERT INTO t (rowid, a) VALUES (9223372036854775807, 1)"}),
+            400,
+            "rowid 9223372036854775807",
+        ),
+        (json!({"query": "INSERT INTO sqlite_sequence VALUES ('s', 9223372036854775807)"}), 400, "sqlite_sequence"),
+        (json!({"query": "INSERT INTO t (a) VALUES (1); COMMIT"}), 400, "COMMIT"),
     ];
     for daemon in &cluster.members {
         let target = Target::new(daemon, Caller::Socket);
