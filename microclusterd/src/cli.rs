@@ -1,6 +1,7 @@
 //! The command line `microctl`: what it takes, and how it ends.
 
 mod bench;
+mod certificates;
 mod cluster;
 mod demo;
 mod duration;
@@ -78,6 +79,9 @@ pub enum Command {
     /// Add, list and revoke join tokens
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// Replace certificates
+    #[command(subcommand)]
+    Certificates(certificates::Command),
     /// Run SQL on the cluster's database
     Sql(sql::Arguments),
     /// Measure the cluster: operations a second and latencies, beside the disk's own rate
@@ -98,6 +102,7 @@ impl Command {
             Command::Shutdown(arguments) => arguments.run(&client).await,
             Command::Cluster(command) => command.run(&client).await,
             Command::Tokens(command) => command.run(&client).await,
+            Command::Certificates(command) => command.run(&client).await,
             Command::Sql(arguments) => arguments.run(&client).await,
             Command::Bench(arguments) => arguments.run(&client, context.state_dir.clone()).await,
         }

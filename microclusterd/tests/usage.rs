@@ -38,6 +38,7 @@ fn help_names_every_command() {
         "shutdown",
         "cluster",
         "tokens",
+        "certificates",
         "sql",
         "demo",
         "completions",

@@ -7,8 +7,8 @@ use http::Method;
 
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
-    ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest,
-    SqlResults, TokenRecord, TokenRequest, Verification,
+    ControlRequest, DaemonStatus, Empty, Error, KeyPair, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump,
+    SqlRequest, SqlResults, TokenRecord, TokenRequest, Verification,
 };
 
 /// A dump is the whole database as text.
@@ -115,6 +115,14 @@ impl Client {
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
         self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+    }
+
+    /// Replaces a certificate: `server` before initialisation, `cluster` or that of an additional server on all members.
+    ///
+    /// # Errors
+    /// See [`Error`]; 400 for a pair that cannot be used, 409 for `server` when the daemon is a member.
+    pub async fn set_certificate(&self, name: &Name, pair: &KeyPair) -> Result<(), Error> {
+        self.empty(Method::PUT, &format!("/core/1.0/cluster/certificates/{name}"), pair).await
     }
 
     /// Compares what the members hold, at one index of the log.

@@ -53,12 +53,9 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
     let leader = raft
         .leader_peer()
         .and_then(|peer| Some(Leader { name: peer.name.parse().ok()?, address: peer.address.parse().ok()? }));
-    let server = state.server_certificate().current().certificate;
-    let cluster = node.cluster_certificate.current().certificate;
-    let expiry = |name: &str, certificate: &crate::tls::Certificate| CertificateExpiry {
-        name: name.into(),
-        expires_at: certificate.expires_at,
-    };
+    let mut certificates = node.shared_expiry().await;
+    let expires_at = state.server_certificate().current().certificate.expires_at;
+    certificates.insert(1, CertificateExpiry { name: "server".into(), expires_at });
     Ok(Answer(DaemonStatus {
         name: node.name.clone(),
         address: node.address,
@@ -74,7 +71,7 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
             applied_index: raft.applied_index,
         },
         members,
-        certificates: vec![expiry("cluster", &cluster), expiry("server", &server)],
+        certificates,
     }))
 }
 

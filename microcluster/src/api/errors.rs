@@ -5,11 +5,12 @@ use microcluster_client as client;
 
 use crate::cluster::join::Refusal;
 use crate::cluster::tokens::{AddError, RevokeError};
-use crate::cluster::{AdmitError, ConfirmError, RemoveError};
+use crate::cluster::{AdmitError, ConfirmError, InstallError, RemoveError};
 use crate::db;
 use crate::error::Error;
-use crate::state::InitError;
+use crate::state::{InitError, SetServerError};
 use crate::tasks::TaskLost;
+use crate::tls::PairError;
 
 impl From<db::Error> for Error {
     fn from(error: db::Error) -> Error {
@@ -93,6 +94,32 @@ impl From<RevokeError> for Error {
         match error {
             RevokeError::NotFound { .. } => Error::not_found(error.to_string()),
             RevokeError::Database(source) => source.into(),
+        }
+    }
+}
+
+impl From<PairError> for Error {
+    fn from(error: PairError) -> Error {
+        Error::bad_request(error.to_string())
+    }
+}
+
+impl From<InstallError> for Error {
+    fn from(error: InstallError) -> Error {
+        match error {
+            InstallError::Database(source) => source.into(),
+            other => Error::internal(other.to_string()).caused_by(other),
+        }
+    }
+}
+
+impl From<SetServerError> for Error {
+    fn from(error: SetServerError) -> Error {
+        match error {
+            SetServerError::Member { .. } => Error::conflict(error.to_string()),
+            SetServerError::NotNow(reason) => reason.into(),
+            SetServerError::Lost(lost) => lost.into(),
+            SetServerError::File(_) => Error::internal(error.to_string()).caused_by(error),
         }
     }
 }

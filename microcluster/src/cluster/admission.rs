@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
+use microcluster_client::{JoinRequest, JoinResponse, KeyPair, MemberLocal, Name, Secret, Timestamp};
 
 use super::join::{self, Admission, Refusal, Situation};
 use super::members::{self, MemberRow, NewMember, RowRole};
@@ -99,7 +99,8 @@ impl Node {
             self.introduce(&joiner.local()).await;
         }
         tracing::info!(member = %name, id, "admitted a joining member");
-        Ok(self.welcome(id, &rows))
+        let additional = self.additional_certificates().await.map_err(&database)?;
+        Ok(self.welcome(id, &rows, additional))
     }
 
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
@@ -211,7 +212,7 @@ impl Node {
     }
 
     /// What an admitted joiner is told.
-    fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
+    fn welcome(&self, id: NodeId, rows: &[MemberRow], additional: BTreeMap<String, KeyPair>) -> JoinResponse {
         let cluster = self.cluster_certificate.current();
         let mut cluster_members: Vec<MemberLocal> =
             rows.iter().filter(|row| row.role.is_full()).map(MemberRow::local).collect();
@@ -227,7 +228,7 @@ impl Node {
                 certificate: String::new(),
             }),
             cluster_members,
-            cluster_additional_certs: BTreeMap::new(),
+            cluster_additional_certs: additional,
             member_id: id,
         }
     }

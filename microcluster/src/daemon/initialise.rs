@@ -8,9 +8,10 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::CoreShared;
-use super::certificates::{ensure_server_carries, store};
+use super::certificates::ensure_server_carries;
 use super::member::{Identity, open_node, versions};
 use crate::cluster::Node;
+use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
 use crate::cluster::members::{self, NewMember, RowRole};
 use crate::db::{self, NodeId, Peer};
@@ -18,7 +19,7 @@ use crate::error::{Chain, Fatal};
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
 use crate::tasks::blocking;
-use crate::tls::{Generate, KeyPair};
+use crate::tls::{Generate, KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustedMember};
 
 /// The id of the member that begins a cluster.
@@ -90,7 +91,7 @@ impl CoreShared {
         let ip = address.ip();
         let cluster = blocking("cluster certificate", move || -> Result<KeyPair, InitError> {
             let pair = KeyPair::generate(&Generate { name: CLUSTER_NAME, addresses: &[ip] })?;
-            store(&dir, "cluster", &pair)?;
+            install(&dir, CLUSTER, &SharedPair::own(pair.clone()), true)?;
             Ok(pair)
         })
         .await??;
@@ -109,7 +110,7 @@ impl CoreShared {
         Ok(())
     }
 
-    /// The product's schema and the first member's row.
+    /// The product's schema, the first member's row and the cluster's certificate.
     async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
         let schema = &self.state.settings().schema;
         if !schema.is_empty() {
@@ -133,7 +134,12 @@ impl CoreShared {
             last_heartbeat: Timestamp::now(),
             token_id: None,
         };
-        node.db.transaction(move |tx| members::insert(tx, &first)).await?;
+        let cluster = CertificateRow::new(CLUSTER, &SharedPair::own(node.cluster_certificate.current()));
+        let entry = node.db.transaction(move |tx| {
+            certificates::put(tx, &cluster)?;
+            members::insert(tx, &first)
+        });
+        entry.await?;
         Ok(())
     }
 

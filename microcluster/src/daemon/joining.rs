@@ -8,11 +8,11 @@ use microcluster_client::{Empty, JoinRequest, MemberLocal};
 use tokio::net::TcpListener;
 
 use super::CoreShared;
-use super::certificates::store;
 use super::initialise::is_passing;
 use super::member::{Identity, open_node, versions};
 use super::present::present;
 use crate::cluster::Node;
+use crate::cluster::certificates::CLUSTER;
 use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
 use crate::cluster::members;
 use crate::db::Consistency;
@@ -21,7 +21,7 @@ use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle, NotNow};
 use crate::state_dir::{FileError, MODE_SECRET, remove_file, sync_directory, write_file};
 use crate::tasks::blocking;
-use crate::tls::KeyPair;
+use crate::tls::{KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustSet, TrustedMember};
 
 /// How long the leader may take to let the joiner catch up, for one try.
@@ -164,7 +164,7 @@ impl Joining<'_> {
         let trusted = self.trusted()?;
         let (dir, pair, cache) = (self.core.state.dir().clone(), cluster.clone(), trusted.clone());
         blocking("cluster certificate", move || {
-            store(&dir, "cluster", &pair)?;
+            install(&dir, CLUSTER, &SharedPair::own(pair), true)?;
             cache.store(&dir.truststore())
         })
         .await??;

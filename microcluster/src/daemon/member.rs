@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use super::{CoreShared, Internal};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
-use crate::cluster::{Node, NodeParts, Peers, keep_heartbeat, keep_reconciled, keep_trust, schema};
+use crate::cluster::{Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_reconciled, keep_trust, schema};
 use crate::config::MemberConfig;
 use crate::db::{self, Database, NodeId, Options, RaftState, Timings};
 use crate::error::Fatal;
@@ -18,7 +18,7 @@ use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::state_dir::{MODE_PUBLIC, write_file};
 use crate::tasks::{Tasks, blocking};
-use crate::tls::{self, CertificateCell, KeyPair};
+use crate::tls::{self, CertificateCell, ClusterResolver, KeyPair};
 use crate::trust::Trust;
 
 /// How long connections that Raft runs on may take to end: the database is closed already.
@@ -64,7 +64,7 @@ pub(super) fn versions(state: &State) -> Versions {
 pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
     let Identity { id, name, address, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
-    let peers = Peers::new(&own, cluster.fingerprint())?;
+    let peers = Peers::new(&own, trust.clone())?;
     let db = Database::open(Options {
         dir: state.dir().database(),
         node_id: id,
@@ -74,19 +74,22 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     })
     .await?;
     let versions = versions(state);
-    let cluster_certificate = CertificateCell::new(cluster);
-    Ok(Node::new(NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate }))
+    let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
+    Ok(Node::new(NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate, dir }))
 }
 
 impl CoreShared {
     /// Serves the cluster address and follows the member table.
     pub(super) async fn serve(&self, node: &Arc<Node>, tcp: TcpListener) -> Result<(), InitError> {
-        let config = tls::server_config(node.cluster_certificate.clone()).map_err(|e| InitError::Tls(e.into()))?;
+        let own = self.state.server_certificate().clone();
+        let resolver = ClusterResolver { cluster: node.cluster_certificate.clone(), own: own.clone() };
+        let config = tls::server_config(resolver).map_err(|e| InitError::Tls(e.into()))?;
         let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
         let tasks = Tasks::new("keepers");
         let interval = self.state.settings().heartbeat_interval;
         tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
+        tasks.spawn("certificates", keep_certificates(node.clone(), own, tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));
         let watch = watch_database(node.db.status_watch(), self.control.clone(), tasks.clone());

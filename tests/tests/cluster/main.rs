@@ -6,5 +6,6 @@ mod crash;
 mod join;
 mod join_crash;
 mod replace;
+mod rotation;
 mod stop;
 mod writes;

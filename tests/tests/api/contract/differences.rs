@@ -141,15 +141,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     // Later issues.
     Difference { exchanges: &["preinit-daemon-servers-put"], ours: Ours::Status(405), reason: LATER },
     Difference {
-        exchanges: &[
-            "preinit-certs-put",
-            "init-certs-put-unknown",
-            "member-to-member: PUT /core/1.0/cluster/certificates/*",
-        ],
-        ours: Ours::Status(404),
-        reason: LATER,
-    },
-    Difference {
         exchanges: &["*-hooks", "init-hooks-bad", "member-to-member: POST /core/internal/hooks/*"],
         ours: Ours::Status(404),
         reason: LATER,
