@@ -90,12 +90,14 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
     for member in &cluster.members {
         let what = format!("{} has the certificate", member.name());
         eventually(&what, async || {
-            let file = member.dir().join("certificates/metrics.internal.crt");
-            std::fs::read_to_string(file).is_ok_and(|text| text == pair.cert).then_some(()).ok_or("it has not")
+            let file = |extension: &str| member.dir().join(format!("certificates/metrics.internal.{extension}"));
+            let holds = |extension: &str, text: &str| {
+                std::fs::read_to_string(file(extension)).is_ok_and(|found| found.trim() == text.trim())
+            };
+            let is_there = holds("crt", &pair.cert) && holds("key", pair.key.expose()) && holds("ca", &pair.ca);
+            is_there.then_some(()).ok_or("it has not")
         })
         .await;
-        assert_eq!(member.read("certificates/metrics.internal.key"), pair.key.expose());
-        assert_eq!(member.read("certificates/metrics.internal.ca").trim(), pair.ca.trim());
         eventually("its end is in the status", async || {
             let status = member.status().await.map_err(|e| e.to_string())?;
             let names: Vec<_> = status.certificates.into_iter().map(|certificate| certificate.name).collect();
