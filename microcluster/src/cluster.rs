@@ -6,6 +6,7 @@ pub(crate) mod join;
 pub(crate) mod members;
 mod node;
 mod peers;
+pub(crate) mod rebuild;
 mod reconcile;
 mod removal;
 mod roles;

@@ -12,6 +12,9 @@ use rustix::fs::FlockOperation;
 const LOCK: &str = "daemon.lock";
 const RESET_MARKER: &str = "resetting";
 
+/// Where the files of a member that was rebuilt are left.
+const DAMAGED: &str = "database.damaged";
+
 /// Mode of a file with a key or another secret.
 pub(crate) const MODE_SECRET: u32 = 0o600;
 /// Mode of a file that is no secret.
@@ -101,6 +104,16 @@ impl StateDir {
         (self.path.join(format!("{name}.crt")), self.path.join(format!("{name}.key")))
     }
 
+    /// Leaves a damaged database aside, where it can be looked at, in place of an earlier one. There may be none.
+    pub fn set_database_aside(&self) -> Result<(), FileError> {
+        let (database, aside) = (self.database(), self.path.join(DAMAGED));
+        if database.exists() {
+            remove_directory(&aside)?;
+            fs::rename(&database, &aside).map_err(failed("rename", &database))?;
+        }
+        sync_directory(&self.path)
+    }
+
     /// Whether the reset of an earlier run has not been finished.
     pub fn is_resetting(&self) -> bool {
         self.path.join(RESET_MARKER).exists()
@@ -121,7 +134,7 @@ impl StateDir {
         for file in &files {
             remove_file(file)?;
         }
-        for directory in [self.truststore(), self.database()] {
+        for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)] {
             remove_directory(&directory)?;
         }
         let truststore = self.truststore();

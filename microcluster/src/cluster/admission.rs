@@ -154,10 +154,10 @@ impl Node {
             voters.insert(row.id);
             self.ensure_voters(voters).await?;
         }
-        let (id, token_id) = (row.id, row.token_id);
+        let (id, from, token_id) = (row.id, row.role, row.token_id);
         self.db
             .transaction(move |tx| {
-                members::change_role(tx, id, RowRole::Pending, role)?;
+                members::change_role(tx, id, from, role)?;
                 token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await?;
@@ -172,7 +172,7 @@ impl Node {
         if self.db.status().voters.contains(&id) {
             return Ok(false);
         }
-        let dropped = self.db.transaction(move |tx| members::delete(tx, id, RowRole::Pending)).await?;
+        let dropped = self.db.transaction(move |tx| members::delete_joining(tx, id)).await?;
         if self.db.status().learners.contains(&id) {
             self.db.remove_node(id).await?;
         }
@@ -198,7 +198,7 @@ impl Node {
         let row = rows.into_iter().find(|row| row.id == id && row.name == *name).ok_or_else(gone)?;
         match row.role {
             RowRole::Leaving => return Err(ConfirmError::Leaving { name: name.clone() }),
-            RowRole::Pending => {}
+            RowRole::Pending | RowRole::Rebuilding => {}
             RowRole::Voter | RowRole::StandBy | RowRole::Spare => return Ok(None),
         }
         if let Some(secret) = secret {
@@ -211,7 +211,7 @@ impl Node {
     }
 
     /// What an admitted joiner is told.
-    fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
+    pub(super) fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
         let cluster = self.cluster_certificate.current();
         let mut cluster_members: Vec<MemberLocal> =
             rows.iter().filter(|row| row.role.is_full()).map(MemberRow::local).collect();
