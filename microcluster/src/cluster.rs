@@ -9,6 +9,7 @@ mod member_verifier;
 pub(crate) mod members;
 mod node;
 mod peers;
+pub(crate) mod rebuild;
 mod reconcile;
 mod removal;
 mod roles;

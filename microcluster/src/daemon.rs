@@ -6,6 +6,7 @@ mod joining;
 mod member;
 mod notify;
 mod present;
+mod rebuild;
 mod signals;
 mod start;
 
@@ -188,6 +189,8 @@ pub(crate) async fn run(settings: crate::config::Settings) -> Result<(), RunErro
 enum Internal {
     Stop,
     Reload,
+    /// The member's files are damaged, and why.
+    Rebuild(String),
     Fatal(Fatal),
 }
 
@@ -204,7 +207,7 @@ struct CoreShared {
     state: State,
     /// Requests that go on without their clients.
     requests: Tasks,
-    /// A bootstrap, join or reset.
+    /// A bootstrap, join, reset or rebuild.
     changes: Tasks,
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
@@ -229,6 +232,7 @@ impl Core {
                 Some(internal) = self.internal.recv() => match internal {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => self.shared.reload_certificates().await,
+                    Internal::Rebuild(reason) => self.begin_rebuild(reason),
                     Internal::Fatal(fatal) => break Err(fatal),
                 },
                 else => break Ok(()),

@@ -11,6 +11,7 @@ mod authorizer;
 pub mod bench;
 mod checksum;
 mod command;
+mod damage;
 mod database;
 mod determinism;
 mod dump;

@@ -16,6 +16,9 @@ const PENDING: &str = "pair";
 /// Extension of the mark of a key pair that came from the cluster.
 const SHARED: &str = "shared";
 
+/// Where the files of a member that was rebuilt are left.
+const DAMAGED: &str = "database.damaged";
+
 /// Mode of a file with a key or another secret.
 pub(crate) const MODE_SECRET: u32 = 0o600;
 /// Mode of a file that is no secret.
@@ -152,6 +155,16 @@ impl StateDir {
         self.installing.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Leaves a damaged database aside, where it can be looked at, in place of an earlier one. There may be none.
+    pub fn set_database_aside(&self) -> Result<(), FileError> {
+        let (database, aside) = (self.database(), self.path.join(DAMAGED));
+        if database.exists() {
+            remove_directory(&aside)?;
+            fs::rename(&database, &aside).map_err(failed("rename", &database))?;
+        }
+        sync_directory(&self.path)
+    }
+
     /// Whether the reset of an earlier run has not been finished.
     pub fn is_resetting(&self) -> bool {
         self.path.join(RESET_MARKER).exists()
@@ -181,7 +194,7 @@ impl StateDir {
         for directory in [&self.certificates(), &*self.path] {
             sweep(directory).map_err(failed("clear", directory))?;
         }
-        for directory in [self.truststore(), self.database()] {
+        for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)] {
             remove_directory(&directory)?;
         }
         let truststore = self.truststore();

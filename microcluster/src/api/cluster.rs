@@ -9,6 +9,7 @@ use super::extract::{Body, Flags, PathName};
 use super::forward;
 use crate::cluster::RemoveError;
 use crate::cluster::join::Claim;
+use crate::cluster::rebuild::{Readmission, RebuildRequest};
 use crate::error::Error;
 use crate::state::State;
 use crate::tasks::blocking;
@@ -69,6 +70,15 @@ pub(super) async fn joiner_drop(
 ) -> Result<Answer<Empty>, Error> {
     state.node()?.drop_joiner(name, claim.member_id, claim.secret).await?;
     Ok(EMPTY)
+}
+
+/// POST `/core/internal/cluster/{name}/rebuild`: a member whose files are damaged comes in again.
+pub(super) async fn member_readmit(
+    state: State,
+    PathName(name): PathName,
+    Body(request): Body<RebuildRequest>,
+) -> Result<Answer<Readmission>, Error> {
+    Ok(Answer(state.node()?.readmit(name, request).await?))
 }
 
 /// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.

@@ -4,6 +4,7 @@ use http::StatusCode;
 use microcluster_client as client;
 
 use crate::cluster::join::Refusal;
+use crate::cluster::rebuild::ReadmitError;
 use crate::cluster::tokens::{AddError, RevokeError};
 use crate::cluster::{AdmitError, ConfirmError, InstallError, RemoveError};
 use crate::db;
@@ -61,6 +62,18 @@ impl From<ConfirmError> for Error {
             }
             ConfirmError::IsMember { .. } => Error::conflict(message),
             ConfirmError::Database { source, .. } => source.into(),
+        }
+    }
+}
+
+impl From<ReadmitError> for Error {
+    fn from(error: ReadmitError) -> Error {
+        let message = error.to_string();
+        match error {
+            ReadmitError::Gone { .. } => Error::not_found(message),
+            ReadmitError::OtherId { .. } => Error::conflict(message),
+            ReadmitError::Leaving { .. } | ReadmitError::Leads { .. } => Error::unavailable(message).retry_after(1),
+            ReadmitError::Database { source, .. } => source.into(),
         }
     }
 }

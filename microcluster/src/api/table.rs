@@ -45,6 +45,7 @@ pub(super) fn table() -> Vec<Route> {
             .access(Token)
             .leader(),
         Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
+        Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
         Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),
         // The database takes a write with its first poll and finishes it, waited for or not.
@@ -92,6 +93,7 @@ mod tests {
         ("/core/internal/cluster", "POST", "ut", Access::Token, Phase::Member, true),
         ("/core/internal/cluster/{name}/confirm", "POST", "t", Access::Token, Phase::Member, true),
         ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, true),
+        ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, true),
         ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, false),
         ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, false),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use microcluster_client::{JoinRequest, JoinResponse, KeyPair, MemberLocal, Name, Secret, Timestamp};
+use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
 
 use super::join::{self, Admission, Refusal, Situation};
 use super::members::{self, MemberRow, NewMember, RowRole};
@@ -99,8 +99,7 @@ impl Node {
             self.introduce(&joiner.local()).await;
         }
         tracing::info!(member = %name, id, "admitted a joining member");
-        let additional = self.additional_certificates().await.map_err(&database)?;
-        Ok(self.welcome(id, &rows, additional))
+        self.welcome(id, &rows).await.map_err(&database)
     }
 
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
@@ -155,10 +154,10 @@ impl Node {
             voters.insert(row.id);
             self.ensure_voters(voters).await?;
         }
-        let (id, token_id) = (row.id, row.token_id);
+        let (id, from, token_id) = (row.id, row.role, row.token_id);
         self.db
             .transaction(move |tx| {
-                members::change_role(tx, id, RowRole::Pending, role)?;
+                members::change_role(tx, id, from, role)?;
                 token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await?;
@@ -173,7 +172,7 @@ impl Node {
         if self.db.status().voters.contains(&id) {
             return Ok(false);
         }
-        let dropped = self.db.transaction(move |tx| members::delete(tx, id, RowRole::Pending)).await?;
+        let dropped = self.db.transaction(move |tx| members::delete_joining(tx, id)).await?;
         if self.db.status().learners.contains(&id) {
             self.db.remove_node(id).await?;
         }
@@ -199,7 +198,7 @@ impl Node {
         let row = rows.into_iter().find(|row| row.id == id && row.name == *name).ok_or_else(gone)?;
         match row.role {
             RowRole::Leaving => return Err(ConfirmError::Leaving { name: name.clone() }),
-            RowRole::Pending => {}
+            RowRole::Pending | RowRole::Rebuilding => {}
             RowRole::Voter | RowRole::StandBy | RowRole::Spare => return Ok(None),
         }
         if let Some(secret) = secret {
@@ -212,14 +211,14 @@ impl Node {
     }
 
     /// What an admitted joiner is told.
-    fn welcome(&self, id: NodeId, rows: &[MemberRow], additional: BTreeMap<String, KeyPair>) -> JoinResponse {
+    pub(super) async fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> Result<JoinResponse, db::Error> {
         let cluster = self.cluster_certificate.current();
         let mut cluster_members: Vec<MemberLocal> =
             rows.iter().filter(|row| row.role.is_full()).map(MemberRow::local).collect();
         // This one first: it is the leader, and the joiner asks it first.
         cluster_members.sort_by_key(|member| member.name != self.name);
         let trusted_member = rows.iter().find(|row| row.id == self.id).map(MemberRow::local);
-        JoinResponse {
+        Ok(JoinResponse {
             cluster_cert: cluster.certificate.pem.clone(),
             cluster_key: cluster.key_pem().clone(),
             trusted_member: trusted_member.unwrap_or_else(|| MemberLocal {
@@ -228,9 +227,9 @@ impl Node {
                 certificate: String::new(),
             }),
             cluster_members,
-            cluster_additional_certs: additional,
+            cluster_additional_certs: self.additional_certificates().await?,
             member_id: id,
-        }
+        })
     }
 }
 

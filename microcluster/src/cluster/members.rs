@@ -14,6 +14,8 @@ use crate::trust::{TrustSet, TrustedMember};
 pub(crate) enum RowRole {
     /// Admitted by its token, not confirmed yet.
     Pending,
+    /// A member whose files were damaged: it comes in again, under a new id.
+    Rebuilding,
     Voter,
     StandBy,
     Spare,
@@ -60,6 +62,7 @@ impl RowRole {
     pub fn as_str(self) -> &'static str {
         match self {
             RowRole::Pending => "PENDING",
+            RowRole::Rebuilding => "rebuilding",
             RowRole::Voter => "voter",
             RowRole::StandBy => "stand-by",
             RowRole::Spare => "spare",
@@ -68,14 +71,18 @@ impl RowRole {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [RowRole::Pending, RowRole::Voter, RowRole::StandBy, RowRole::Spare, RowRole::Leaving]
-            .into_iter()
-            .find(|role| role.as_str() == text)
+        use RowRole::{Leaving, Pending, Rebuilding, Spare, StandBy, Voter};
+        [Pending, Rebuilding, Voter, StandBy, Spare, Leaving].into_iter().find(|role| role.as_str() == text)
     }
 
     /// Whether the member is in: not on its way in or out.
     pub fn is_full(self) -> bool {
-        !matches!(self, RowRole::Pending | RowRole::Leaving)
+        !self.is_joining() && self != RowRole::Leaving
+    }
+
+    /// Whether the member is on its way in.
+    pub fn is_joining(self) -> bool {
+        matches!(self, RowRole::Pending | RowRole::Rebuilding)
     }
 }
 
@@ -84,7 +91,7 @@ impl MemberRow {
     pub fn role(&self, voters: &BTreeSet<NodeId>) -> Role {
         match self.role {
             _ if voters.contains(&self.id) => Role::Voter,
-            RowRole::Pending => Role::Pending,
+            RowRole::Pending | RowRole::Rebuilding => Role::Pending,
             // A voter to be, until Raft has it.
             RowRole::Voter | RowRole::StandBy => Role::StandBy,
             RowRole::Spare | RowRole::Leaving => Role::Spare,
@@ -166,6 +173,11 @@ pub(crate) fn delete(tx: &Transaction<'_>, id: NodeId, role: RowRole) -> Result<
     let deleted =
         tx.execute("DELETE FROM core_cluster_members WHERE id = ?1 AND role = ?2", (id.cast_signed(), role.as_str()))?;
     Ok(deleted == 1)
+}
+
+/// Removes the row of a member that is on its way in, if it still is; says whether it was.
+pub(crate) fn delete_joining(tx: &Transaction<'_>, id: NodeId) -> Result<bool, Error> {
+    Ok(delete(tx, id, RowRole::Pending)? || delete(tx, id, RowRole::Rebuilding)?)
 }
 
 /// Those whom these rows make trusted. A certificate that cannot be read trusts nobody.

@@ -95,13 +95,23 @@ impl PeerConnector for Peers {
     }
 }
 
+/// The reason in words where the certificate was the wrong one: the TLS library shows it as a structure.
+fn readable(error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(reason))) => {
+            io::Error::new(error.kind(), reason.to_string())
+        }
+        _ => error,
+    }
+}
+
 /// TLS, then the upgrade, then the raw stream.
 async fn connect(config: rustls::ClientConfig, name: ServerName<'static>, address: &str) -> io::Result<PeerStream> {
     let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
     let socket: SocketAddr = address.parse().map_err(|e| invalid(&e))?;
     let tcp = TcpStream::connect(socket).await?;
     tcp.set_nodelay(true)?;
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(readable)?;
     let request = Request::builder()
         .method(Method::POST)
         .uri(RAFT_PATH)

@@ -153,7 +153,7 @@ impl Node {
     }
 }
 
-/// The joiners that have been pending for too long. Measured by this leader's own clock, from when
+/// The joiners that have been pending for too long; a member that is rebuilt has all the time it needs. Measured by this leader's own clock, from when
 /// it first saw them: a new leader gives them their time again.
 fn overdue(rows: &[MemberRow], pending_since: &mut HashMap<NodeId, Instant>, now: Instant) -> HashSet<NodeId> {
     let pending: HashSet<NodeId> = rows.iter().filter(|row| row.role == RowRole::Pending).map(|row| row.id).collect();
@@ -170,9 +170,9 @@ fn plan(view: &View<'_>) -> Vec<Action> {
     for row in view.rows {
         match row.role {
             RowRole::Leaving => actions.push(Action::FinishRemoval(row.id)),
-            RowRole::Pending if view.confirming.contains(&row.id) => {}
-            RowRole::Pending if view.voters.contains(&row.id) => actions.push(Action::TakeIn(row.id)),
-            RowRole::Pending => {
+            role if role.is_joining() && view.confirming.contains(&row.id) => {}
+            role if role.is_joining() && view.voters.contains(&row.id) => actions.push(Action::TakeIn(row.id)),
+            RowRole::Pending | RowRole::Rebuilding => {
                 let invited = view.tokens.iter().any(|token| Some(token.id) == row.token_id);
                 if !invited || view.overdue.contains(&row.id) {
                     actions.push(Action::DropPending(row.id));
@@ -205,9 +205,9 @@ fn plan_roles(view: &View<'_>) -> Vec<Action> {
     let assigned = roles::assign(view.policy, &members);
     let voters: BTreeSet<NodeId> =
         assigned.iter().filter(|(_, role)| **role == FullRole::Voter).map(|(id, _)| *id).collect();
-    let is_pending = |row: &MemberRow| row.role == RowRole::Pending;
+    let is_joining = |row: &MemberRow| row.role.is_joining();
     let mut actions = Vec::new();
-    if !voters.is_empty() && (voters != *view.voters || view.is_joint) && !view.rows.iter().any(is_pending) {
+    if !voters.is_empty() && (voters != *view.voters || view.is_joint) && !view.rows.iter().any(is_joining) {
         actions.push(Action::SetVoters(voters));
     }
     let changes: BTreeMap<NodeId, (RowRole, RowRole)> = view

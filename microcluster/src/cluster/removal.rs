@@ -103,7 +103,7 @@ impl MemberRow {
         match self.role {
             RowRole::Voter => FullRole::Voter,
             RowRole::StandBy => FullRole::StandBy,
-            RowRole::Spare | RowRole::Pending | RowRole::Leaving => FullRole::Spare,
+            RowRole::Spare | RowRole::Pending | RowRole::Rebuilding | RowRole::Leaving => FullRole::Spare,
         }
     }
 }

@@ -16,7 +16,7 @@ CREATE TABLE core_cluster_members (
     name TEXT NOT NULL UNIQUE,
     address TEXT NOT NULL UNIQUE,
     certificate TEXT NOT NULL UNIQUE,
-    role TEXT NOT NULL CHECK (role IN ('PENDING', 'voter', 'stand-by', 'spare', 'leaving')),
+    role TEXT NOT NULL CHECK (role IN ('PENDING', 'rebuilding', 'voter', 'stand-by', 'spare', 'leaving')),
     schema_internal INTEGER NOT NULL,
     schema_external INTEGER NOT NULL,
     extensions TEXT NOT NULL,

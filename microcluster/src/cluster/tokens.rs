@@ -60,6 +60,16 @@ pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<TokenRow>, db::Error> {
     tx.query(SELECT, (), from_row)
 }
 
+/// Makes a token that never expires in place of one there may be for that name, and returns its id.
+pub(crate) fn replace(tx: &Transaction<'_>, name: &Name, secret: &Secret) -> Result<i64, db::Error> {
+    tx.execute("DELETE FROM core_token_records WHERE name = ?1", [name.as_str()])?;
+    tx.execute(
+        "INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)",
+        (name.as_str(), secret.expose(), Timestamp::ZERO.to_string()),
+    )?;
+    Ok(tx.last_insert_rowid())
+}
+
 /// Removes a token: it is used up.
 pub(crate) fn spend(tx: &Transaction<'_>, id: i64) -> Result<(), db::Error> {
     tx.execute("DELETE FROM core_token_records WHERE id = ?1", [id]).map(|_| ())

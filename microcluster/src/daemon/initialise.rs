@@ -98,7 +98,7 @@ impl CoreShared {
         let me = MemberLocal { name: name.clone(), address, certificate: server.certificate.pem.clone() };
         let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer { reason: e.to_string() })?;
         let trust = Trust::new([trusted].into_iter().collect());
-        let identity = Identity { id: FIRST_ID, name: name.clone(), address, trust, cluster };
+        let identity = Identity { id: FIRST_ID, name: name.clone(), address, is_member: false, trust, cluster };
         let node = open_node(&self.state, identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;

@@ -92,7 +92,12 @@ impl CoreShared {
         })
     }
 
-    async fn carry_on(&self, record: JoinRecord, first: Step, tcp: Option<TcpListener>) -> Result<(), InitError> {
+    pub(super) async fn carry_on(
+        &self,
+        record: JoinRecord,
+        first: Step,
+        tcp: Option<TcpListener>,
+    ) -> Result<(), InitError> {
         let mut joining = Joining { core: self, record, tcp, node: None, cause: None };
         let mut step = first;
         while !step.is_final() {
@@ -115,10 +120,23 @@ impl CoreShared {
     }
 }
 
+impl CoreShared {
+    /// Remembers a join: from here on it goes on after a restart.
+    pub(super) async fn write_record(&self, record: &JoinRecord) -> Result<(), InitError> {
+        let (path, record) = (self.state.dir().join_record(), record.clone());
+        blocking("join record", move || -> Result<(), InitError> {
+            let unwritable = |e: serde_json::Error| FileError { action: "write", path: path.clone(), source: e.into() };
+            let json = serde_json::to_vec(&record).map_err(unwritable)?;
+            Ok(write_file(&path, &json, MODE_SECRET)?)
+        })
+        .await?
+    }
+}
+
 impl Joining<'_> {
     async fn take(&mut self, step: Step) -> Outcome {
         let done = match step {
-            Step::Record => self.write_record().await,
+            Step::Record => self.core.write_record(&self.record).await,
             Step::Open | Step::Reopen => self.open().await,
             Step::Confirm => self.confirm().await,
             Step::Await => self.await_membership().await,
@@ -140,16 +158,6 @@ impl Joining<'_> {
         }
     }
 
-    async fn write_record(&self) -> Result<(), InitError> {
-        let (path, record) = (self.core.state.dir().join_record(), self.record.clone());
-        blocking("join record", move || -> Result<(), InitError> {
-            let unwritable = |e: serde_json::Error| FileError { action: "write", path: path.clone(), source: e.into() };
-            let json = serde_json::to_vec(&record).map_err(unwritable)?;
-            Ok(write_file(&path, &json, MODE_SECRET)?)
-        })
-        .await?
-    }
-
     /// Opens the database and serves the address: the leader brings the log over it.
     async fn open(&mut self) -> Result<(), InitError> {
         let record = &self.record;
@@ -169,7 +177,8 @@ impl Joining<'_> {
         })
         .await??;
         let (id, name, trust) = (record.id, record.name.clone(), Trust::new(trusted));
-        let node = open_node(&self.core.state, Identity { id, name, address, trust, cluster }).await?;
+        let node =
+            open_node(&self.core.state, Identity { id, name, address, is_member: false, trust, cluster }).await?;
         if let Err(e) = self.core.serve(&node, tcp).await {
             // The next try opens it again.
             node.db.shutdown().await;

@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use microcluster_client::{Address, Name};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::{CoreShared, Internal};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
+use crate::cluster::rebuild::keep_verified;
 use crate::cluster::{Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_reconciled, keep_trust, schema};
 use crate::config::MemberConfig;
-use crate::db::{self, Database, NodeId, Options, RaftState, Timings};
+use crate::db::{Database, NodeId, Options, RaftState, Timings};
 use crate::error::Fatal;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
-use crate::state_dir::{MODE_PUBLIC, write_file};
+use crate::state_dir::{MODE_PUBLIC, read_file, write_file};
 use crate::tasks::{Tasks, blocking};
 use crate::tls::{self, CertificateCell, ClusterResolver, KeyPair};
 use crate::trust::Trust;
@@ -36,6 +37,8 @@ pub(super) struct Identity {
     pub id: NodeId,
     pub name: Name,
     pub address: Address,
+    /// It was a member before, so its database is there.
+    pub is_member: bool,
     pub trust: Trust,
     pub cluster: KeyPair,
 }
@@ -62,12 +65,13 @@ pub(super) fn versions(state: &State) -> Versions {
 
 /// Opens the database of a node.
 pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
-    let Identity { id, name, address, trust, cluster } = identity;
+    let Identity { id, name, address, is_member, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
     let peers = Peers::new(&own, trust.clone())?;
     let db = Database::open(Options {
         dir: state.dir().database(),
         node_id: id,
+        is_member,
         connector: Arc::new(peers.clone()),
         internal_schema: schema::INTERNAL.to_vec(),
         timings: Timings::default(),
@@ -92,7 +96,8 @@ impl CoreShared {
         tasks.spawn("certificates", keep_certificates(node.clone(), own, tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));
-        let watch = watch_database(node.db.status_watch(), self.control.clone(), tasks.clone());
+        tasks.spawn("verification", keep_verified(node.clone(), tasks.clone()));
+        let watch = watch_database(node.db.clone(), self.control.clone(), tasks.clone());
         tasks.spawn("database watch", watch);
         *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
         Ok(())
@@ -108,7 +113,7 @@ impl CoreShared {
 
     /// Writes `daemon.yaml`: from then on this is a member's state directory.
     pub(super) async fn commit(&self, node: &Node) -> Result<(), InitError> {
-        let config = MemberConfig::new(node.id, node.name.clone(), node.address);
+        let mut config = MemberConfig::new(node.id, node.name.clone(), node.address);
         let path = self.state.dir().daemon_config();
         blocking("daemon.yaml", move || -> Result<(), InitError> {
             let unwritable = |e| crate::state_dir::FileError {
@@ -116,6 +121,11 @@ impl CoreShared {
                 path: path.clone(),
                 source: std::io::Error::other(e),
             };
+            // A member that was rebuilt keeps what an operator has set.
+            if let Some(before) = read_file(&path)?.and_then(|text| serde_norway::from_str::<MemberConfig>(&text).ok())
+            {
+                config = MemberConfig { id: config.id, ..before };
+            }
             let text = serde_norway::to_string(&config).map_err(unwritable)?;
             Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
         })
@@ -123,18 +133,32 @@ impl CoreShared {
     }
 }
 
-/// Stops the daemon when its database fails.
-async fn watch_database(mut status: watch::Receiver<db::Status>, control: mpsc::Sender<Internal>, tasks: Tasks) {
+/// Has the member rebuilt when its database is damaged, and stops the daemon when it fails.
+async fn watch_database(db: Database, control: mpsc::Sender<Internal>, tasks: Tasks) {
+    let (mut status, mut damage) = (db.status_watch(), db.damage());
+    let damaged = async {
+        let reason = damage.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_default()
+    };
     let failed = async {
         status.wait_for(|status| status.state == RaftState::Shutdown).await.map(|_| ()).ok();
+        Internal::Fatal(Fatal::new("the database stopped; the log says why"))
     };
-    tokio::select! {
-        () = tasks.stopping() => {}
-        () = failed => {
-            if !tasks.is_stopping() {
-                let fatal = Fatal::new("the database stopped; the log says why");
-                control.send(Internal::Fatal(fatal)).await.ok();
+    let mut failed = std::pin::pin!(failed);
+    let found = tokio::select! {
+        // Damage first: it is why the database failed, if both are true.
+        biased;
+        () = tasks.stopping() => return,
+        reason = damaged => match db.status().nodes.len() {
+            0 | 1 => {
+                tracing::error!(reason, "the database is damaged, and there is no other member to rebuild it from; restore a backup");
+                failed.await
             }
-        }
+            _ => Internal::Rebuild(reason),
+        },
+        found = &mut failed => found,
+    };
+    if !tasks.is_stopping() {
+        control.send(found).await.ok();
     }
 }

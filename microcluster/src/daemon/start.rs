@@ -7,10 +7,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::certificates::load_or_make_server;
 use super::member::{Identity, open_node};
+use super::rebuild::Damaged;
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, StartError};
 use crate::api::{Api, ListenerKind};
+use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
 use crate::config::{MemberConfig, Settings};
+use crate::db;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -52,7 +55,7 @@ pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let shared = Arc::new(CoreShared {
         state: state.clone(),
         requests,
-        changes: Tasks::new("bootstrap, join or reset"),
+        changes: Tasks::new("bootstrap, join, reset or rebuild"),
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
         control: control.clone(),
@@ -87,18 +90,33 @@ impl CoreShared {
         Ok(())
     }
 
-    async fn be_member(&self, found: FoundMember) -> Result<(), StartError> {
+    async fn be_member(self: &Arc<Self>, found: FoundMember) -> Result<(), StartError> {
         let FoundMember { config, cluster, trusted } = found;
         let MemberConfig { id, name, address, .. } = config;
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
-        let identity = Identity { id, name, address, trust: Trust::new(trusted), cluster };
+        let others = trusted.iter().filter(|member| member.name != name).map(|member| member.address).collect();
+        let own = self.state.server_certificate().current().identity();
+        let trust = Trust::new(trusted);
+        let peers = Peers::new(&own, trust.clone()).map_err(|e| StartError::Tls { reason: e.to_string() })?;
+        let damaged = Damaged { id, name: name.clone(), address, peers, others };
+        let identity = Identity { id, name, address, is_member: true, trust, cluster };
         let path = self.state.dir().database();
         let failed = |e| match e {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
             other => StartError::Tls { reason: other.to_string() },
         };
-        let node = open_node(&self.state, identity).await.map_err(failed)?;
+        let node = match open_node(&self.state, identity).await {
+            Err(InitError::Open(e @ db::OpenError::Damaged { .. })) if !damaged.others.is_empty() => {
+                tracing::error!(error = %e, "rebuilding this member from the others");
+                drop(tcp);
+                self.state.set_lifecycle(Lifecycle::Initialising(None));
+                let shared = self.clone();
+                self.changes.spawn("rebuild", async move { shared.rebuild(damaged).await });
+                return Ok(());
+            }
+            opened => opened.map_err(failed)?,
+        };
         self.serve(&node, tcp).await.map_err(failed)?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "started as a member");
@@ -136,23 +154,26 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
 }
 
 fn find(dir: &StateDir) -> Result<Found, StartError> {
-    // A join record beside it was not removed any more: that join was complete.
+    let record_path = dir.join_record();
+    let record = read_file(&record_path)?.map(|text| serde_json::from_str::<JoinRecord>(&text)).transpose();
+    let record = record.map_err(|e| StartError::Content { path: record_path, reason: e.to_string() })?;
     let path = dir.daemon_config();
     if let Some(text) = read_file(&path)? {
         let config = serde_norway::from_str::<MemberConfig>(&text)
             .map_err(|e| StartError::Content { path, reason: e.to_string() })?;
+        match record {
+            // A member that is being rebuilt.
+            Some(record) if record.id != config.id => return Ok(Found::Joiner(Box::new(record))),
+            // That join was complete, and the record not removed any more.
+            _ => {}
+        }
         let cert_path = dir.key_pair("cluster").certificate;
         let missing = || StartError::Content { path: cert_path, reason: "it and its key are missing".into() };
         let cluster = tls::load(dir, "cluster")?.ok_or_else(missing)?;
         let trusted = TrustSet::load(&dir.truststore())?;
         return Ok(Found::Member(Box::new(FoundMember { config, cluster, trusted })));
     }
-    let path = dir.join_record();
-    if let Some(text) = read_file(&path)? {
-        let record = serde_json::from_str(&text).map_err(|e| StartError::Content { path, reason: e.to_string() })?;
-        return Ok(Found::Joiner(record));
-    }
-    Ok(Found::Nothing)
+    Ok(record.map_or(Found::Nothing, |record| Found::Joiner(Box::new(record))))
 }
 
 impl From<OpenError> for StartError {

@@ -13,7 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use super::checksum::Digest;
 use super::command::{Body, QueryResult, Scope, Statement, Value};
-use super::error::Error;
+use super::damage::{self, Standing, is_damage};
+use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
 use super::network::{self, Call, CallError, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
@@ -25,8 +26,8 @@ use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
 use super::transaction::{Closures, Parameters, Transaction};
-use super::writer::{Shared, WriterError};
-use super::{dump, janitor, schema};
+use super::writer::{Shared, Writer};
+use super::{dump, janitor, schema, state_file};
 
 /// How fresh a read has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub enum OpenError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The log is damaged or cannot be read.
+    /// The log cannot be read.
     #[error("cannot open the log in {dir}: {message}")]
     Log {
         /// The folder.
@@ -57,9 +58,17 @@ pub enum OpenError {
         /// What is wrong where.
         message: String,
     },
-    /// The state file is damaged or cannot be read.
+    /// The state file cannot be read.
     #[error("cannot open the state in {dir}: {message}")]
     State {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong where.
+        message: String,
+    },
+    /// Files of a member are damaged or missing: it has to be rebuilt from the others.
+    #[error("the database in {dir} is damaged: {message}")]
+    Damaged {
         /// The folder.
         dir: PathBuf,
         /// What is wrong where.
@@ -83,6 +92,7 @@ pub(super) struct Inner {
     pub(super) timings: Timings,
     log: LogStore,
     shared: Arc<Shared>,
+    writer: Arc<Writer>,
     forwarder: Forwarder,
     closures: Closures,
     service: Arc<Service>,
@@ -99,11 +109,12 @@ impl Database {
     /// # Errors
     /// [`OpenError`] says which file is in the way and why. Nothing is changed then.
     pub async fn open(options: Options) -> Result<Database, OpenError> {
-        let Options { dir, node_id, connector, internal_schema, timings } = options;
-        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir))
+        let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
+        let folder = dir.clone();
+        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, is_member))
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
-        let shared = Arc::clone(state_machine.shared());
+        let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
         log.follow(shared.applied.subscribe());
         let peers = Arc::new(Peers::new(connector));
         let sending = Sending::default();
@@ -127,8 +138,14 @@ impl Database {
 
         let forwarder =
             Forwarder::new(sequencer.clone(), read_index.clone(), Arc::clone(&peers), status.clone(), timings.request);
-        let service =
-            Arc::new(Service { node_id, raft: raft.clone(), sequencer, read_index, shared: Arc::clone(&shared) });
+        let service = Arc::new(Service {
+            node_id,
+            dir: folder,
+            raft: raft.clone(),
+            sequencer,
+            read_index,
+            shared: Arc::clone(&shared),
+        });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {
             raft,
@@ -136,6 +153,7 @@ impl Database {
             timings,
             log,
             shared,
+            writer,
             forwarder,
             closures,
             service,
@@ -351,6 +369,11 @@ impl Database {
         self.inner.shared.applied.subscribe()
     }
 
+    /// Why this member's files must not be used any more, once they must not: it has to be rebuilt from the others.
+    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.inner.shared.damage.subscribe()
+    }
+
     /// Serves the calls of one other member until its connection closes or the database shuts down. The stream must
     /// be an authenticated member's.
     pub async fn serve_peer(&self, stream: PeerStream) {
@@ -391,6 +414,7 @@ impl Database {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         self.inner.peers.close();
+        self.inner.writer.close().await;
         self.inner.log.close().await;
     }
 
@@ -432,19 +456,36 @@ impl Inner {
     pub(super) fn digest(&self, index: u64) -> Digest {
         self.shared.digest(index)
     }
+
+    pub(super) fn condemn(&self, reason: &str) {
+        self.service.condemn(reason);
+    }
 }
 
-fn open_files(dir: PathBuf) -> Result<(LogStore, StateMachine), OpenError> {
+fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
+    let damaged = |message| OpenError::Damaged { dir: dir.clone(), message };
     let state_dir = dir.join("state");
     // Everything the cluster knows is in there, the secrets of join tokens included: it is for the daemon's user alone.
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(folder)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(folder)?;
     std::fs::create_dir_all(&state_dir).map_err(folder)?;
-    let log = LogStore::open(&dir.join("log"), LogOptions::default())
-        .map_err(|error: LogError| OpenError::Log { dir: dir.clone(), message: chain(&error) })?;
-    let state_machine = StateMachine::open(&state_dir)
-        .map_err(|error: WriterError| OpenError::State { dir: dir.clone(), message: chain(&error) })?;
+    if let Some(reason) = damage::condemned(&dir).map_err(folder)? {
+        return Err(damaged(reason));
+    }
+    let log = LogStore::open(&dir.join("log"), LogOptions::default()).map_err(|error| match &error {
+        LogError::Damaged { .. } => damaged(chain(&error)),
+        _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },
+    })?;
+    let (state_machine, applied) = StateMachine::open(&state_dir).map_err(|error| match is_damage(&error) {
+        true => damaged(chain(&error)),
+        false => OpenError::State { dir: dir.clone(), message: chain(&error) },
+    })?;
+    if is_member {
+        let snapshot = state_file::snapshot_index(&state_dir).map_err(folder)?;
+        let (vote, (purged, last)) = (log.vote(), log.ends());
+        Standing { vote, purged, last, applied, snapshot }.check().map_err(damaged)?;
+    }
     Ok((log, state_machine))
 }
 
@@ -463,17 +504,6 @@ fn raft_config(timings: &Timings) -> Result<Config, String> {
     }
     .validate()
     .map_err(|error| error.to_string())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {

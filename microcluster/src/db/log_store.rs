@@ -73,7 +73,7 @@ use tokio::task::spawn_blocking;
 
 pub(crate) use error::LogError;
 
-use super::raft_types::{Entry, LogId};
+use super::raft_types::{Entry, LogId, Vote};
 use files::{Directory, Storage};
 use format::Mark;
 use state::{Shared, State};
@@ -206,6 +206,16 @@ impl LogStore {
             Ok(Err(_)) => Err(LogError::Closed),
             Err(_) => Err(LogError::NotApplied { index }),
         }
+    }
+
+    /// The last vote.
+    pub(crate) fn vote(&self) -> Option<Vote> {
+        self.shared().lock().vote()
+    }
+
+    /// Up to where the log was purged, and its last log id.
+    pub(crate) fn ends(&self) -> (Option<LogId>, Option<LogId>) {
+        self.shared().lock().ends()
     }
 
     /// The figures of now.

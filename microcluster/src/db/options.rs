@@ -14,6 +14,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// This member's Raft node id. It must never change for this folder, and never have been another member's.
     pub node_id: NodeId,
+    /// Whether the node was a member of a cluster before: then the folder must hold its whole log and state.
+    pub is_member: bool,
     /// How other members are reached.
     pub connector: Arc<dyn PeerConnector>,
     /// The schema of the cluster's own tables: an append-only list of SQL texts, applied when a cluster is bootstrapped.

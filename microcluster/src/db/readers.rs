@@ -52,6 +52,11 @@ impl Readers {
         pool.idle.clear();
     }
 
+    /// Closes the connections that nobody uses.
+    pub fn close_idle(&self) {
+        self.lock().idle.clear();
+    }
+
     /// The state file that connections are opened on.
     pub fn path(&self) -> PathBuf {
         self.lock().path.clone()

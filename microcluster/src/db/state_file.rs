@@ -9,27 +9,28 @@ const POINTER: &str = "current";
 
 /// The state file in force; the first one if there is none yet.
 pub(crate) fn current(dir: &Path) -> io::Result<PathBuf> {
-    match fs::read_to_string(dir.join(POINTER)) {
-        Ok(name) => Ok(dir.join(generation_name(parse_generation(name.trim())?))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            point_to(dir, 1)?;
-            Ok(dir.join(generation_name(1)))
-        }
-        Err(error) => Err(error),
+    if let Some((generation, _)) = read_pointer(dir)? {
+        return Ok(dir.join(generation_name(generation)));
     }
+    point_to(dir, 1, 0)?;
+    Ok(dir.join(generation_name(1)))
 }
 
-/// Puts `file`, a complete SQLite file in the same folder, in force in place of the current one, and says
-/// where it is now. The old one is left for [`remove`]: connections may still be open on it.
-pub(crate) fn install(dir: &Path, file: &Path) -> io::Result<PathBuf> {
-    let name = fs::read_to_string(dir.join(POINTER))?;
-    let generation = parse_generation(name.trim())? + 1;
+/// The log index of the snapshot that the state file in force began with; 0 if it began empty.
+pub(crate) fn snapshot_index(dir: &Path) -> io::Result<u64> {
+    Ok(read_pointer(dir)?.map_or(0, |(_, snapshot)| snapshot))
+}
+
+/// Puts `file`, a complete SQLite file in the same folder that holds the snapshot of the log index `snapshot`, in force in
+/// place of the current one, and says where it is now. The old one is left for [`remove`]: connections may still be open on it.
+pub(crate) fn install(dir: &Path, file: &Path, snapshot: u64) -> io::Result<PathBuf> {
+    let generation = read_pointer(dir)?.map_or(0, |(generation, _)| generation) + 1;
     let path = dir.join(generation_name(generation));
     remove(&path)?;
     File::open(file)?.sync_all()?;
     fs::rename(file, &path)?;
     sync_dir(dir)?;
-    point_to(dir, generation)?;
+    point_to(dir, generation, snapshot)?;
     Ok(path)
 }
 
@@ -63,9 +64,27 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn point_to(dir: &Path, generation: u64) -> io::Result<()> {
+/// The generation in force, and the log index of the snapshot that it began with.
+fn read_pointer(dir: &Path) -> io::Result<Option<(u64, u64)>> {
+    let text = match fs::read_to_string(dir.join(POINTER)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut words = text.split_whitespace();
+    let generation = words.next().and_then(|name| name.strip_prefix("state-")?.strip_suffix(".db")?.parse().ok());
+    match (generation, words.next().unwrap_or("0").parse(), words.next()) {
+        (Some(generation), Ok(snapshot), None) => Ok(Some((generation, snapshot))),
+        _ => {
+            let what = format!("the file {POINTER} names no state file: {text:?}");
+            Err(io::Error::new(io::ErrorKind::InvalidData, what))
+        }
+    }
+}
+
+fn point_to(dir: &Path, generation: u64, snapshot: u64) -> io::Result<()> {
     let temporary = dir.join("current.tmp");
-    fs::write(&temporary, format!("{}\n", generation_name(generation)))?;
+    fs::write(&temporary, format!("{} {snapshot}\n", generation_name(generation)))?;
     File::open(&temporary)?.sync_all()?;
     fs::rename(&temporary, dir.join(POINTER))?;
     sync_dir(dir)
@@ -73,15 +92,6 @@ fn point_to(dir: &Path, generation: u64) -> io::Result<()> {
 
 fn generation_name(generation: u64) -> String {
     format!("state-{generation}.db")
-}
-
-fn parse_generation(name: &str) -> io::Result<u64> {
-    name.strip_prefix("state-")
-        .and_then(|rest| rest.strip_suffix(".db"))
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("the file {POINTER} names no state file: {name:?}"))
-        })
 }
 
 /// Removes a state file and what SQLite keeps beside it.
@@ -113,7 +123,8 @@ mod tests {
         fs::write(&first, "old").unwrap();
         let incoming = dir.path().join("snapshot-in");
         fs::write(&incoming, "new").unwrap();
-        let second = install(dir.path(), &incoming).unwrap();
+        let second = install(dir.path(), &incoming, 7).unwrap();
+        assert_eq!(snapshot_index(dir.path()).unwrap(), 7);
         assert_eq!(current(dir.path()).unwrap(), second);
         assert_eq!(fs::read_to_string(&second).unwrap(), "new");
         fs::write(dir.path().join("snapshot-left"), "x").unwrap();

@@ -26,15 +26,20 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Opens the state in `dir` and starts its writer thread. Blocks.
-    pub fn open(dir: &Path) -> Result<StateMachine, WriterError> {
-        let (writer, shared, _) = Writer::start(dir)?;
-        Ok(StateMachine { writer: Arc::new(writer), shared, dir: dir.to_owned() })
+    /// Opens the state in `dir`, starts its writer thread, and says up to where the log was applied. Blocks.
+    pub fn open(dir: &Path) -> Result<(StateMachine, Option<LogId>), WriterError> {
+        let (writer, shared, position) = Writer::start(dir)?;
+        Ok((StateMachine { writer: Arc::new(writer), shared, dir: dir.to_owned() }, position.last_applied))
     }
 
     /// What the writer thread shares.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The writer thread.
+    pub fn writer(&self) -> &Arc<Writer> {
+        &self.writer
     }
 
     /// The folder of the state.
@@ -96,8 +101,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 Arc::new(copied.map_err(|error| failed(AnyError::new(&error)))?)
             }
         };
-        let position =
-            self.writer.install(incoming.path().to_owned()).await.map_err(|error| failed(AnyError::new(&error)))?;
+        let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
+        let position = self
+            .writer
+            .install(incoming.path().to_owned(), index)
+            .await
+            .map_err(|error| failed(AnyError::new(&error)))?;
         if position.last_applied != meta.last_log_id {
             let found = position.last_applied;
             return Err(failed(AnyError::error(format!(

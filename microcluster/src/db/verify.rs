@@ -86,6 +86,32 @@ impl Database {
         Ok(Verification { index, digest, members })
     }
 
+    /// Tells the members whose state a comparison found to be wrong, so that they are rebuilt from the others. Only
+    /// where most members agree is it known who is wrong.
+    pub(crate) async fn condemn(&self, found: &Verification) {
+        let Verification { index, digest: Some(_), members } = found else { return };
+        let wrong = members.iter().filter_map(|(id, peer, verdict)| match verdict {
+            Verdict::Different => {
+                Some((*id, peer, format!("at log entry {index} its content was not that of the other members")))
+            }
+            Verdict::Damaged(reason) => Some((*id, peer, format!("the state cannot be read: {reason}"))),
+            Verdict::Same | Verdict::Unknown(_) => None,
+        });
+        let told = wrong.map(|(id, peer, reason)| async move {
+            tracing::error!(member = %peer, reason, "a member's database is wrong; it is rebuilt from the others");
+            if id == self.inner.node_id() {
+                return self.inner.condemn(&reason);
+            }
+            let call = self.inner.peers.call(id, &peer.address, Call::Condemn(reason));
+            match tokio::time::timeout(CALL_TIMEOUT, call).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(member = %peer, %error, "it could not be told"),
+                Err(_) => tracing::warn!(member = %peer, "it could not be told in time"),
+            }
+        });
+        futures_util::future::join_all(told).await;
+    }
+
     async fn mark(&self) -> Result<u64, Error> {
         Ok(self.submit(Body::Mark).await?.0)
     }

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::apply::{Applier, ApplyError, Position};
 use super::checksum::{Digest, Digests};
 use super::command::is_mark;
+use super::damage::is_damage;
+use super::error::chain;
 use super::gate::WriteGate;
 use super::raft_types::Entry;
 use super::readers::Readers;
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     pub digests: Digests,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+    /// Why this member's files must not be used any more, once they must not.
+    pub damage: watch::Sender<Option<String>>,
 }
 
 impl Shared {
@@ -53,8 +57,9 @@ pub(crate) enum WriterError {
 enum Job {
     Apply { entries: Vec<Entry>, done: oneshot::Sender<Result<(), WriterError>> },
     Sync { done: oneshot::Sender<Result<Position, WriterError>> },
-    Install { file: PathBuf, done: oneshot::Sender<Result<Position, WriterError>> },
+    Install { file: PathBuf, snapshot: u64, done: oneshot::Sender<Result<Position, WriterError>> },
     Position { done: oneshot::Sender<Result<Position, WriterError>> },
+    Close { done: oneshot::Sender<Result<(), WriterError>> },
 }
 
 /// A handle on the writer thread; the thread ends and is joined with the last of them.
@@ -77,6 +82,7 @@ impl Writer {
             gate: WriteGate::default(),
             digests: Digests::default(),
             applied: watch::Sender::new(applied),
+            damage: watch::Sender::new(None),
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
         let state = State { dir: dir.to_owned(), path, applier, shared: Arc::clone(&shared) };
@@ -94,14 +100,21 @@ impl Writer {
         self.ask(|done| Job::Sync { done }).await
     }
 
-    /// Puts a snapshot's file in force.
-    pub async fn install(&self, file: PathBuf) -> Result<Position, WriterError> {
-        self.ask(|done| Job::Install { file, done }).await
+    /// Puts the file of the snapshot of a log index in force.
+    pub async fn install(&self, file: PathBuf, snapshot: u64) -> Result<Position, WriterError> {
+        self.ask(|done| Job::Install { file, snapshot, done }).await
     }
 
     /// Where the state stands.
     pub async fn position(&self) -> Result<Position, WriterError> {
         self.ask(|done| Job::Position { done }).await
+    }
+
+    /// Closes the state file, so that all of the state is in it and nothing in the write-ahead log, and ends the thread.
+    pub async fn close(&self) {
+        if let Err(error) = self.ask(|done| Job::Close { done }).await {
+            tracing::debug!(%error, "the state file was closed already");
+        }
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, WriterError>>) -> Job) -> Result<T, WriterError> {
@@ -136,10 +149,19 @@ impl State {
         while let Some(job) = jobs.blocking_recv() {
             // Who asked may have gone; the work is done all the same.
             match job {
-                Job::Apply { entries, done } => drop(done.send(self.apply(&entries))),
-                Job::Sync { done } => drop(done.send(self.sync())),
-                Job::Install { file, done } => drop(done.send(self.install(&file))),
+                Job::Apply { entries, done } => {
+                    drop(done.send(self.apply(&entries).inspect_err(|e| self.note_damage(e))))
+                }
+                Job::Sync { done } => drop(done.send(self.sync().inspect_err(|e| self.note_damage(e)))),
+                Job::Install { file, snapshot, done } => drop(done.send(self.install(&file, snapshot))),
                 Job::Position { done } => drop(done.send(Ok(self.applier.position().clone()))),
+                Job::Close { done } => {
+                    // SQLite moves the write-ahead log into the file when its last connection is closed.
+                    self.shared.readers.close_idle();
+                    drop(self.applier);
+                    drop(done.send(Ok(())));
+                    return;
+                }
             }
         }
     }
@@ -169,9 +191,16 @@ impl State {
         Ok(self.applier.position().clone())
     }
 
-    fn install(&mut self, file: &Path) -> Result<Position, WriterError> {
+    /// Before the error is answered: whoever hears it can see that the member is to be rebuilt.
+    fn note_damage(&self, error: &WriterError) {
+        if is_damage(error) {
+            self.shared.damage.send_replace(Some(chain(error)));
+        }
+    }
+
+    fn install(&mut self, file: &Path, snapshot: u64) -> Result<Position, WriterError> {
         let _entered = self.shared.gate.enter_as_writer();
-        let path = state_file::install(&self.dir, file)?;
+        let path = state_file::install(&self.dir, file, snapshot)?;
         self.applier = Applier::open(&path)?;
         let old = std::mem::replace(&mut self.path, path.clone());
         self.shared.readers.switch(path);

@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod crash;
+mod damage;
 mod join;
 mod join_crash;
 mod replace;

@@ -49,6 +49,8 @@ pub(crate) enum Call {
     Ping,
     /// The digest of the state at a mark's log index.
     Digest(u64),
+    /// Your state is not that of the others: stop using it, and be rebuilt. Says why.
+    Condemn(String),
     /// Stand for election now: the leader is about to leave.
     Campaign,
 }
@@ -81,6 +83,7 @@ pub(crate) enum Reply {
     ReadIndex(Result<u64, SubmitError>),
     Pong(Pong),
     Campaigning,
+    Condemned,
     Digest(Digest),
     Snapshot(Vote),
     /// The member could not do it, and says why.
@@ -99,6 +102,7 @@ pub(crate) mod kind {
     pub const SNAPSHOT: u8 = 7;
     pub const CHUNK: u8 = 8;
     pub const DIGEST: u8 = 9;
+    pub const CONDEMN: u8 = 10;
     pub const REPLY: u8 = 128;
 }
 
@@ -154,6 +158,7 @@ impl Frame {
             kind::PING => Call::Ping,
             kind::CAMPAIGN => Call::Campaign,
             kind::DIGEST => Call::Digest(self.decode()?),
+            kind::CONDEMN => Call::Condemn(self.decode()?),
             unknown => return Err(MessageError::Kind(unknown)),
         })
     }
@@ -194,6 +199,7 @@ pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result
         Call::Ping => put_frame(buffer, kind::PING, number, &()),
         Call::Campaign => put_frame(buffer, kind::CAMPAIGN, number, &()),
         Call::Digest(index) => put_frame(buffer, kind::DIGEST, number, index),
+        Call::Condemn(reason) => put_frame(buffer, kind::CONDEMN, number, reason),
     }
 }
 

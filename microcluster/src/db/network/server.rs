@@ -1,6 +1,7 @@
 //! Calls from other members: reads them from one connection, runs many at once, writes the replies.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::PeerStream;
 use super::client::next_frame;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
+use crate::db::damage;
 use crate::db::raft_types::{NodeId, Raft};
 use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
@@ -28,10 +30,23 @@ const SUBMIT_TIMEOUT: Duration = Duration::from_secs(15);
 /// What the calls of other members are answered from.
 pub(crate) struct Service {
     pub node_id: NodeId,
+    /// The folder of the database.
+    pub dir: PathBuf,
     pub raft: Raft,
     pub sequencer: Sequencer,
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
+}
+
+impl Service {
+    /// Remembers that this member's state must not be used any more, and tells who rebuilds it.
+    pub fn condemn(&self, reason: &str) {
+        if let Err(error) = damage::condemn(&self.dir, reason) {
+            // It is rebuilt all the same; only a stop in between would make it forget.
+            tracing::error!(%error, "cannot record that the database is damaged");
+        }
+        self.shared.damage.send_replace(Some(reason.to_owned()));
+    }
 }
 
 /// Serves one connection until it closes.
@@ -119,6 +134,10 @@ async fn run(service: &Service, call: Call) -> Reply {
         Call::ReadIndex => Reply::ReadIndex(service.read_index.on_leader().await),
         Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
         Call::Digest(index) => Reply::Digest(service.shared.digest(index)),
+        Call::Condemn(reason) => {
+            service.condemn(&reason);
+            Reply::Condemned
+        }
         Call::Campaign => match service.raft.trigger().elect().await {
             Ok(()) => Reply::Campaigning,
             Err(error) => Reply::Failed(error.to_string()),

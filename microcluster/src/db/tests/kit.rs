@@ -90,6 +90,7 @@ impl Cluster {
 
     pub async fn start(&mut self, id: NodeId) {
         let options = Options {
+            is_member: false,
             dir: self.dirs[&id].path().to_owned(),
             node_id: id,
             connector: Arc::new(Connector { from: address(id), net: Arc::clone(&self.net) }),

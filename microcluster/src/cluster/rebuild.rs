@@ -1,0 +1,191 @@
+//! Members whose files are damaged: found by comparing all members, and taken in again under a new Raft id.
+//!
+//! A log that has lost entries or votes must not vote again under its id: it could help to elect a leader that lacks
+//! what it had acknowledged. So the member leaves its files aside and comes in like a joiner, except that it
+//! needs no invitation: its certificate is a member's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{JoinResponse, Name, Secret, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::members::{self, MemberRow, NewMember, RowRole};
+use super::node::Node;
+use super::tokens;
+use crate::db::{self, NodeId, Verdict, Verification};
+use crate::tasks::Tasks;
+use crate::token;
+
+/// How often the leader has all members compare what they hold.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// What a member with damaged files shows.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct RebuildRequest {
+    /// The id that its files are of.
+    pub member_id: NodeId,
+}
+
+/// What it is told: as a joiner, and the secret that it goes on with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Readmission {
+    pub welcome: JoinResponse,
+    pub secret: Secret,
+}
+
+/// Why a member was not taken in again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadmitError {
+    #[error("there is no member named {name}: it was removed from the cluster")]
+    Gone { name: Name },
+    #[error("{name} is being removed from the cluster")]
+    Leaving { name: Name },
+    #[error("{name} has the id {id} by now; files of the id {claimed} are not a member's any more")]
+    OtherId { name: Name, id: NodeId, claimed: NodeId },
+    #[error("{name} leads the cluster, and is to hand over first")]
+    Leads { name: Name },
+    #[error("cannot take {name} in again")]
+    Database { name: Name, source: db::Error },
+}
+
+/// Compares the members now and then while this member leads, until the tasks are stopped.
+pub(crate) async fn keep_verified(node: Arc<Node>, tasks: Tasks) {
+    loop {
+        tokio::select! {
+            () = tasks.stopping() => return,
+            () = tokio::time::sleep(VERIFY_INTERVAL) => {}
+        }
+        if !node.db.status().is_leader() {
+            continue;
+        }
+        match node.verify().await {
+            Ok(found) if found.members.iter().all(|(_, _, verdict)| *verdict == Verdict::Same) => {
+                tracing::info!(index = found.index, "all members hold the same");
+            }
+            Ok(found) => {
+                tracing::warn!(index = found.index, members = ?found.members, "not all members could be compared, or they differ")
+            }
+            Err(e) => tracing::warn!(error = %e, "the members could not be compared"),
+        }
+    }
+}
+
+impl Node {
+    /// Compares what the members hold, and has those rebuilt that differ from most.
+    pub async fn verify(&self) -> Result<Verification, db::Error> {
+        let found = self.db.verify().await?;
+        self.db.condemn(&found).await;
+        Ok(found)
+    }
+
+    /// Gives a member a new id, in place of the one that its damaged files are of. May be repeated.
+    pub async fn readmit(&self, name: Name, request: RebuildRequest) -> Result<Readmission, ReadmitError> {
+        let database = |source| ReadmitError::Database { name: name.clone(), source };
+        let _membership = self.membership.lock().await;
+        let (own, joiner) = (self.id, name.clone());
+        let secret = token::new_secret();
+        let replaced = {
+            let secret = secret.clone();
+            self.db.transaction(move |tx| {
+                let row =
+                    replaceable(members::all_in(tx)?, &joiner, request.member_id, own).map_err(db::Error::other)?;
+                let token_id = tokens::replace(tx, &joiner, &secret)?;
+                members::delete(tx, row.id, row.role)?;
+                let old = row.id;
+                let new = members::insert(tx, &NewMember::rebuilding(row, token_id))?;
+                Ok((old, new))
+            })
+        };
+        let (old, new) = match replaced.await {
+            Ok(ids) => ids,
+            Err(e) => {
+                return Err(e
+                    .downcast::<ReadmitError>()
+                    .unwrap_or_else(|source| ReadmitError::Database { name, source }));
+            }
+        };
+        // What it had voted with is gone: the majority must be one without it.
+        for id in [old, request.member_id] {
+            self.leave_raft(id).await.map_err(&database)?;
+        }
+        self.nudge();
+        self.refresh_trust().await.map_err(&database)?;
+        let rows = self.rows().await.map_err(&database)?;
+        tracing::warn!(member = %name, old, new, "a member with damaged files is taken in again");
+        let welcome = self.welcome(new, &rows).await.map_err(&database)?;
+        Ok(Readmission { welcome, secret })
+    }
+}
+
+/// The row that a rebuilt member's new one takes the place of.
+fn replaceable(rows: Vec<MemberRow>, name: &Name, claimed: NodeId, own: NodeId) -> Result<MemberRow, ReadmitError> {
+    let name = name.clone();
+    let Some(row) = rows.into_iter().find(|row| row.name == name) else {
+        return Err(ReadmitError::Gone { name });
+    };
+    match row.role {
+        RowRole::Leaving => Err(ReadmitError::Leaving { name }),
+        _ if row.id == own => Err(ReadmitError::Leads { name }),
+        // An answer was lost: the one before was never used.
+        RowRole::Rebuilding => Ok(row),
+        _ if row.id == claimed => Ok(row),
+        _ => Err(ReadmitError::OtherId { name, id: row.id, claimed }),
+    }
+}
+
+impl NewMember {
+    fn rebuilding(row: MemberRow, token_id: i64) -> Self {
+        NewMember {
+            id: None,
+            name: row.name,
+            address: row.address,
+            certificate: row.certificate,
+            role: RowRole::Rebuilding,
+            schema_internal: row.schema_internal,
+            schema_external: row.schema_external,
+            extensions: row.extensions,
+            last_heartbeat: Timestamp::ZERO,
+            token_id: Some(token_id),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn row(id: NodeId, name: &str, role: RowRole) -> MemberRow {
+        MemberRow {
+            id,
+            name: name.parse().unwrap(),
+            address: format!("127.0.0.1:{}", 9000 + id).parse().unwrap(),
+            certificate: String::new(),
+            role,
+            schema_internal: 1,
+            schema_external: 0,
+            extensions: vec![],
+            last_heartbeat: Timestamp::ZERO,
+            token_id: None,
+        }
+    }
+
+    fn replaced(role: RowRole, claimed: NodeId) -> Result<NodeId, ReadmitError> {
+        let rows = vec![row(1, "c1", RowRole::Voter), row(3, "c3", role)];
+        replaceable(rows, &"c3".parse().unwrap(), claimed, 1).map(|row| row.id)
+    }
+
+    #[test]
+    fn only_the_member_itself_is_replaced() {
+        for role in [RowRole::Voter, RowRole::StandBy, RowRole::Spare] {
+            assert_eq!(replaced(role, 3).unwrap(), 3);
+            assert!(matches!(replaced(role, 2), Err(ReadmitError::OtherId { id: 3, claimed: 2, .. })));
+        }
+        assert_eq!(replaced(RowRole::Rebuilding, 2).unwrap(), 3, "the answer of the first try was lost");
+        assert!(matches!(replaced(RowRole::Leaving, 3), Err(ReadmitError::Leaving { .. })));
+        let rows = vec![row(1, "c1", RowRole::Voter)];
+        assert!(matches!(replaceable(rows.clone(), &"c1".parse().unwrap(), 1, 1), Err(ReadmitError::Leads { .. })));
+        assert!(matches!(replaceable(rows, &"c3".parse().unwrap(), 3, 1), Err(ReadmitError::Gone { .. })));
+    }
+}

@@ -1,0 +1,129 @@
+//! Rebuilding this member from the others when its files are damaged: it is taken in again under a new id, leaves
+//! its files aside, and goes on like a joiner.
+//!
+//! A crash at any moment is harmless: damaged files are found again at the next start, or are condemned by a mark beside
+//! them; once they are aside, a member without files is a damaged one; and from the join record on it is a join.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use microcluster_client::{Address, Name};
+
+use super::{Core, CoreShared};
+use crate::cluster::join::{JoinRecord, Step};
+use crate::cluster::rebuild::{Readmission, RebuildRequest};
+use crate::cluster::{Node, Peers};
+use crate::db::NodeId;
+use crate::error::Chain;
+use crate::state::{InitError, Lifecycle, NotNow};
+use crate::tasks::blocking;
+
+/// How long one member may take: it waits for a majority without this one.
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two rounds of asking: at first, and at most.
+const ASK_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// A member with damaged files, and how the others are reached.
+pub(super) struct Damaged {
+    pub id: NodeId,
+    pub name: Name,
+    pub address: Address,
+    pub peers: Peers,
+    pub others: Vec<Address>,
+}
+
+impl Core {
+    /// Rebuilds the running member, unless it is alone.
+    pub(super) fn begin_rebuild(&self, reason: String) {
+        let shared = self.shared.clone();
+        let Lifecycle::Member(node) = shared.state.lifecycle() else {
+            return;
+        };
+        let damaged = Damaged::running(&node);
+        if damaged.others.is_empty() {
+            tracing::error!(reason, "the database is damaged, and there is no other member to rebuild it from");
+            return;
+        }
+        tracing::error!(reason, "the database is damaged; rebuilding it from the other members");
+        // Raft goes on until the others have agreed to do without it; nobody reads from the damaged state any more.
+        shared.state.set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
+        self.shared.changes.spawn("rebuild", async move {
+            if node.db.status().is_leader()
+                && let Err(e) = node.db.transfer_leadership().await
+            {
+                tracing::warn!(error = %e, "leadership was not handed over");
+            }
+            shared.rebuild(damaged).await;
+        });
+    }
+}
+
+impl CoreShared {
+    /// Rebuilds this member. It ends as a member, as no member, or with the daemon.
+    pub(super) async fn rebuild(&self, damaged: Damaged) {
+        let rebuilt = match damaged.ask(self).await {
+            Ok(readmission) => self.start_again(damaged, readmission).await,
+            Err(InitError::Gone) => {
+                tracing::error!(member = %damaged.name, "this member was removed from its cluster and forgets it");
+                self.undo().await;
+                return;
+            }
+            Err(e) => Err(e),
+        };
+        match rebuilt {
+            Ok(()) => tracing::info!("this member was rebuilt"),
+            Err(InitError::NotNow(NotNow::ShuttingDown)) => {}
+            Err(e) => tracing::error!(error = %Chain(&e), "the rebuild failed; it goes on at the next start"),
+        }
+    }
+
+    async fn start_again(&self, damaged: Damaged, readmission: Readmission) -> Result<(), InitError> {
+        self.state.set_lifecycle(Lifecycle::Initialising(None));
+        self.stop_member(Duration::ZERO).await;
+        let dir = self.state.dir().clone();
+        // Before the record of the join: files of the old id must not be opened under the new one.
+        blocking("damaged database", move || dir.set_database_aside()).await??;
+        let Readmission { welcome, secret } = readmission;
+        let record = JoinRecord {
+            id: welcome.member_id,
+            name: damaged.name,
+            address: damaged.address,
+            config: Default::default(),
+            secret,
+            cluster_cert: welcome.cluster_cert,
+            cluster_key: welcome.cluster_key,
+            members: welcome.cluster_members,
+        };
+        self.write_record(&record).await?;
+        self.carry_on(record, Step::Reopen, None).await
+    }
+}
+
+impl Damaged {
+    fn running(node: &Arc<Node>) -> Damaged {
+        let trusted = node.trust.current();
+        let others = trusted.iter().filter(|member| member.name != node.name).map(|member| member.address).collect();
+        Damaged { id: node.id, name: node.name.clone(), address: node.address, peers: node.peers.clone(), others }
+    }
+
+    /// Asks the other members in turn to be taken in again, until one says yes or that this is no member any more.
+    async fn ask(&self, core: &CoreShared) -> Result<Readmission, InitError> {
+        let path = format!("/core/internal/cluster/{}/rebuild", self.name);
+        let mut pause = ASK_PAUSE.0;
+        while !core.changes.is_stopping() {
+            for address in &self.others {
+                let client = self.peers.client(*address).timeout(ASK_TIMEOUT);
+                let request = RebuildRequest { member_id: self.id };
+                match client.query::<Readmission>(Method::POST, &path, request).await {
+                    Ok(readmission) => return Ok(readmission),
+                    Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
+                    Err(e) => tracing::warn!(%address, error = %Chain(&e), "cannot be rebuilt from this member yet"),
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ASK_PAUSE.1);
+        }
+        Err(InitError::NotNow(NotNow::ShuttingDown))
+    }
+}
