@@ -8,7 +8,7 @@ use std::time::Duration;
 use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster::Node;
+use crate::cluster::{ConfigError, Node};
 use crate::config::Settings;
 use crate::db::{self, Database};
 use crate::error::Error;
@@ -122,6 +122,8 @@ pub(crate) enum InitError {
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
     CertificateName { path: String, name: Name, names: String },
+    #[error("{0}")]
+    Config(#[from] ConfigError),
     #[error("cannot make or read a certificate: {0}")]
     KeyPair(#[from] KeyPairError),
     #[error("{0}")]

@@ -9,6 +9,7 @@ mod failure;
 mod init;
 mod lifecycle;
 mod output;
+mod servers;
 mod shell;
 mod sql;
 mod status;
@@ -82,6 +83,9 @@ pub enum Command {
     /// Replace certificates
     #[command(subcommand)]
     Certificates(certificates::Command),
+    /// List and set where additional servers listen
+    #[command(subcommand)]
+    Servers(servers::Command),
     /// Run SQL on the cluster's database
     Sql(sql::Arguments),
     /// Measure the cluster: operations a second and latencies, beside the disk's own rate
@@ -103,6 +107,7 @@ impl Command {
             Command::Cluster(command) => command.run(&client).await,
             Command::Tokens(command) => command.run(&client).await,
             Command::Certificates(command) => command.run(&client).await,
+            Command::Servers(command) => command.run(&client).await,
             Command::Sql(arguments) => arguments.run(&client).await,
             Command::Bench(arguments) => arguments.run(&client, context.state_dir.clone()).await,
         }

@@ -39,6 +39,7 @@ fn help_names_every_command() {
         "cluster",
         "tokens",
         "certificates",
+        "servers",
         "sql",
         "demo",
         "completions",

@@ -7,8 +7,8 @@ use http::Method;
 
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
-    ControlRequest, DaemonStatus, Empty, Error, KeyPair, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump,
-    SqlRequest, SqlResults, TokenRecord, TokenRequest, Verification,
+    ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, Empty, Error, KeyPair, Member, Name, Secret,
+    ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResults, TokenRecord, TokenRequest, Verification,
 };
 
 /// A dump is the whole database as text.
@@ -72,6 +72,38 @@ impl Client {
     /// See [`Error`].
     pub async fn daemon_servers(&self) -> Result<BTreeMap<Name, ServerConfig>, Error> {
         self.query(Method::GET, "/core/1.0/daemon/servers", ()).await
+    }
+
+    /// Sets where the additional servers listen; one that is not named goes back to what it was made with.
+    ///
+    /// # Errors
+    /// See [`Error`]; 404 for a server that the daemon does not have.
+    pub async fn set_daemon_servers(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), Error> {
+        self.empty(Method::PUT, "/core/1.0/daemon/servers", servers).await
+    }
+
+    /// The configuration of the daemon.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn daemon_config(&self) -> Result<DaemonConfig, Error> {
+        self.query(Method::GET, "/core/1.0/daemon/config", ()).await
+    }
+
+    /// Replaces the configuration of the daemon: what is none is cleared.
+    ///
+    /// # Errors
+    /// See [`Error`]; 409 for another name or address.
+    pub async fn replace_daemon_config(&self, config: &DaemonConfigUpdate) -> Result<(), Error> {
+        self.empty(Method::PUT, "/core/1.0/daemon/config", config).await
+    }
+
+    /// Changes the configuration of the daemon: what is none stays.
+    ///
+    /// # Errors
+    /// See [`Error`]; 409 for another name or address.
+    pub async fn change_daemon_config(&self, change: &DaemonConfigUpdate) -> Result<(), Error> {
+        self.empty(Method::PATCH, "/core/1.0/daemon/config", change).await
     }
 
     /// Bootstraps or joins; returns when the product's hooks are done. Unless the client has a timeout

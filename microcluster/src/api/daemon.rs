@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use microcluster_client::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Leader, Name, ServerConfig, ServerStatus,
+    CertificateExpiry, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus, Empty, Leader, Name,
+    ServerConfig, ServerStatus,
 };
 
 use super::envelope::{Answer, EMPTY};
-use crate::config::MemberConfig;
+use super::extract::Body;
+use crate::cluster::own_config::Missing;
 use crate::db::RaftState;
 use crate::error::Error;
 use crate::state::{Lifecycle, State};
@@ -36,13 +38,40 @@ pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
 
 /// GET `/core/1.0/daemon/config`
 pub(super) async fn config_show(state: State) -> Result<Answer<DaemonConfig>, Error> {
-    let node = state.node()?;
-    Ok(Answer(MemberConfig::new(node.id, node.name.clone(), node.address).public()))
+    Ok(Answer(state.node()?.config.current().public()))
+}
+
+/// PUT `/core/1.0/daemon/config`: what is missing is cleared.
+pub(super) async fn config_replace(
+    state: State,
+    Body(update): Body<DaemonConfigUpdate>,
+) -> Result<Answer<Empty>, Error> {
+    state.node()?.config.change(update, Missing::Clear, &state.settings().servers).await?;
+    Ok(EMPTY)
+}
+
+/// PATCH `/core/1.0/daemon/config`: what is missing stays.
+pub(super) async fn config_change(
+    state: State,
+    Body(update): Body<DaemonConfigUpdate>,
+) -> Result<Answer<Empty>, Error> {
+    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    Ok(EMPTY)
 }
 
 /// GET `/core/1.0/daemon/servers`
-pub(super) async fn servers_list() -> Answer<BTreeMap<Name, ServerConfig>> {
-    Answer(BTreeMap::new())
+pub(super) async fn servers_list(state: State) -> Result<Answer<BTreeMap<Name, ServerConfig>>, Error> {
+    Ok(Answer(state.node()?.config.current().servers))
+}
+
+/// PUT `/core/1.0/daemon/servers`
+pub(super) async fn servers_replace(
+    state: State,
+    Body(servers): Body<BTreeMap<Name, ServerConfig>>,
+) -> Result<Answer<Empty>, Error> {
+    let update = DaemonConfigUpdate { servers: Some(servers), ..DaemonConfigUpdate::default() };
+    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    Ok(EMPTY)
 }
 
 /// GET `/core/1.0/daemon/status`

@@ -6,7 +6,7 @@ use microcluster_client as client;
 use crate::cluster::join::Refusal;
 use crate::cluster::rebuild::ReadmitError;
 use crate::cluster::tokens::{AddError, RevokeError};
-use crate::cluster::{AdmitError, ConfirmError, InstallError, RemoveError};
+use crate::cluster::{AdmitError, ConfigError, ConfirmError, InstallError, RemoveError};
 use crate::db;
 use crate::error::Error;
 use crate::state::{InitError, SetServerError};
@@ -137,6 +137,21 @@ impl From<SetServerError> for Error {
     }
 }
 
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Error {
+        let message = error.to_string();
+        match error {
+            ConfigError::Fixed { .. } | ConfigError::AddressTwice { .. } | ConfigError::AddressTaken { .. } => {
+                Error::conflict(message)
+            }
+            ConfigError::UnknownServer { .. } => Error::not_found(message),
+            ConfigError::PortZero { .. } => Error::bad_request(message),
+            ConfigError::Lost(lost) => lost.into(),
+            ConfigError::File(_) => Error::internal(message).caused_by(error),
+        }
+    }
+}
+
 impl From<InitError> for Error {
     fn from(error: InitError) -> Error {
         let message = error.to_string();
@@ -163,6 +178,7 @@ impl From<InitError> for Error {
             InitError::StillJoining => Error::timeout(message),
             InitError::Database(source) => source.into(),
             InitError::Open(_)
+            | InitError::Config(_)
             | InitError::KeyPair(_)
             | InitError::File(_)
             | InitError::Tls(_)
@@ -194,6 +210,13 @@ impl From<client::Error> for Error {
 
 impl From<TaskLost> for Error {
     fn from(lost: TaskLost) -> Error {
-        Error::internal("the request ended without an answer; the daemon's log says why").caused_by(lost)
+        match lost {
+            TaskLost::Panicked { .. } => {
+                Error::internal("the request failed inside the daemon; its log says why").caused_by(lost)
+            }
+            TaskLost::CutOff { .. } => {
+                Error::timeout("the daemon stopped before the request was done; whether it was is unknown").caused_by(lost)
+            }
+        }
     }
 }

@@ -11,7 +11,9 @@ use tokio::sync::Notify;
 use super::certificates::CertificateRow;
 use super::join::Versions;
 use super::members::{self, MemberRow};
+use super::own_config::OwnConfig;
 use super::peers::Peers;
+use crate::config::MemberConfig;
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
@@ -37,6 +39,8 @@ pub(crate) struct Node {
     pub peers: Peers,
     /// What the listener on the cluster address presents to clients.
     pub cluster_certificate: CertificateCell,
+    /// What it is set to.
+    pub config: OwnConfig,
     pub(super) dir: StateDir,
     /// Another certificate is in place.
     pub(super) certificate_changed: Notify,
@@ -59,9 +63,7 @@ pub(crate) struct Node {
 
 /// What a `Node` is made of.
 pub(crate) struct NodeParts {
-    pub id: NodeId,
-    pub name: Name,
-    pub address: Address,
+    pub config: MemberConfig,
     pub versions: Versions,
     pub db: Database,
     pub trust: Trust,
@@ -72,8 +74,9 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate, dir } = parts;
+        let NodeParts { config, versions, db, trust, peers, cluster_certificate, dir } = parts;
         let learned = Mutex::new(trust.current());
+        let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
             id,
             name,
@@ -84,6 +87,7 @@ impl Node {
             trust,
             peers,
             cluster_certificate,
+            config: OwnConfig::new(dir.clone(), config),
             dir,
             certificate_changed: Notify::new(),
             installed: tokio::sync::Mutex::new(Vec::new()),

@@ -168,6 +168,7 @@ mod tests {
             extensions: vec![],
             last_heartbeat: Timestamp::ZERO,
             token_id: None,
+            failure_domain: 0,
         }
     }
 

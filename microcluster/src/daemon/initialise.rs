@@ -14,6 +14,7 @@ use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
 use crate::cluster::members::{self, NewMember, RowRole};
+use crate::config::MemberConfig;
 use crate::db::{self, NodeId, Peer};
 use crate::error::{Chain, Fatal};
 use crate::listener;
@@ -98,13 +99,14 @@ impl CoreShared {
         let me = MemberLocal { name: name.clone(), address, certificate: server.certificate.pem.clone() };
         let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer { reason: e.to_string() })?;
         let trust = Trust::new([trusted].into_iter().collect());
-        let identity = Identity { id: FIRST_ID, name: name.clone(), address, is_member: false, trust, cluster };
+        let config = MemberConfig::new(FIRST_ID, name.clone(), address);
+        let identity = Identity { config, is_member: false, trust, cluster };
         let node = open_node(&self.state, identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
         // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
-        self.commit(&node).await?;
+        node.config.store().await?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
         Ok(())

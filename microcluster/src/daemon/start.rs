@@ -92,7 +92,7 @@ impl CoreShared {
 
     async fn be_member(self: &Arc<Self>, found: FoundMember) -> Result<(), StartError> {
         let FoundMember { config, cluster, trusted } = found;
-        let MemberConfig { id, name, address, .. } = config;
+        let MemberConfig { id, name, address, .. } = config.clone();
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
         let others = trusted.iter().filter(|member| member.name != name).map(|member| member.address).collect();
@@ -100,7 +100,7 @@ impl CoreShared {
         let trust = Trust::new(trusted);
         let peers = Peers::new(&own, trust.clone()).map_err(|e| StartError::Tls { reason: e.to_string() })?;
         let damaged = Damaged { id, name: name.clone(), address, peers, others };
-        let identity = Identity { id, name, address, is_member: true, trust, cluster };
+        let identity = Identity { config, is_member: true, trust, cluster };
         let path = self.state.dir().database();
         let failed = |e| match e {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },

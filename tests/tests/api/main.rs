@@ -3,6 +3,7 @@
 
 mod access;
 mod certificates;
+mod config;
 mod contract;
 mod control;
 mod http;

@@ -139,7 +139,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         reason: "the joiner is told its Raft node id, taken from the log",
     },
     // Later issues.
-    Difference { exchanges: &["preinit-daemon-servers-put"], ours: Ours::Status(405), reason: LATER },
     Difference {
         exchanges: &["*-hooks", "init-hooks-bad", "member-to-member: POST /core/internal/hooks/*"],
         ours: Ours::Status(404),
