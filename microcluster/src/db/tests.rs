@@ -30,6 +30,21 @@ async fn one_node_writes_reads_and_comes_back() {
     assert_eq!(count(&cluster, 1, "t").await, 2);
 }
 
+/// A member that led when it stopped may have lost entries that others have: it is elected anew, in another term.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_leads_in_another_term() {
+    for size in [1, 3] {
+        let mut cluster = Cluster::new(size).await;
+        cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+        let leader = cluster.leader().await;
+        let before = cluster.db(leader).status().term;
+        cluster.restart(leader).await;
+        cluster.db(leader).execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+        cluster.leader().await;
+        assert!(cluster.db(leader).status().term > before);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_are_atomic_and_split_by_sqlite() {
     let cluster = Cluster::new(1).await;

@@ -4,6 +4,7 @@
 mod damage;
 mod disk;
 mod faults;
+mod leading;
 mod power_loss;
 mod restart;
 
