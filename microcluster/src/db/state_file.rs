@@ -1,9 +1,16 @@
 //! Which file holds the state: `state-N.db`, named by the file `current`, so that a snapshot is installed
 //! by one atomic rename and a crash leaves the old state or the new one.
 
-use std::fs::{self, File};
+pub(crate) mod files;
+
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+use super::tests::power_loss::files as disk;
+#[cfg(not(test))]
+use files as disk;
 
 const POINTER: &str = "current";
 
@@ -26,8 +33,8 @@ pub(crate) fn install(dir: &Path, file: &Path) -> io::Result<PathBuf> {
     let generation = parse_generation(name.trim())? + 1;
     let path = dir.join(generation_name(generation));
     remove(&path)?;
-    File::open(file)?.sync_all()?;
-    fs::rename(file, &path)?;
+    disk::sync(file)?;
+    disk::rename(file, &path)?;
     sync_dir(dir)?;
     point_to(dir, generation)?;
     Ok(path)
@@ -51,23 +58,22 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
 /// part is synced in the file itself, the rest is in the write-ahead log. The file itself must not be opened here: closing
 /// it would drop the locks that SQLite holds on it for this process.
 pub(crate) fn sync(path: &Path) -> io::Result<()> {
-    match File::open(with_suffix(path, "-wal")) {
-        Ok(wal) => wal.sync_data(),
+    match disk::sync(&with_suffix(path, "-wal")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        synced => synced,
     }
 }
 
 /// Syncs the folder, so that names created or renamed in it survive a power loss.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    disk::sync_dir(dir)
 }
 
 fn point_to(dir: &Path, generation: u64) -> io::Result<()> {
     let temporary = dir.join("current.tmp");
-    fs::write(&temporary, format!("{}\n", generation_name(generation)))?;
-    File::open(&temporary)?.sync_all()?;
-    fs::rename(&temporary, dir.join(POINTER))?;
+    disk::write(&temporary, &format!("{}\n", generation_name(generation)))?;
+    disk::sync(&temporary)?;
+    disk::rename(&temporary, &dir.join(POINTER))?;
     sync_dir(dir)
 }
 
@@ -87,7 +93,7 @@ fn parse_generation(name: &str) -> io::Result<u64> {
 /// Removes a state file and what SQLite keeps beside it.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     for path in [path.to_owned(), with_suffix(path, "-wal"), with_suffix(path, "-shm")] {
-        match fs::remove_file(path) {
+        match disk::remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

@@ -1,6 +1,8 @@
 //! The database as its users see it: clusters in one process, over a network that can be cut.
 
 mod kit;
+pub(crate) mod power_loss;
+mod seeds;
 mod suite;
 
 use std::sync::Arc;
