@@ -59,9 +59,11 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
 /// it would drop the locks that SQLite holds on it for this process.
 pub(crate) fn sync(path: &Path) -> io::Result<()> {
     match disk::sync(&with_suffix(path, "-wal")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        synced => synced,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    // SQLite syncs the name of a log that it has created itself, not of one that a process before it has left.
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Syncs the folder, so that names created or renamed in it survive a power loss.

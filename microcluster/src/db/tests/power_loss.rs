@@ -19,7 +19,7 @@ use crate::db::state_machine::StateMachine;
 use history::History;
 use machine::Machine;
 
-const ROUNDS: usize = 400;
+const ROUNDS: usize = 300;
 const LIVES: u32 = 8;
 
 #[tokio::test]
@@ -205,8 +205,15 @@ impl Round {
                     self.append(open).await?;
                 }
                 _ if self.rng.random_bool(0.5) => {
+                    if self.rng.random_bool(0.4) {
+                        self.machine.power_for(self.rng.random_range(0..80));
+                    }
                     self.install(open, tally).await?;
                     self.append(open).await?;
+                    // Whoever starts now finds a write-ahead log that SQLite has created and never synced.
+                    if self.rng.random_bool(0.3) {
+                        return Ok(());
+                    }
                 }
                 _ => {}
             }
