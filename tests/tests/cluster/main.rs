@@ -5,6 +5,7 @@ mod bootstrap;
 mod crash;
 mod join;
 mod join_crash;
+mod kills;
 mod replace;
 mod stop;
 mod writes;
