@@ -487,13 +487,13 @@ fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine),
         LogError::Damaged { .. } => damaged(chain(&error)),
         _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },
     })?;
-    let (state_machine, applied) = StateMachine::open(&state_dir).map_err(|error| match is_damage(&error) {
+    let state_machine = StateMachine::open(&state_dir).map_err(|error| match is_damage(&error) {
         true => damaged(chain(&error)),
         false => OpenError::State { dir: dir.clone(), message: chain(&error) },
     })?;
     if is_member {
         let snapshot = state_file::snapshot_index(&state_dir).map_err(folder)?;
-        let (vote, (purged, last)) = (log.vote(), log.ends());
+        let (vote, (purged, last), applied) = (log.vote(), log.ends(), state_machine.found());
         Standing { vote, purged, last, applied, snapshot }.check().map_err(damaged)?;
     }
     Ok((log, state_machine))

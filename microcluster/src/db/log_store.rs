@@ -72,9 +72,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 pub(crate) use error::LogError;
+#[cfg(test)]
+pub(crate) use files::LogFile;
+pub(crate) use files::Storage;
+#[cfg(test)]
+pub(crate) use tests::{Disk, open as open_on_disk};
 
 use super::raft_types::{Entry, LogId, NodeId, Vote};
-use files::{Directory, Storage};
+use files::Directory;
 use format::Mark;
 use state::{Shared, State};
 use writer::{Change, Done, Request, WriterThread};
