@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -76,9 +77,15 @@ impl Client {
     /// A client of the daemon at an address with a TLS configuration made before, as
     /// [`client_config`] makes it. ALPN is set here.
     #[must_use]
-    pub fn tls_with_config(address: Address, mut config: rustls::ClientConfig) -> Self {
+    pub fn tls_with_config(address: Address, config: rustls::ClientConfig) -> Self {
+        Client::tls_with_name(address, address.ip().into(), config)
+    }
+
+    /// The same with the server name that the TLS handshake asks for and the configuration's verifier is told.
+    #[must_use]
+    pub fn tls_with_name(address: Address, name: ServerName<'static>, mut config: rustls::ClientConfig) -> Self {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let connector = Connector::tls(address, config);
+        let connector = Connector::tls(address, name, config);
         Client::new(connector, Server::Tls(address), format!("https://{address}"))
     }
 

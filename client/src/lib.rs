@@ -46,10 +46,10 @@ pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, 
 pub use error::{Error, Server};
 pub use names::{Address, AddressError, Fingerprint, FingerprintError, Name, NameError};
 pub use secret::Secret;
-pub use tls::{Identity, PinnedVerifier, ServerTrust, TlsError, client_config};
+pub use tls::{Identity, PinnedVerifier, ServerTrust, TlsError, client_config, client_config_with_verifier};
 pub use types::{
-    CertificateExpiry, Consistency, ControlRequest, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Envelope,
-    EnvelopeType, HeartbeatInfo, InitConfig, JoinRequest, JoinResponse, KeyPair, Leader, Member, MemberLocal,
-    MemberStatus, MemberVerdict, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult, SqlResultType,
-    SqlResults, Timestamp, TimestampError, TokenRecord, TokenRequest, Verdict, Verification,
+    CertificateExpiry, Consistency, ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus,
+    Empty, Envelope, EnvelopeType, HeartbeatInfo, InitConfig, JoinRequest, JoinResponse, KeyPair, Leader, Member,
+    MemberLocal, MemberStatus, MemberVerdict, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult,
+    SqlResultType, SqlResults, Timestamp, TimestampError, TokenRecord, TokenRequest, Verdict, Verification,
 };

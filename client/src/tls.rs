@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerMisbehaved, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerMisbehaved, RootCertStore, SignatureScheme};
 
 use crate::{Fingerprint, FingerprintError, Secret};
 
@@ -22,13 +23,19 @@ pub enum TlsError {
         /// What was pinned.
         pinned: Fingerprint,
     },
-    /// The certificate or key of the client cannot be read.
-    #[error("the {what} of the client is no valid PEM: {reason}")]
+    /// A certificate or key that the client was given cannot be read.
+    #[error("the {what} given to the client is no valid PEM: {reason}")]
     Pem {
         /// Which of the two.
         what: &'static str,
         /// What the PEM parser says.
         reason: String,
+    },
+    /// The name that the server's certificate is to carry is none.
+    #[error("{name:?} is no DNS name and no IP address")]
+    Name {
+        /// The text.
+        name: String,
     },
     /// Anything else that the TLS library refuses.
     #[error("TLS: {0}")]
@@ -57,6 +64,14 @@ impl Identity {
 pub enum ServerTrust {
     /// The one whose certificate has this fingerprint, whatever its name, address and dates.
     Pinned(Fingerprint),
+    /// One whose certificate is valid, signed by this authority, and issued for this name, whatever its address. It goes
+    /// on to be accepted when the certificate is replaced by another one of the same authority for the same name.
+    Authority {
+        /// The certificates of the authority, PEM; in a state directory `cluster.ca`.
+        certificate: String,
+        /// A DNS name or an IP address that the server's certificate must carry.
+        name: String,
+    },
 }
 
 impl ServerTrust {
@@ -73,16 +88,28 @@ impl ServerTrust {
 /// left empty.
 ///
 /// # Errors
-/// When certificate or key cannot be read or do not belong together.
+/// When certificate or key cannot be read or do not belong together, and when the trust cannot be used.
 pub fn client_config(identity: Option<&Identity>, trust: &ServerTrust) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let ServerTrust::Pinned(fingerprint) = trust;
-    let verifier = PinnedVerifier { pinned: *fingerprint, provider: Arc::clone(&provider) };
-    let builder = ClientConfig::builder_with_provider(provider)
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        ServerTrust::Pinned(fingerprint) => Arc::new(PinnedVerifier::new(*fingerprint)),
+        ServerTrust::Authority { certificate, name } => Arc::new(AuthorityVerifier::new(certificate, name)?),
+    };
+    client_config_with_verifier(identity, verifier)
+}
+
+/// The same as [`client_config`] with a verifier of one's own.
+///
+/// # Errors
+/// When certificate or key cannot be read or do not belong together.
+pub fn client_config_with_verifier(
+    identity: Option<&Identity>,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Rustls)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+        .with_custom_certificate_verifier(verifier);
     let Some(identity) = identity else {
         return Ok(builder.with_no_client_auth());
     };
@@ -94,7 +121,11 @@ pub fn client_config(identity: Option<&Identity>, trust: &ServerTrust) -> Result
         let reason = "there is no certificate in it".into();
         return Err(TlsError::Pem { what: "certificate", reason });
     }
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes()).map_err(pem("private key"))?;
+    // Without what the PEM parser says: it may quote the key.
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes()).map_err(|_| TlsError::Pem {
+        what: "private key",
+        reason: "there is no private key in it that can be read without a password".into(),
+    })?;
     builder.with_client_auth_cert(chain, key).map_err(TlsError::Rustls)
 }
 
@@ -153,6 +184,68 @@ impl ServerCertVerifier for PinnedVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Accepts what an authority signed for one name, whatever name or address was dialled.
+#[derive(Debug)]
+struct AuthorityVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    name: ServerName<'static>,
+}
+
+impl AuthorityVerifier {
+    fn new(certificate: &str, name: &str) -> Result<Self, TlsError> {
+        let pem = |reason: String| TlsError::Pem { what: "authority", reason };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(certificate.as_bytes()) {
+            let certificate = certificate.map_err(|e| pem(e.to_string()))?;
+            roots.add(certificate).map_err(TlsError::Rustls)?;
+        }
+        if roots.is_empty() {
+            return Err(pem("there is no certificate in it".into()));
+        }
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name { name: name.into() })?;
+        let provider = Arc::new(ring::default_provider());
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|e| pem(e.to_string()))?;
+        Ok(AuthorityVerifier { inner, name })
+    }
+}
+
+impl ServerCertVerifier for AuthorityVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
     }
 }
 

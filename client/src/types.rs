@@ -12,8 +12,8 @@ mod timestamp;
 pub use cluster::{HeartbeatInfo, Member, MemberLocal, MemberStatus, Role};
 pub use control::{ControlRequest, InitConfig, TokenRecord, TokenRequest};
 pub use daemon::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, KeyPair, Leader, MemberVerdict, ServerConfig,
-    ServerStatus, Verdict, Verification,
+    CertificateExpiry, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus, KeyPair, Leader, MemberVerdict,
+    ServerConfig, ServerStatus, Verdict, Verification,
 };
 pub use envelope::{Empty, Envelope, EnvelopeType};
 pub use join::{JoinRequest, JoinResponse};

@@ -1,5 +1,6 @@
 //! The Core API: who may ask what, and what is answered. One file a resource.
 
+mod certificates;
 mod cluster;
 mod control;
 mod daemon;

@@ -1,10 +1,14 @@
 //! The cluster as one of its members sees it and changes it: member rows, Raft membership, trust.
 
 mod admission;
+mod certificate_keeper;
+pub(crate) mod certificates;
 mod heartbeat;
 pub(crate) mod join;
+mod member_verifier;
 pub(crate) mod members;
 mod node;
+pub(crate) mod own_config;
 mod peers;
 pub(crate) mod rebuild;
 mod reconcile;
@@ -15,8 +19,11 @@ pub(crate) mod tokens;
 mod trust_keeper;
 
 pub(crate) use admission::{AdmitError, ConfirmError};
+pub(crate) use certificate_keeper::keep_certificates;
+pub(crate) use certificates::InstallError;
 pub(crate) use heartbeat::keep_heartbeat;
 pub(crate) use node::{Node, NodeParts};
+pub(crate) use own_config::{ConfigError, keep_own_row};
 pub(crate) use peers::Peers;
 pub(crate) use reconcile::keep_reconciled;
 pub(crate) use removal::RemoveError;

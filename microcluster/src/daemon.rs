@@ -223,6 +223,10 @@ impl Core {
                 Some(command) = self.commands.recv() => match command {
                     Command::Initialise { request, answer } => self.begin_initialise(request, answer),
                     Command::Reset { answer } => self.begin_reset(answer),
+                    Command::SetServerCertificate { new, answer } => {
+                        // Here, so that no bootstrap or join begins with the one before.
+                        answer.send(self.shared.set_server_certificate(new).await).ok();
+                    }
                     Command::Shutdown => break Ok(()),
                 },
                 Some(internal) = self.internal.recv() => match internal {

@@ -8,13 +8,13 @@ use std::time::Duration;
 use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster::Node;
+use crate::cluster::{ConfigError, Node};
 use crate::config::Settings;
 use crate::db::{self, Database};
 use crate::error::Error;
 use crate::state_dir::{FileError, StateDir};
 use crate::tasks::TaskLost;
-use crate::tls::{CertificateCell, KeyPairError};
+use crate::tls::{CertificateCell, KeyPairError, SharedPair};
 use crate::token::{JoinToken, TokenError};
 
 /// The daemon as handlers see it. Cheap to clone.
@@ -56,6 +56,11 @@ pub(crate) enum Command {
     Reset {
         answer: oneshot::Sender<Result<(), NotNow>>,
     },
+    /// Take the key pair that an operator brings, before initialisation.
+    SetServerCertificate {
+        new: SharedPair,
+        answer: oneshot::Sender<Result<(), SetServerError>>,
+    },
     /// Stop. Answered before it is done.
     Shutdown,
 }
@@ -85,6 +90,21 @@ pub(crate) enum NotNow {
     ShuttingDown,
 }
 
+/// Why the daemon's own certificate was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetServerError {
+    #[error(
+        "the server certificate is fixed: the other members know {name} by it; to have another one remove the member, set the certificate, and join again"
+    )]
+    Member { name: Name },
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    #[error("cannot store the certificate")]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Lost(#[from] TaskLost),
+}
+
 /// Why a bootstrap or a join failed. Nothing of it is left, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
@@ -102,6 +122,8 @@ pub(crate) enum InitError {
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
     CertificateName { path: String, name: Name, names: String },
+    #[error("{0}")]
+    Config(#[from] ConfigError),
     #[error("cannot make or read a certificate: {0}")]
     KeyPair(#[from] KeyPairError),
     #[error("{0}")]
@@ -109,7 +131,7 @@ pub(crate) enum InitError {
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] TlsError),
     #[error(
-        "the server at {address} is not of the cluster that made the join token: its certificate is not the one in the token. Nothing was sent to it; is this the right token, or was the cluster made anew?"
+        "the server at {address} is not of the cluster that made the join token: its certificate is not the one in the token. Nothing was sent to it; is this the right token? If the certificate of the cluster was replaced since the token was made, make a new one with `microctl tokens add`, or take it anew from `microctl tokens list`"
     )]
     OtherCluster { address: Address },
     #[error("no member of the cluster can be reached; tried {}", .tried.join("; "))]
@@ -217,6 +239,13 @@ impl State {
         let (answer, wait) = oneshot::channel();
         self.send(Command::Reset { answer }).await?;
         wait.await.unwrap_or(Err(NotNow::ShuttingDown))
+    }
+
+    /// Replaces the daemon's own certificate.
+    pub(crate) async fn set_server_certificate(&self, new: SharedPair) -> Result<(), SetServerError> {
+        let (answer, wait) = oneshot::channel();
+        self.send(Command::SetServerCertificate { new, answer }).await?;
+        wait.await.unwrap_or(Err(NotNow::ShuttingDown.into()))
     }
 
     /// Begins to stop.

@@ -5,12 +5,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::FlockOperation;
 
 const LOCK: &str = "daemon.lock";
 const RESET_MARKER: &str = "resetting";
+/// Extension of the file that holds a key pair while it is put into its files.
+const PENDING: &str = "pair";
+/// Extension of the mark of a key pair that came from the cluster.
+const SHARED: &str = "shared";
 
 /// Where the files of a member that was rebuilt are left.
 const DAMAGED: &str = "database.damaged";
@@ -28,6 +32,21 @@ pub(crate) struct StateDir {
     path: Arc<PathBuf>,
     /// Held for its lock alone.
     _lock: Arc<File>,
+    /// One key pair is replaced at a time.
+    installing: Arc<Mutex<()>>,
+}
+
+/// Where a key pair and what belongs to it is.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyPairPaths {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// The authority that signed the certificate; absent where there is none.
+    pub authority: PathBuf,
+    /// What is being put into these files, until it is in all of them.
+    pub pending: PathBuf,
+    /// Marks a pair that came from the cluster: it goes with the cluster.
+    pub shared: PathBuf,
 }
 
 /// Why a state directory cannot be used.
@@ -68,10 +87,14 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Held { path }),
             Err(errno) => return Err(io(errno.into())),
         }
-        for directory in ["truststore", "certificates"] {
-            create_directory(&path.join(directory)).map_err(io)?;
+        let directories = ["truststore", "certificates"].map(|name| path.join(name));
+        for directory in &directories {
+            create_directory(directory).map_err(io)?;
         }
-        Ok(StateDir { path: Arc::new(path), _lock: Arc::new(lock) })
+        for directory in directories.iter().chain([&path]) {
+            sweep(directory).map_err(io)?;
+        }
+        Ok(StateDir { path: Arc::new(path), _lock: Arc::new(lock), installing: Arc::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -99,9 +122,37 @@ impl StateDir {
         self.path.join("truststore")
     }
 
-    /// The certificate and the key of that name, such as `server` or `cluster`.
-    pub fn key_pair(&self, name: &str) -> (PathBuf, PathBuf) {
-        (self.path.join(format!("{name}.crt")), self.path.join(format!("{name}.key")))
+    pub fn certificates(&self) -> PathBuf {
+        self.path.join("certificates")
+    }
+
+    /// The key pair of that name: `server`, `cluster`, or that of an additional server.
+    pub fn key_pair(&self, name: &str) -> KeyPairPaths {
+        let directory = match name {
+            "server" | "cluster" => self.path.to_path_buf(),
+            _ => self.certificates(),
+        };
+        let file = |extension: &str| directory.join(format!("{name}.{extension}"));
+        KeyPairPaths {
+            certificate: file("crt"),
+            key: file("key"),
+            authority: file("ca"),
+            pending: file(PENDING),
+            shared: file(SHARED),
+        }
+    }
+
+    /// The names of the key pairs whose replacement a crash interrupted.
+    pub fn pending_key_pairs(&self) -> Result<Vec<String>, FileError> {
+        let mut names = stems(&self.certificates(), PENDING)?;
+        names.extend(stems(&self.path, PENDING)?);
+        Ok(names)
+    }
+
+    /// Whoever replaces a key pair holds this.
+    pub fn installing(&self) -> MutexGuard<'_, ()> {
+        // It guards files, and those are whole at every moment.
+        self.installing.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Leaves a damaged database aside, where it can be looked at, in place of an earlier one. There may be none.
@@ -129,10 +180,19 @@ impl StateDir {
     pub fn reset(&self) -> Result<(), FileError> {
         let marker = self.path.join(RESET_MARKER);
         self.mark_reset()?;
-        let (cluster_crt, cluster_key) = self.key_pair("cluster");
-        let files = [self.daemon_config(), self.join_record(), cluster_crt, cluster_key, self.path.join("cluster.ca")];
-        for file in &files {
-            remove_file(file)?;
+        let _installing = self.installing();
+        remove_file(&self.daemon_config())?;
+        remove_file(&self.join_record())?;
+        let shared = stems(&self.certificates(), SHARED)?;
+        for name in shared.iter().map(String::as_str).chain(["cluster"]) {
+            let KeyPairPaths { certificate, key, authority, pending, shared } = self.key_pair(name);
+            // The mark is the last to go: what is left is found again.
+            for file in [&pending, &certificate, &key, &authority, &shared] {
+                remove_file(file)?;
+            }
+        }
+        for directory in [&self.certificates(), &*self.path] {
+            sweep(directory).map_err(failed("clear", directory))?;
         }
         for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)] {
             remove_directory(&directory)?;
@@ -196,6 +256,31 @@ fn remove_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Removes what a crash in [`write_file`] has left: it may be half a key.
+fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_temporary = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".new"));
+        if is_temporary && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of the files with that extension, without it.
+fn stems(directory: &Path, extension: &str) -> Result<Vec<String>, FileError> {
+    let error = failed("read", directory);
+    let mut stems = Vec::new();
+    for entry in fs::read_dir(directory).map_err(&error)? {
+        let name = entry.map_err(&error)?.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(extension)?.strip_suffix('.'));
+        stems.extend(stem.map(str::to_owned));
+    }
+    Ok(stems)
+}
+
 /// Creates a directory and tightens one that is more open than it should be.
 fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(MODE_DIRECTORY).create(path)?;
@@ -237,7 +322,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o711);
         assert_eq!(mode(&dir.truststore()), 0o711 & mode(&dir.truststore()));
-        let (_, key) = dir.key_pair("server");
+        let key = dir.key_pair("server").key;
         write_file(&key, b"secret", MODE_SECRET).unwrap();
         assert_eq!(mode(&key), 0o600);
     }
@@ -259,21 +344,43 @@ mod tests {
     fn reset_leaves_the_identity_and_nothing_of_the_cluster() {
         let parent = tempfile::tempdir().unwrap();
         let dir = StateDir::open(parent.path()).unwrap();
-        for name in ["server", "cluster"] {
-            let (cert, key) = dir.key_pair(name);
-            write_file(&cert, b"c", MODE_PUBLIC).unwrap();
-            write_file(&key, b"k", MODE_SECRET).unwrap();
+        for name in ["server", "cluster", "own", "shared"] {
+            let paths = dir.key_pair(name);
+            write_file(&paths.certificate, b"c", MODE_PUBLIC).unwrap();
+            write_file(&paths.key, b"k", MODE_SECRET).unwrap();
+            write_file(&paths.authority, b"a", MODE_PUBLIC).unwrap();
         }
+        write_file(&dir.key_pair("shared").shared, b"", MODE_PUBLIC).unwrap();
+        fs::write(dir.path().join(".cluster.key.new"), "half").unwrap();
         write_file(&dir.daemon_config(), b"name: c1", MODE_PUBLIC).unwrap();
         write_file(&dir.join_record(), b"{}", MODE_SECRET).unwrap();
         write_file(&dir.truststore().join("c1.yaml"), b"x", MODE_PUBLIC).unwrap();
         fs::create_dir_all(dir.database().join("log")).unwrap();
         dir.reset().unwrap();
-        let mut left: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        left.sort();
-        assert_eq!(left, ["certificates", "daemon.lock", "server.crt", "server.key", "truststore"]);
-        assert_eq!(fs::read_dir(dir.truststore()).unwrap().count(), 0);
+        let left = ["certificates", "daemon.lock", "server.ca", "server.crt", "server.key", "truststore"];
+        assert_eq!(files(dir.path()), left);
+        assert_eq!(files(&dir.certificates()), ["own.ca", "own.crt", "own.key"], "what the operator brought stays");
+        assert_eq!(files(&dir.truststore()), [""; 0]);
         assert!(!dir.is_resetting());
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_removed_at_the_start() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        for path in [dir.path().join(".server.key.new"), dir.certificates().join(".metrics.key.new")] {
+            fs::write(path, "half a key").unwrap();
+        }
+        drop(dir);
+        let dir = StateDir::open(parent.path()).unwrap();
+        assert_eq!(files(dir.path()), ["certificates", "daemon.lock", "truststore"]);
+        assert_eq!(files(&dir.certificates()), [""; 0]);
+    }
+
+    fn files(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 }

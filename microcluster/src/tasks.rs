@@ -24,12 +24,21 @@ pub(crate) struct Tasks {
     abort: CancellationToken,
 }
 
-/// A task ended without its result: it panicked, or its group was shut down.
+/// A task ended without its result.
 #[derive(Debug, thiserror::Error)]
-#[error("the task {task} ended before it had a result")]
-pub(crate) struct TaskLost {
-    /// The task's name.
-    pub task: &'static str,
+pub(crate) enum TaskLost {
+    /// It panicked.
+    #[error("the task {task} panicked")]
+    Panicked {
+        /// The task's name.
+        task: &'static str,
+    },
+    /// Its group was shut down before it was done.
+    #[error("the task {task} was cut off")]
+    CutOff {
+        /// The task's name.
+        task: &'static str,
+    },
 }
 
 impl Tasks {
@@ -49,7 +58,7 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskLost> {
-        self.run(name, future).await.ok().flatten().ok_or(TaskLost { task: name })
+        self.run(name, future).await.unwrap_or(Err(TaskLost::CutOff { task: name }))
     }
 
     /// Done when the tasks are asked to end: each long one waits for this too.
@@ -88,7 +97,7 @@ impl Tasks {
         &self,
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<Option<T>> {
+    ) -> JoinHandle<Result<T, TaskLost>> {
         let abort = self.abort.clone();
         self.tracker.spawn(async move {
             // What the future held is dropped with it, so nobody sees a half-changed value.
@@ -96,13 +105,13 @@ impl Tasks {
             tokio::select! {
                 biased;
                 outcome = caught => match outcome {
-                    Ok(value) => Some(value),
+                    Ok(value) => Ok(value),
                     Err(panic) => {
                         tracing::error!(task = name, panic = panic_message(&*panic), "a task panicked");
-                        None
+                        Err(TaskLost::Panicked { task: name })
                     }
                 },
-                () = abort.cancelled() => None,
+                () = abort.cancelled() => Err(TaskLost::CutOff { task: name }),
             }
         })
     }
@@ -113,7 +122,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TaskLost> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| TaskLost { task: name })
+    tokio::task::spawn_blocking(work).await.map_err(|_| TaskLost::Panicked { task: name })
 }
 
 /// The words of a panic.
@@ -157,10 +166,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_waits_for_a_task_that_is_cut_off_is_told() {
+        let tasks = Tasks::new("test");
+        let own = tasks.clone();
+        let (started, begun) = tokio::sync::oneshot::channel();
+        let waiting = tokio::spawn(async move {
+            let task = async move {
+                started.send(()).ok();
+                std::future::pending::<()>().await;
+            };
+            own.detached("stuck", task).await
+        });
+        begun.await.unwrap();
+        tasks.shutdown(Duration::from_millis(1)).await;
+        assert!(matches!(waiting.await.unwrap(), Err(TaskLost::CutOff { task: "stuck" })));
+    }
+
+    #[tokio::test]
     async fn a_panic_is_a_lost_task_and_the_group_goes_on() {
         let tasks = Tasks::new("test");
         let lost = tasks.detached("bad", async { panic!("on purpose") }).await;
-        assert_eq!(lost.map(|(): ()| ()).unwrap_err().task, "bad");
+        assert!(matches!(lost.map(|(): ()| ()), Err(TaskLost::Panicked { task: "bad" })));
         assert_eq!(tasks.detached("good", async { 1 }).await.unwrap(), 1);
     }
 

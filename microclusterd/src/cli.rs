@@ -1,6 +1,7 @@
 //! The command line `microctl`: what it takes, and how it ends.
 
 mod bench;
+mod certificates;
 mod cluster;
 mod demo;
 mod duration;
@@ -8,6 +9,7 @@ mod failure;
 mod init;
 mod lifecycle;
 mod output;
+mod servers;
 mod shell;
 mod sql;
 mod status;
@@ -78,6 +80,12 @@ pub enum Command {
     /// Add, list and revoke join tokens
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// Replace certificates
+    #[command(subcommand)]
+    Certificates(certificates::Command),
+    /// List and set where additional servers listen
+    #[command(subcommand)]
+    Servers(servers::Command),
     /// Run SQL on the cluster's database
     Sql(sql::Arguments),
     /// Measure the cluster: operations a second and latencies, beside the disk's own rate
@@ -98,6 +106,8 @@ impl Command {
             Command::Shutdown(arguments) => arguments.run(&client).await,
             Command::Cluster(command) => command.run(&client).await,
             Command::Tokens(command) => command.run(&client).await,
+            Command::Certificates(command) => command.run(&client).await,
+            Command::Servers(command) => command.run(&client).await,
             Command::Sql(arguments) => arguments.run(&client).await,
             Command::Bench(arguments) => arguments.run(&client, context.state_dir.clone()).await,
         }

@@ -38,6 +38,8 @@ fn help_names_every_command() {
         "shutdown",
         "cluster",
         "tokens",
+        "certificates",
+        "servers",
         "sql",
         "demo",
         "completions",

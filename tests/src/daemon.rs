@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use microcluster_client::{
-    Address, Client, Consistency, ControlRequest, DaemonStatus, Error, Identity, Member, Name, Secret, ServerTrust,
-    SqlRequest, TokenRequest,
+    Address, Client, Consistency, ControlRequest, DaemonStatus, Error, Fingerprint, Identity, Member, Name, Secret,
+    ServerTrust, SqlRequest, TlsError, TokenRequest,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -187,6 +187,22 @@ impl Daemon {
     #[must_use]
     pub fn trust(&self) -> ServerTrust {
         ServerTrust::pinned_pem(&self.read("cluster.crt")).expect("a certificate")
+    }
+
+    /// The certificate that its cluster address shows now, to a client that asks for nothing else.
+    pub async fn shown_certificate(&self) -> Result<Fingerprint, Error> {
+        let nothing = ServerTrust::Pinned(Fingerprint::of_der(b"no certificate"));
+        match Client::tls(self.address, None, &nothing)?.status().await {
+            Err(Error::Tls { source: TlsError::WrongCertificate { presented, .. }, .. }) => Ok(presented),
+            Err(e) => Err(e),
+            Ok(_) => panic!("{} shows a certificate that there is not", self.name),
+        }
+    }
+
+    /// A client over TLS with its own certificate, as other members are.
+    #[must_use]
+    pub fn tls_client(&self, trust: &ServerTrust) -> Client {
+        Client::tls(self.address, Some(&self.identity()), trust).expect("a TLS configuration")
     }
 
     /// A file of its state directory.

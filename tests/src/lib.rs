@@ -20,7 +20,7 @@ mod writers;
 
 pub use cluster::TestCluster;
 pub use daemon::{Daemon, address_free};
-pub use identity::stranger;
+pub use identity::{Authority, self_signed, stranger};
 pub use ledger::Ledger;
 pub use microctl::{Finished, microctl, microctl_command};
 pub use raw::{Answer, Caller, Payload, Protocol, Target};

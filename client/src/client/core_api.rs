@@ -7,8 +7,8 @@ use http::Method;
 
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
-    ControlRequest, DaemonStatus, Empty, Error, Member, Name, Secret, ServerConfig, ServerStatus, SqlDump, SqlRequest,
-    SqlResults, TokenRecord, TokenRequest, Verification,
+    ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, Empty, Error, KeyPair, Member, Name, Secret,
+    ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResults, TokenRecord, TokenRequest, Verification,
 };
 
 /// A dump is the whole database as text.
@@ -74,6 +74,38 @@ impl Client {
         self.query(Method::GET, "/core/1.0/daemon/servers", ()).await
     }
 
+    /// Sets where the additional servers listen; one that is not named goes back to what it was made with.
+    ///
+    /// # Errors
+    /// See [`Error`]; 404 for a server that the daemon does not have.
+    pub async fn set_daemon_servers(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), Error> {
+        self.empty(Method::PUT, "/core/1.0/daemon/servers", servers).await
+    }
+
+    /// The configuration of the daemon.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn daemon_config(&self) -> Result<DaemonConfig, Error> {
+        self.query(Method::GET, "/core/1.0/daemon/config", ()).await
+    }
+
+    /// Replaces the configuration of the daemon: what is none is cleared.
+    ///
+    /// # Errors
+    /// See [`Error`]; 409 for another name or address.
+    pub async fn replace_daemon_config(&self, config: &DaemonConfigUpdate) -> Result<(), Error> {
+        self.empty(Method::PUT, "/core/1.0/daemon/config", config).await
+    }
+
+    /// Changes the configuration of the daemon: what is none stays.
+    ///
+    /// # Errors
+    /// See [`Error`]; 409 for another name or address.
+    pub async fn change_daemon_config(&self, change: &DaemonConfigUpdate) -> Result<(), Error> {
+        self.empty(Method::PATCH, "/core/1.0/daemon/config", change).await
+    }
+
     /// Bootstraps or joins; returns when the product's hooks are done. Unless the client has a timeout
     /// of its own, [`TIMEOUT_INIT`] is its time. Unix socket only.
     ///
@@ -115,6 +147,14 @@ impl Client {
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
         self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+    }
+
+    /// Replaces a certificate: `server` before initialisation, `cluster` or that of an additional server on all members.
+    ///
+    /// # Errors
+    /// See [`Error`]; 400 for a pair that cannot be used, 409 for `server` when the daemon is a member.
+    pub async fn set_certificate(&self, name: &Name, pair: &KeyPair) -> Result<(), Error> {
+        self.empty(Method::PUT, &format!("/core/1.0/cluster/certificates/{name}"), pair).await
     }
 
     /// Compares what the members hold, at one index of the log.

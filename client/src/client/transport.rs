@@ -30,7 +30,7 @@ pub(super) struct Connector(Arc<Way>);
 #[derive(Debug)]
 enum Way {
     Unix(PathBuf),
-    Tls(Address, Arc<ClientConfig>),
+    Tls(Address, ServerName<'static>, Arc<ClientConfig>),
 }
 
 impl Connector {
@@ -38,8 +38,8 @@ impl Connector {
         Connector(Arc::new(Way::Unix(path)))
     }
 
-    pub(super) fn tls(address: Address, config: ClientConfig) -> Self {
-        Connector(Arc::new(Way::Tls(address, Arc::new(config))))
+    pub(super) fn tls(address: Address, name: ServerName<'static>, config: ClientConfig) -> Self {
+        Connector(Arc::new(Way::Tls(address, name, Arc::new(config))))
     }
 }
 
@@ -58,7 +58,7 @@ impl tower::Service<Uri> for Connector {
             let connecting = async {
                 match &*way {
                     Way::Unix(path) => connect_unix(path).await,
-                    Way::Tls(address, config) => connect_tls(*address, config).await,
+                    Way::Tls(address, name, config) => connect_tls(*address, name.clone(), config).await,
                 }
             };
             match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
@@ -73,10 +73,13 @@ async fn connect_unix(path: &Path) -> Result<Stream, ConnectError> {
     Ok(Stream::Unix(UnixStream::connect(path).await?))
 }
 
-async fn connect_tls(address: Address, config: &Arc<ClientConfig>) -> Result<Stream, ConnectError> {
+async fn connect_tls(
+    address: Address,
+    name: ServerName<'static>,
+    config: &Arc<ClientConfig>,
+) -> Result<Stream, ConnectError> {
     let tcp = TcpStream::connect(address.socket_addr()).await?;
     tcp.set_nodelay(true)?;
-    let name = ServerName::IpAddress(address.ip().into());
     match TlsConnector::from(Arc::clone(config)).connect(name, tcp).await {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
         Err(e) => Err(match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {

@@ -99,6 +99,24 @@ pub struct DaemonConfig {
     pub failure_domain: u64,
 }
 
+/// A change of a daemon's configuration. What is none stays when it is patched, and is cleared when all of it is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DaemonConfigUpdate {
+    /// The member's name. It is fixed: another one is refused.
+    #[serde(with = "lenient::empty_none", skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// Its cluster address. It is fixed: another one is refused.
+    #[serde(with = "lenient::empty_none", skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
+    /// All additional servers by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub servers: Option<BTreeMap<Name, ServerConfig>>,
+    /// The failure domain; 0 for none.
+    #[serde(rename = "failure-domain", skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<u64>,
+}
+
 /// The configuration of an additional server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerConfig {

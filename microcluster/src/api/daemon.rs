@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use microcluster_client::{
-    CertificateExpiry, DaemonConfig, DaemonStatus, DatabaseStatus, Empty, Leader, Name, ServerConfig, ServerStatus,
+    CertificateExpiry, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus, Empty, Leader, Name,
+    ServerConfig, ServerStatus,
 };
 
 use super::envelope::{Answer, EMPTY};
-use crate::config::MemberConfig;
+use super::extract::Body;
+use crate::cluster::own_config::Missing;
 use crate::db::RaftState;
 use crate::error::Error;
 use crate::state::{Lifecycle, State};
@@ -36,13 +38,40 @@ pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
 
 /// GET `/core/1.0/daemon/config`
 pub(super) async fn config_show(state: State) -> Result<Answer<DaemonConfig>, Error> {
-    let node = state.node()?;
-    Ok(Answer(MemberConfig::new(node.id, node.name.clone(), node.address).public()))
+    Ok(Answer(state.node()?.config.current().public()))
+}
+
+/// PUT `/core/1.0/daemon/config`: what is missing is cleared.
+pub(super) async fn config_replace(
+    state: State,
+    Body(update): Body<DaemonConfigUpdate>,
+) -> Result<Answer<Empty>, Error> {
+    state.node()?.config.change(update, Missing::Clear, &state.settings().servers).await?;
+    Ok(EMPTY)
+}
+
+/// PATCH `/core/1.0/daemon/config`: what is missing stays.
+pub(super) async fn config_change(
+    state: State,
+    Body(update): Body<DaemonConfigUpdate>,
+) -> Result<Answer<Empty>, Error> {
+    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    Ok(EMPTY)
 }
 
 /// GET `/core/1.0/daemon/servers`
-pub(super) async fn servers_list() -> Answer<BTreeMap<Name, ServerConfig>> {
-    Answer(BTreeMap::new())
+pub(super) async fn servers_list(state: State) -> Result<Answer<BTreeMap<Name, ServerConfig>>, Error> {
+    Ok(Answer(state.node()?.config.current().servers))
+}
+
+/// PUT `/core/1.0/daemon/servers`
+pub(super) async fn servers_replace(
+    state: State,
+    Body(servers): Body<BTreeMap<Name, ServerConfig>>,
+) -> Result<Answer<Empty>, Error> {
+    let update = DaemonConfigUpdate { servers: Some(servers), ..DaemonConfigUpdate::default() };
+    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    Ok(EMPTY)
 }
 
 /// GET `/core/1.0/daemon/status`
@@ -53,12 +82,9 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
     let leader = raft
         .leader_peer()
         .and_then(|peer| Some(Leader { name: peer.name.parse().ok()?, address: peer.address.parse().ok()? }));
-    let server = state.server_certificate().current().certificate;
-    let cluster = node.cluster_certificate.current().certificate;
-    let expiry = |name: &str, certificate: &crate::tls::Certificate| CertificateExpiry {
-        name: name.into(),
-        expires_at: certificate.expires_at,
-    };
+    let mut certificates = node.shared_expiry().await;
+    let expires_at = state.server_certificate().current().certificate.expires_at;
+    certificates.insert(1, CertificateExpiry { name: "server".into(), expires_at });
     Ok(Answer(DaemonStatus {
         name: node.name.clone(),
         address: node.address,
@@ -74,7 +100,7 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
             applied_index: raft.applied_index,
         },
         members,
-        certificates: vec![expiry("cluster", &cluster), expiry("server", &server)],
+        certificates,
     }))
 }
 

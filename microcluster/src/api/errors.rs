@@ -6,11 +6,12 @@ use microcluster_client as client;
 use crate::cluster::join::Refusal;
 use crate::cluster::rebuild::ReadmitError;
 use crate::cluster::tokens::{AddError, RevokeError};
-use crate::cluster::{AdmitError, ConfirmError, RemoveError};
+use crate::cluster::{AdmitError, ConfigError, ConfirmError, InstallError, RemoveError};
 use crate::db;
 use crate::error::Error;
-use crate::state::InitError;
+use crate::state::{InitError, SetServerError};
 use crate::tasks::TaskLost;
+use crate::tls::PairError;
 
 impl From<db::Error> for Error {
     fn from(error: db::Error) -> Error {
@@ -110,6 +111,47 @@ impl From<RevokeError> for Error {
     }
 }
 
+impl From<PairError> for Error {
+    fn from(error: PairError) -> Error {
+        Error::bad_request(error.to_string())
+    }
+}
+
+impl From<InstallError> for Error {
+    fn from(error: InstallError) -> Error {
+        match error {
+            InstallError::Database(source) => source.into(),
+            other => Error::internal(other.to_string()).caused_by(other),
+        }
+    }
+}
+
+impl From<SetServerError> for Error {
+    fn from(error: SetServerError) -> Error {
+        match error {
+            SetServerError::Member { .. } => Error::conflict(error.to_string()),
+            SetServerError::NotNow(reason) => reason.into(),
+            SetServerError::Lost(lost) => lost.into(),
+            SetServerError::File(_) => Error::internal(error.to_string()).caused_by(error),
+        }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Error {
+        let message = error.to_string();
+        match error {
+            ConfigError::Fixed { .. } | ConfigError::AddressTwice { .. } | ConfigError::AddressTaken { .. } => {
+                Error::conflict(message)
+            }
+            ConfigError::UnknownServer { .. } => Error::not_found(message),
+            ConfigError::PortZero { .. } => Error::bad_request(message),
+            ConfigError::Lost(lost) => lost.into(),
+            ConfigError::File(_) => Error::internal(message).caused_by(error),
+        }
+    }
+}
+
 impl From<InitError> for Error {
     fn from(error: InitError) -> Error {
         let message = error.to_string();
@@ -136,6 +178,7 @@ impl From<InitError> for Error {
             InitError::StillJoining => Error::timeout(message),
             InitError::Database(source) => source.into(),
             InitError::Open(_)
+            | InitError::Config(_)
             | InitError::KeyPair(_)
             | InitError::File(_)
             | InitError::Tls(_)
@@ -167,6 +210,13 @@ impl From<client::Error> for Error {
 
 impl From<TaskLost> for Error {
     fn from(lost: TaskLost) -> Error {
-        Error::internal("the request ended without an answer; the daemon's log says why").caused_by(lost)
+        match lost {
+            TaskLost::Panicked { .. } => {
+                Error::internal("the request failed inside the daemon; its log says why").caused_by(lost)
+            }
+            TaskLost::CutOff { .. } => {
+                Error::timeout("the daemon stopped before the request was done; whether it was is unknown").caused_by(lost)
+            }
+        }
     }
 }

@@ -133,8 +133,22 @@ fn is_over_limit(error: &(dyn std::error::Error + 'static)) -> bool {
 /// Reads a JSON object. Lists are refused here: serde would take one for an object's fields in their order.
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{') => serde_json::from_slice(bytes)
-            .map_err(|e| Error::bad_request(format!("the body of the request is not as expected: {e}"))),
+        Some(b'{') => {
+            let mut json = serde_json::Deserializer::from_slice(bytes);
+            let unexpected =
+                |what: String| Error::bad_request(format!("the body of the request is not as expected: {what}"));
+            let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+                let field = e.path().to_string();
+                // The path of the whole object is a dot.
+                if field == "." {
+                    unexpected(e.inner().to_string())
+                } else {
+                    unexpected(format!("{field}: {}", e.inner()))
+                }
+            })?;
+            json.end().map_err(|e| unexpected(e.to_string()))?;
+            Ok(parsed)
+        }
         Some(_) => Err(Error::bad_request("the body of the request must be a JSON object")),
         None => Err(Error::bad_request("the request has no body; a JSON object is needed")),
     }
@@ -161,6 +175,8 @@ mod tests {
         let refused = |body: &[u8]| parse_object::<TokenRequest>(body).unwrap_err().message().to_owned();
         assert!(refused(br#"{"name":"a_b"}"#).contains("a_b"));
         assert!(refused(br#"{"expire_after":1}"#).contains("name"));
+        assert!(refused(br#"{"name":"x","expire_after":"3h"}"#).contains("expire_after: invalid type"));
+        assert!(refused(br#"{"name":"x"} {}"#).contains("trailing"));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use http::Method;
 
 use super::routes::{Access, EVERYWHERE, Phase, Route, TLS, UNIX, UNIX_AND_TLS};
-use super::{cluster, control, daemon, database, internal, sql, tokens};
+use super::{certificates, cluster, control, daemon, database, internal, sql, tokens};
 
 /// Names, addresses, a token: little is needed to control a daemon.
 const CONTROL_BODY_MAX: usize = 64 << 10;
+/// Chains of certificates and a key.
+const CERTIFICATE_BODY_MAX: usize = 256 << 10;
 /// A script of statements.
 const SQL_BODY_MAX: usize = 16 << 20;
 
@@ -20,11 +22,18 @@ pub(super) fn table() -> Vec<Route> {
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
         Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show),
+        Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace),
+        Route::new(M::PATCH, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_change),
         Route::new(M::GET, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_list),
+        Route::new(M::PUT, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_replace),
         Route::new(M::GET, "/core/1.0/daemon/status", UNIX_AND_TLS, daemon::status_show),
         Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list),
         Route::new(M::GET, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_show),
         Route::new(M::DELETE, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_remove).leader(),
+        // Before initialisation for the daemon's own; the handler looks at that.
+        Route::new(M::PUT, "/core/1.0/cluster/certificates/{name}", UNIX_AND_TLS, certificates::certificate_set)
+            .phase(Always)
+            .body_max(CERTIFICATE_BODY_MAX),
         Route::new(M::POST, "/core/1.0/database/verify", UNIX_AND_TLS, database::database_verify),
         Route::new(M::DELETE, "/core/1.0/tokens/{name}", UNIX_AND_TLS, tokens::token_revoke),
         Route::new(M::POST, "/core/control", UNIX, control::daemon_initialise)
@@ -51,6 +60,7 @@ pub(super) fn table() -> Vec<Route> {
             .phase(Joining)
             .attached(),
         Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
+        Route::new(M::POST, "/core/internal/certificates", UNIX_AND_TLS, certificates::certificates_nudge),
         Route::new(M::POST, "/core/internal/heartbeat", UNIX_AND_TLS, internal::heartbeat_run),
         Route::new(M::POST, "/core/internal/truststore", UNIX_AND_TLS, internal::trust_nudge),
         Route::new(M::DELETE, "/core/internal/truststore/{name}", UNIX_AND_TLS, internal::trust_nudge_removed),
@@ -71,11 +81,15 @@ mod tests {
         ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, false),
         ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, false),
         ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/daemon/config", "PATCH", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/daemon/servers", "GET", "ut", Access::Member, Phase::Member, false),
+        ("/core/1.0/daemon/servers", "PUT", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/daemon/status", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, true),
+        ("/core/1.0/cluster/certificates/{name}", "PUT", "ut", Access::Member, Phase::Always, false),
         ("/core/1.0/database/verify", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/1.0/tokens/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
         ("/core/control", "POST", "u", Access::Socket, Phase::Always, false),
@@ -91,6 +105,7 @@ mod tests {
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, false),
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, false),
+        ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, false),
         ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),

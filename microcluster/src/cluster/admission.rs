@@ -99,7 +99,7 @@ impl Node {
             self.introduce(&joiner.local()).await;
         }
         tracing::info!(member = %name, id, "admitted a joining member");
-        Ok(self.welcome(id, &rows))
+        self.welcome(id, &rows).await.map_err(&database)
     }
 
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
@@ -211,14 +211,14 @@ impl Node {
     }
 
     /// What an admitted joiner is told.
-    pub(super) fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> JoinResponse {
+    pub(super) async fn welcome(&self, id: NodeId, rows: &[MemberRow]) -> Result<JoinResponse, db::Error> {
         let cluster = self.cluster_certificate.current();
         let mut cluster_members: Vec<MemberLocal> =
             rows.iter().filter(|row| row.role.is_full()).map(MemberRow::local).collect();
         // This one first: it is the leader, and the joiner asks it first.
         cluster_members.sort_by_key(|member| member.name != self.name);
         let trusted_member = rows.iter().find(|row| row.id == self.id).map(MemberRow::local);
-        JoinResponse {
+        Ok(JoinResponse {
             cluster_cert: cluster.certificate.pem.clone(),
             cluster_key: cluster.key_pem().clone(),
             trusted_member: trusted_member.unwrap_or_else(|| MemberLocal {
@@ -227,9 +227,9 @@ impl Node {
                 certificate: String::new(),
             }),
             cluster_members,
-            cluster_additional_certs: BTreeMap::new(),
+            cluster_additional_certs: self.additional_certificates().await?,
             member_id: id,
-        }
+        })
     }
 }
 

@@ -243,6 +243,7 @@ mod tests {
             extensions: vec![],
             last_heartbeat: Timestamp::ZERO,
             token_id,
+            failure_domain: 0,
         }
     }
 

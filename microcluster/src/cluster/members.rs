@@ -37,6 +37,8 @@ pub(crate) struct MemberRow {
     pub last_heartbeat: Timestamp,
     /// The token it joins by, while it is pending.
     pub token_id: Option<i64>,
+    /// Members of one domain are expected to fail together; 0 for none.
+    pub failure_domain: u64,
 }
 
 /// A row to be.
@@ -56,7 +58,7 @@ pub(crate) struct NewMember {
 }
 
 const SELECT: &str = "SELECT id, name, address, certificate, role, schema_internal, schema_external, \
-                      extensions, last_heartbeat, token_id FROM core_cluster_members";
+                      extensions, last_heartbeat, token_id, failure_domain FROM core_cluster_members";
 
 impl RowRole {
     pub fn as_str(self) -> &'static str {
@@ -197,6 +199,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MemberRow> {
         extensions: serde_json::from_str(&row.get::<_, String>(7)?).map_err(|e| bad_text(7, e))?,
         last_heartbeat: parsed(row, 8)?,
         token_id: row.get(9)?,
+        failure_domain: row.get::<_, i64>(10)?.cast_unsigned(),
     })
 }
 

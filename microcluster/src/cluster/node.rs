@@ -8,10 +8,14 @@ use futures_util::future::join_all;
 use microcluster_client::{Address, Client, Member, MemberStatus, Name};
 use tokio::sync::Notify;
 
+use super::certificates::CertificateRow;
 use super::join::Versions;
 use super::members::{self, MemberRow};
+use super::own_config::OwnConfig;
 use super::peers::Peers;
+use crate::config::MemberConfig;
 use crate::db::{self, Consistency, Database, NodeId, Status};
+use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
 use crate::trust::{Trust, TrustSet};
@@ -33,8 +37,15 @@ pub(crate) struct Node {
     pub database: Database,
     pub trust: Trust,
     pub peers: Peers,
-    /// What listeners on the cluster address present.
+    /// What the listener on the cluster address presents to clients.
     pub cluster_certificate: CertificateCell,
+    /// What it is set to.
+    pub config: OwnConfig,
+    pub(super) dir: StateDir,
+    /// Another certificate is in place.
+    pub(super) certificate_changed: Notify,
+    /// The rows of the certificate table that are in place here.
+    pub(super) installed: tokio::sync::Mutex<Vec<CertificateRow>>,
     /// One membership change at a time. Only the leader makes any, so a lock in the process is enough.
     pub(super) membership: tokio::sync::Mutex<()>,
     /// Joiners that catch up: the reconciler leaves them alone.
@@ -52,20 +63,20 @@ pub(crate) struct Node {
 
 /// What a `Node` is made of.
 pub(crate) struct NodeParts {
-    pub id: NodeId,
-    pub name: Name,
-    pub address: Address,
+    pub config: MemberConfig,
     pub versions: Versions,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,
     pub cluster_certificate: CertificateCell,
+    pub dir: StateDir,
 }
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate } = parts;
+        let NodeParts { config, versions, db, trust, peers, cluster_certificate, dir } = parts;
         let learned = Mutex::new(trust.current());
+        let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
             id,
             name,
@@ -76,6 +87,10 @@ impl Node {
             trust,
             peers,
             cluster_certificate,
+            config: OwnConfig::new(dir.clone(), config),
+            dir,
+            certificate_changed: Notify::new(),
+            installed: tokio::sync::Mutex::new(Vec::new()),
             membership: tokio::sync::Mutex::new(()),
             confirming: Mutex::new(HashSet::new()),
             disorder: Notify::new(),

@@ -13,12 +13,17 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use microcluster_client::{Address, Client, Fingerprint, Identity, ServerTrust, TlsError, client_config};
+use microcluster_client::{
+    Address, Client, Error, Fingerprint, Identity, ServerTrust, TlsError, client_config_with_verifier,
+};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::member_verifier::MemberVerifier;
 use crate::db::{PROTOCOL, PeerConnector, PeerStream};
+use crate::tls::MEMBER_SERVER_NAME;
+use crate::trust::Trust;
 
 /// Where they are opened.
 const RAFT_PATH: &str = "/core/internal/database";
@@ -31,22 +36,21 @@ pub(crate) struct Peers(Arc<Mutex<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
+    identity: Identity,
+    /// By this name a member shows its own certificate.
+    name: ServerName<'static>,
     config: rustls::ClientConfig,
     clients: HashMap<Address, Client>,
 }
 
 impl Peers {
-    /// Shows `identity` and accepts servers with the cluster certificate alone.
-    pub fn new(identity: &Identity, cluster: Fingerprint) -> Result<Peers, TlsError> {
-        let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
-        Ok(Peers(Arc::new(Mutex::new(Shared { config, clients: HashMap::new() }))))
-    }
-
-    /// Uses another identity or cluster certificate from now on; open requests are not disturbed.
-    pub fn reload(&self, identity: &Identity, cluster: Fingerprint) -> Result<(), TlsError> {
-        let config = client_config(Some(identity), &ServerTrust::Pinned(cluster))?;
-        *self.lock() = Shared { config, clients: HashMap::new() };
-        Ok(())
+    /// Shows `identity` and accepts servers with the certificate of a trusted member.
+    pub fn new(identity: &Identity, trust: Trust) -> Result<Peers, TlsError> {
+        let config = client_config_with_verifier(Some(identity), Arc::new(MemberVerifier::new(trust)))?;
+        let name =
+            ServerName::try_from(MEMBER_SERVER_NAME).map_err(|_| TlsError::Name { name: MEMBER_SERVER_NAME.into() })?;
+        let identity = identity.clone();
+        Ok(Peers(Arc::new(Mutex::new(Shared { identity, name, config, clients: HashMap::new() }))))
     }
 
     /// A client of the member at that address.
@@ -55,9 +59,15 @@ impl Peers {
         if let Some(client) = shared.clients.get(&address) {
             return client.clone();
         }
-        let client = Client::tls_with_config(address, shared.config.clone());
+        let client = Client::tls_with_name(address, shared.name.clone(), shared.config.clone());
         shared.clients.insert(address, client.clone());
         client
+    }
+
+    /// A client of whoever has the cluster's certificate at that address.
+    pub fn pinned_client(&self, address: Address, cluster: Fingerprint) -> Result<Client, Error> {
+        let identity = self.lock().identity.clone();
+        Client::tls(address, Some(&identity), &ServerTrust::Pinned(cluster))
     }
 
     /// Closes what is kept open to members that are not any more.
@@ -73,24 +83,35 @@ impl Peers {
 
 impl PeerConnector for Peers {
     fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-        let mut config = self.lock().config.clone();
+        let (mut config, name) = {
+            let shared = self.lock();
+            (shared.config.clone(), shared.name.clone())
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Box::pin(async move {
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"));
-            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, &address)).await.map_err(late)?
+            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, name, &address)).await.map_err(late)?
         })
     }
 }
 
+/// The reason in words where the certificate was the wrong one: the TLS library shows it as a structure.
+fn readable(error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(reason))) => {
+            io::Error::new(error.kind(), reason.to_string())
+        }
+        _ => error,
+    }
+}
+
 /// TLS, then the upgrade, then the raw stream.
-async fn connect(config: rustls::ClientConfig, address: &str) -> io::Result<PeerStream> {
+async fn connect(config: rustls::ClientConfig, name: ServerName<'static>, address: &str) -> io::Result<PeerStream> {
     let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
     let socket: SocketAddr = address.parse().map_err(|e| invalid(&e))?;
     let tcp = TcpStream::connect(socket).await?;
     tcp.set_nodelay(true)?;
-    // The certificate is pinned, the name is not looked at.
-    let name = ServerName::IpAddress(socket.ip().into());
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(readable)?;
     let request = Request::builder()
         .method(Method::POST)
         .uri(RAFT_PATH)

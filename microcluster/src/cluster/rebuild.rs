@@ -113,7 +113,8 @@ impl Node {
         self.refresh_trust().await.map_err(&database)?;
         let rows = self.rows().await.map_err(&database)?;
         tracing::warn!(member = %name, old, new, "a member with damaged files is taken in again");
-        Ok(Readmission { welcome: self.welcome(new, &rows), secret })
+        let welcome = self.welcome(new, &rows).await.map_err(&database)?;
+        Ok(Readmission { welcome, secret })
     }
 }
 
@@ -167,6 +168,7 @@ mod tests {
             extensions: vec![],
             last_heartbeat: Timestamp::ZERO,
             token_id: None,
+            failure_domain: 0,
         }
     }
 

@@ -244,6 +244,7 @@ mod tests {
             schema_external: 0,
             extensions: vec![],
             last_heartbeat: Timestamp::ZERO,
+            failure_domain: 0,
             token_id: (role == Pending).then_some(1),
         }
     }

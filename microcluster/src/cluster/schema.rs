@@ -1,7 +1,7 @@
 //! The daemon's own tables: an append-only list, its length is the schema version.
 
 /// The updates, oldest first. One that was released is never changed.
-pub(crate) const INTERNAL: &[&str] = &[MEMBERS_AND_TOKENS];
+pub(crate) const INTERNAL: &[&str] = &[MEMBERS_AND_TOKENS, CERTIFICATES, FAILURE_DOMAINS];
 
 /// `id` is the Raft node id. AUTOINCREMENT never gives one twice: a member whose log was lost must
 /// not come back under the id that voted with it.
@@ -29,4 +29,20 @@ CREATE TABLE core_token_records (
     secret TEXT NOT NULL UNIQUE,
     expires_at TEXT NOT NULL
 );
+";
+
+/// The certificates that all members share: `cluster`, and by their names those of additional servers. Every
+/// member has the keys anyway, and its database is for the daemon's user alone.
+const CERTIFICATES: &str = "
+CREATE TABLE core_certificates (
+    name TEXT PRIMARY KEY,
+    certificate TEXT NOT NULL,
+    key TEXT NOT NULL,
+    authority TEXT NOT NULL
+);
+";
+
+/// Members of one failure domain are expected to fail together; 0 for none.
+const FAILURE_DOMAINS: &str = "
+ALTER TABLE core_cluster_members ADD COLUMN failure_domain INTEGER NOT NULL DEFAULT 0;
 ";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::Method;
-use microcluster_client::{Empty, Member, MemberLocal};
+use microcluster_client::{Address, Client, Empty, Error, Member, MemberLocal};
 
 use super::node::Node;
 use crate::db;
@@ -120,10 +120,15 @@ impl Node {
 
     /// Trusts also whom other members know.
     async fn ask_for_members(&self) {
-        for client in self.other_clients(None) {
-            let client = client.timeout(ASK_TIMEOUT).notification();
-            let listed = client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await;
-            let Ok(members) = listed else { continue };
+        let addresses: Vec<Address> = self
+            .trust
+            .current()
+            .iter()
+            .filter(|member| member.name != self.name)
+            .map(|member| member.address)
+            .collect();
+        for address in addresses {
+            let Some(members) = self.ask_at(address).await else { continue };
             let known = self.trust.current();
             let learned = members.into_iter().filter_map(|member| {
                 let Member { name, address, certificate, .. } = member;
@@ -133,6 +138,22 @@ impl Node {
             *self.learned() = Arc::new(all.clone());
             self.trust.replace(all);
             return;
+        }
+    }
+
+    /// Asks whoever is at the address of a member that this one knows. A member that was removed and came back has
+    /// another certificate by now: then the cluster's is the proof.
+    async fn ask_at(&self, address: Address) -> Option<Vec<Member>> {
+        let ask = |client: Client| async move {
+            let client = client.timeout(ASK_TIMEOUT).notification();
+            client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await
+        };
+        match ask(self.peers.client(address)).await {
+            Err(Error::Tls { .. }) => {
+                let cluster = self.cluster_certificate.current().fingerprint();
+                ask(self.peers.pinned_client(address, cluster).ok()?).await.ok()
+            }
+            asked => asked.ok(),
         }
     }
 }

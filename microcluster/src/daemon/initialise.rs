@@ -8,17 +8,19 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::CoreShared;
-use super::certificates::{ensure_server_carries, store};
+use super::certificates::ensure_server_carries;
 use super::member::{Identity, open_node, versions};
 use crate::cluster::Node;
+use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
 use crate::cluster::members::{self, NewMember, RowRole};
+use crate::config::MemberConfig;
 use crate::db::{self, NodeId, Peer};
 use crate::error::{Chain, Fatal};
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
 use crate::tasks::blocking;
-use crate::tls::{Generate, KeyPair};
+use crate::tls::{Generate, KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustedMember};
 
 /// The id of the member that begins a cluster.
@@ -90,26 +92,27 @@ impl CoreShared {
         let ip = address.ip();
         let cluster = blocking("cluster certificate", move || -> Result<KeyPair, InitError> {
             let pair = KeyPair::generate(&Generate { name: CLUSTER_NAME, addresses: &[ip] })?;
-            store(&dir, "cluster", &pair)?;
+            install(&dir, CLUSTER, &SharedPair::own(pair.clone()), true)?;
             Ok(pair)
         })
         .await??;
         let me = MemberLocal { name: name.clone(), address, certificate: server.certificate.pem.clone() };
         let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer { reason: e.to_string() })?;
         let trust = Trust::new([trusted].into_iter().collect());
-        let identity = Identity { id: FIRST_ID, name: name.clone(), address, is_member: false, trust, cluster };
+        let config = MemberConfig::new(FIRST_ID, name.clone(), address);
+        let identity = Identity { config, is_member: false, trust, cluster };
         let node = open_node(&self.state, identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
         // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
-        self.commit(&node).await?;
+        node.config.store().await?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
         Ok(())
     }
 
-    /// The product's schema and the first member's row.
+    /// The product's schema, the first member's row and the cluster's certificate.
     async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
         let schema = &self.state.settings().schema;
         if !schema.is_empty() {
@@ -133,7 +136,12 @@ impl CoreShared {
             last_heartbeat: Timestamp::now(),
             token_id: None,
         };
-        node.db.transaction(move |tx| members::insert(tx, &first)).await?;
+        let cluster = CertificateRow::new(CLUSTER, &SharedPair::own(node.cluster_certificate.current()));
+        let entry = node.db.transaction(move |tx| {
+            certificates::put(tx, &cluster)?;
+            members::insert(tx, &first)
+        });
+        entry.await?;
         Ok(())
     }
 

@@ -8,20 +8,21 @@ use microcluster_client::{Empty, JoinRequest, MemberLocal};
 use tokio::net::TcpListener;
 
 use super::CoreShared;
-use super::certificates::store;
 use super::initialise::is_passing;
 use super::member::{Identity, open_node, versions};
 use super::present::present;
 use crate::cluster::Node;
+use crate::cluster::certificates::CLUSTER;
 use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
 use crate::cluster::members;
+use crate::config::MemberConfig;
 use crate::db::Consistency;
 use crate::error::Chain;
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle, NotNow};
-use crate::state_dir::{FileError, MODE_SECRET, remove_file, sync_directory, write_file};
+use crate::state_dir::{FileError, MODE_SECRET, read_file, remove_file, sync_directory, write_file};
 use crate::tasks::blocking;
-use crate::tls::KeyPair;
+use crate::tls::{KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustSet, TrustedMember};
 
 /// How long the leader may take to let the joiner catch up, for one try.
@@ -171,14 +172,23 @@ impl Joining<'_> {
         let cluster = KeyPair::parse(&record.cluster_cert, &record.cluster_key)?;
         let trusted = self.trusted()?;
         let (dir, pair, cache) = (self.core.state.dir().clone(), cluster.clone(), trusted.clone());
-        blocking("cluster certificate", move || {
-            store(&dir, "cluster", &pair)?;
-            cache.store(&dir.truststore())
+        let fresh = MemberConfig::new(record.id, record.name.clone(), address);
+        let config = blocking("cluster certificate", move || -> Result<MemberConfig, FileError> {
+            install(&dir, CLUSTER, &SharedPair::own(pair), true)?;
+            cache.store(&dir.truststore())?;
+            // A member that is rebuilt keeps what an operator has set.
+            let before = read_file(&dir.daemon_config())?;
+            let before = before.and_then(|text| serde_norway::from_str::<MemberConfig>(&text).ok());
+            Ok(match before {
+                Some(before) => {
+                    MemberConfig { servers: before.servers, failure_domain: before.failure_domain, ..fresh }
+                }
+                None => fresh,
+            })
         })
         .await??;
-        let (id, name, trust) = (record.id, record.name.clone(), Trust::new(trusted));
-        let node =
-            open_node(&self.core.state, Identity { id, name, address, is_member: false, trust, cluster }).await?;
+        let identity = Identity { config, is_member: false, trust: Trust::new(trusted), cluster };
+        let node = open_node(&self.core.state, identity).await?;
         if let Err(e) = self.core.serve(&node, tcp).await {
             // The next try opens it again.
             node.db.shutdown().await;
@@ -245,7 +255,7 @@ impl Joining<'_> {
     async fn commit(&self) -> Result<(), InitError> {
         let node = self.node()?;
         // The place of the product's post_join hook: it is a member, and nobody was told yet.
-        self.core.commit(&node).await?;
+        node.config.store().await?;
         let dir = self.core.state.dir().clone();
         blocking("join record", move || {
             remove_file(&dir.join_record())?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use microcluster_client::{Address, Name};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -11,15 +10,16 @@ use super::{CoreShared, Internal};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
 use crate::cluster::rebuild::keep_verified;
-use crate::cluster::{Node, NodeParts, Peers, keep_heartbeat, keep_reconciled, keep_trust, schema};
+use crate::cluster::{
+    Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust, schema,
+};
 use crate::config::MemberConfig;
-use crate::db::{Database, NodeId, Options, RaftState, Timings};
+use crate::db::{Database, Options, RaftState, Timings};
 use crate::error::Fatal;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
-use crate::state_dir::{MODE_PUBLIC, read_file, write_file};
-use crate::tasks::{Tasks, blocking};
-use crate::tls::{self, CertificateCell, KeyPair};
+use crate::tasks::Tasks;
+use crate::tls::{self, CertificateCell, ClusterResolver, KeyPair};
 use crate::trust::Trust;
 
 /// How long connections that Raft runs on may take to end: the database is closed already.
@@ -34,9 +34,7 @@ pub(super) struct Running {
 
 /// Who a node is.
 pub(super) struct Identity {
-    pub id: NodeId,
-    pub name: Name,
-    pub address: Address,
+    pub config: MemberConfig,
     /// It was a member before, so its database is there.
     pub is_member: bool,
     pub trust: Trust,
@@ -65,12 +63,12 @@ pub(super) fn versions(state: &State) -> Versions {
 
 /// Opens the database of a node.
 pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
-    let Identity { id, name, address, is_member, trust, cluster } = identity;
+    let Identity { config, is_member, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
-    let peers = Peers::new(&own, cluster.fingerprint())?;
+    let peers = Peers::new(&own, trust.clone())?;
     let db = Database::open(Options {
         dir: state.dir().database(),
-        node_id: id,
+        node_id: config.id,
         is_member,
         connector: Arc::new(peers.clone()),
         internal_schema: schema::INTERNAL.to_vec(),
@@ -78,19 +76,23 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     })
     .await?;
     let versions = versions(state);
-    let cluster_certificate = CertificateCell::new(cluster);
-    Ok(Node::new(NodeParts { id, name, address, versions, db, trust, peers, cluster_certificate }))
+    let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
+    Ok(Node::new(NodeParts { config, versions, db, trust, peers, cluster_certificate, dir }))
 }
 
 impl CoreShared {
     /// Serves the cluster address and follows the member table.
     pub(super) async fn serve(&self, node: &Arc<Node>, tcp: TcpListener) -> Result<(), InitError> {
-        let config = tls::server_config(node.cluster_certificate.clone()).map_err(|e| InitError::Tls(e.into()))?;
+        let own = self.state.server_certificate().clone();
+        let resolver = ClusterResolver { cluster: node.cluster_certificate.clone(), own: own.clone() };
+        let config = tls::server_config(resolver).map_err(|e| InitError::Tls(e.into()))?;
         let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
         let tasks = Tasks::new("keepers");
         let interval = self.state.settings().heartbeat_interval;
         tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
+        tasks.spawn("certificates", keep_certificates(node.clone(), own, tasks.clone()));
+        tasks.spawn("own row", keep_own_row(node.clone(), tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));
         tasks.spawn("verification", keep_verified(node.clone(), tasks.clone()));
@@ -106,27 +108,6 @@ impl CoreShared {
         if let Some(running) = running {
             running.stop(drain).await;
         }
-    }
-
-    /// Writes `daemon.yaml`: from then on this is a member's state directory.
-    pub(super) async fn commit(&self, node: &Node) -> Result<(), InitError> {
-        let mut config = MemberConfig::new(node.id, node.name.clone(), node.address);
-        let path = self.state.dir().daemon_config();
-        blocking("daemon.yaml", move || -> Result<(), InitError> {
-            let unwritable = |e| crate::state_dir::FileError {
-                action: "write",
-                path: path.clone(),
-                source: std::io::Error::other(e),
-            };
-            // A member that was rebuilt keeps what an operator has set.
-            if let Some(before) = read_file(&path)?.and_then(|text| serde_norway::from_str::<MemberConfig>(&text).ok())
-            {
-                config = MemberConfig { id: config.id, ..before };
-            }
-            let text = serde_norway::to_string(&config).map_err(unwritable)?;
-            Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
-        })
-        .await?
     }
 }
 

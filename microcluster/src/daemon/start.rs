@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::certificates::{self, LoadError};
+use super::certificates::load_or_make_server;
 use super::member::{Identity, open_node};
 use super::rebuild::Damaged;
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, StartError};
@@ -18,7 +18,7 @@ use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
 use crate::tasks::{TaskLost, Tasks, blocking};
-use crate::tls::{CertificateCell, KeyPair};
+use crate::tls::{self, CertificateCell, KeyPair, LoadError};
 use crate::trust::{Trust, TrustSet};
 
 /// What the state directory says that this daemon is.
@@ -92,14 +92,15 @@ impl CoreShared {
 
     async fn be_member(self: &Arc<Self>, found: FoundMember) -> Result<(), StartError> {
         let FoundMember { config, cluster, trusted } = found;
-        let MemberConfig { id, name, address, .. } = config;
+        let MemberConfig { id, name, address, .. } = config.clone();
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
         let others = trusted.iter().filter(|member| member.name != name).map(|member| member.address).collect();
         let own = self.state.server_certificate().current().identity();
-        let peers = Peers::new(&own, cluster.fingerprint()).map_err(|e| StartError::Tls { reason: e.to_string() })?;
+        let trust = Trust::new(trusted);
+        let peers = Peers::new(&own, trust.clone()).map_err(|e| StartError::Tls { reason: e.to_string() })?;
         let damaged = Damaged { id, name: name.clone(), address, peers, others };
-        let identity = Identity { id, name, address, is_member: true, trust: Trust::new(trusted), cluster };
+        let identity = Identity { config, is_member: true, trust, cluster };
         let path = self.state.dir().database();
         let failed = |e| match e {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
@@ -130,19 +131,20 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
         tracing::info!("finishing a reset that was interrupted");
         dir.reset()?;
     }
+    tls::finish_installs(&dir)?;
     let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let found = find(&dir)?;
     let server = match found {
         // The others know a member by its certificate: another one would be a stranger's.
         Found::Member(_) | Found::Joiner(_) => {
-            let (path, _) = dir.key_pair("server");
-            let missing = || StartError::Content { path, reason: "it or its key is missing".into() };
-            certificates::load(&dir, "server")?.ok_or_else(missing)?
+            let path = dir.key_pair("server").certificate;
+            let missing = || StartError::Content { path, reason: "it and its key are missing".into() };
+            tls::load(&dir, "server")?.ok_or_else(missing)?
         }
-        Found::Nothing => certificates::load_or_make_server(&dir, &machine)?,
+        Found::Nothing => load_or_make_server(&dir, &machine)?,
     };
-    let (cluster_cert, cluster_key) = dir.key_pair("cluster");
-    let is_begun = dir.database().exists() || cluster_cert.exists() || cluster_key.exists();
+    let cluster = dir.key_pair("cluster");
+    let is_begun = dir.database().exists() || cluster.certificate.exists() || cluster.key.exists();
     if matches!(found, Found::Nothing) && is_begun {
         // Neither a member nor a joiner: a bootstrap that did not get to its end. Nobody was told of it.
         tracing::warn!("removing what a bootstrap that was interrupted has left");
@@ -165,9 +167,9 @@ fn find(dir: &StateDir) -> Result<Found, StartError> {
             // That join was complete, and the record not removed any more.
             _ => {}
         }
-        let (cert_path, _) = dir.key_pair("cluster");
-        let missing = || StartError::Content { path: cert_path.clone(), reason: "it or its key is missing".into() };
-        let cluster = certificates::load(dir, "cluster")?.ok_or_else(missing)?;
+        let cert_path = dir.key_pair("cluster").certificate;
+        let missing = || StartError::Content { path: cert_path, reason: "it and its key are missing".into() };
+        let cluster = tls::load(dir, "cluster")?.ok_or_else(missing)?;
         let trusted = TrustSet::load(&dir.truststore())?;
         return Ok(Found::Member(Box::new(FoundMember { config, cluster, trusted })));
     }
@@ -193,8 +195,9 @@ impl From<LoadError> for StartError {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::File(e) => e.into(),
-            LoadError::KeyPair { path, source } => {
-                StartError::Content { path: path.into(), reason: source.to_string() }
+            LoadError::KeyPair { path, source } => StartError::Content { path, reason: source.to_string() },
+            LoadError::Half { ref present, .. } => {
+                StartError::Content { path: present.clone(), reason: error.to_string() }
             }
         }
     }
@@ -211,7 +214,7 @@ impl From<TaskLost> for StartError {
 mod tests {
     use super::*;
     use crate::state_dir::{MODE_PUBLIC, write_file};
-    use crate::tls::Generate;
+    use crate::tls::{Generate, SharedPair};
 
     fn record() -> JoinRecord {
         JoinRecord {
@@ -241,7 +244,7 @@ mod tests {
         };
         let dir = found("nothing");
         let pair = KeyPair::generate(&Generate { name: "x", addresses: &[] }).unwrap();
-        certificates::store(&dir, "cluster", &pair).unwrap();
+        tls::install(&dir, "cluster", &SharedPair::own(pair.clone()), true).unwrap();
         std::fs::create_dir(dir.database()).unwrap();
         drop(dir);
         let dir = found("nothing");
@@ -251,7 +254,7 @@ mod tests {
         drop(dir);
         let dir = found("joiner");
         assert!(dir.database().exists(), "a joiner goes on with its log");
-        certificates::store(&dir, "cluster", &pair).unwrap();
+        tls::install(&dir, "cluster", &SharedPair::own(pair.clone()), true).unwrap();
         let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
         let text = serde_norway::to_string(&config).unwrap();
         write_file(&dir.daemon_config(), text.as_bytes(), MODE_PUBLIC).unwrap();

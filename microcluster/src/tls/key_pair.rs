@@ -26,12 +26,21 @@ pub(crate) struct KeyPair {
     certified: Arc<CertifiedKey>,
 }
 
+/// A key pair with the authority that signed it.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedPair {
+    pub pair: KeyPair,
+    /// PEM, empty for none.
+    pub authority: String,
+}
+
 /// A certificate that was read: what the daemon needs to know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Certificate {
     /// The PEM text it was read from.
     pub pem: String,
     pub fingerprint: Fingerprint,
+    pub valid_from: Timestamp,
     pub expires_at: Timestamp,
     /// DNS names of the subject alternative name, else the common name.
     names: Vec<String>,
@@ -57,8 +66,9 @@ pub(crate) enum CertificateError {
 pub(crate) enum KeyPairError {
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    #[error("there is no private key in the PEM text: {0}")]
-    Key(String),
+    /// Without what the PEM parser says: it may quote the text.
+    #[error("there is no private key in the PEM text that can be read without a password")]
+    Key,
     #[error("the private key cannot be used with the certificate: {0}")]
     Mismatch(rustls::Error),
     #[error("cannot make a key pair: {0}")]
@@ -93,8 +103,7 @@ impl KeyPair {
         let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| CertificateError::Pem(e.to_string()))?;
-        let key =
-            PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).map_err(|e| KeyPairError::Key(e.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).map_err(|_| KeyPairError::Key)?;
         let provider = rustls::crypto::ring::default_provider();
         let certified = CertifiedKey::from_der(chain, key, &provider).map_err(KeyPairError::Mismatch)?;
         Ok(KeyPair { certificate, key_pem: key_pem.clone(), certified: Arc::new(certified) })
@@ -113,8 +122,20 @@ impl KeyPair {
         Identity::new(self.certificate.pem.clone(), self.key_pem.expose())
     }
 
+    /// The certificate, and those after it in the PEM text.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+
     pub(super) fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
+    }
+}
+
+impl SharedPair {
+    /// A pair that no authority signed.
+    pub fn own(pair: KeyPair) -> Self {
+        SharedPair { pair, authority: String::new() }
     }
 }
 
@@ -127,8 +148,11 @@ impl Certificate {
         if !rest.is_empty() {
             return Err(CertificateError::X509("there are bytes behind it".into()));
         }
-        let expires_at = Timestamp::from_unix_seconds(parsed.validity().not_after.timestamp())
-            .ok_or_else(|| CertificateError::X509("its end date cannot be represented".into()))?;
+        let date = |date: x509_parser::time::ASN1Time| {
+            let date = Timestamp::from_unix_seconds(date.timestamp());
+            date.ok_or_else(|| CertificateError::X509("its dates cannot be represented".into()))
+        };
+        let (valid_from, expires_at) = (date(parsed.validity().not_before)?, date(parsed.validity().not_after)?);
         let texts = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
         let alternative = parsed.subject_alternative_name().map_err(|e| x509(&e))?;
         let names = match alternative {
@@ -142,7 +166,8 @@ impl Certificate {
             }
         };
         let is_generated = parsed.subject().iter_organization().any(|name| name.as_str() == Ok(ORGANIZATION));
-        Ok(Certificate { pem: pem.to_owned(), fingerprint: Fingerprint::of_der(&der), expires_at, names, is_generated })
+        let fingerprint = Fingerprint::of_der(&der);
+        Ok(Certificate { pem: pem.to_owned(), fingerprint, valid_from, expires_at, names, is_generated })
     }
 
     /// Whether it was issued for that name.
@@ -200,8 +225,8 @@ mod tests {
         let (cert, key) = (&one.certificate.pem, one.key_pem().expose());
         assert!(matches!(parse(cert, two.key_pem().expose()), KeyPairError::Mismatch(_)));
         assert!(matches!(parse("garbage", key), KeyPairError::Certificate(_)));
-        assert!(matches!(parse(cert, "garbage"), KeyPairError::Key(_)));
-        assert!(matches!(parse(cert, ""), KeyPairError::Key(_)));
+        assert!(matches!(parse(cert, "garbage"), KeyPairError::Key));
+        assert!(matches!(parse(cert, ""), KeyPairError::Key));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(matches!(parse(broken, key), KeyPairError::Certificate(CertificateError::X509(_))));
     }

@@ -15,6 +15,12 @@ use rustls::{
 
 use super::key_pair::KeyPair;
 
+/// The server name by which a member asks another one for its own certificate.
+///
+/// Members know each other by the certificates in the member table, so the cluster's certificate can be
+/// changed while a member is down, and one that was removed and kept the cluster's key cannot pose as a member.
+pub(crate) const MEMBER_SERVER_NAME: &str = "member.microcluster";
+
 /// The key pair that a listener presents. Clones show the same one; a change is for new connections.
 #[derive(Clone, Debug)]
 pub(crate) struct CertificateCell(Arc<RwLock<KeyPair>>);
@@ -40,8 +46,23 @@ impl ResolvesServerCert for CertificateCell {
     }
 }
 
-/// The TLS configuration of a listener that presents `certificate`.
-pub(crate) fn server_config(certificate: CertificateCell) -> Result<ServerConfig, Error> {
+/// What the cluster address presents: the cluster's certificate; to members, who ask for
+/// [`MEMBER_SERVER_NAME`], this member's own.
+#[derive(Debug)]
+pub(crate) struct ClusterResolver {
+    pub cluster: CertificateCell,
+    pub own: CertificateCell,
+}
+
+impl ResolvesServerCert for ClusterResolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let cell = if hello.server_name() == Some(MEMBER_SERVER_NAME) { &self.own } else { &self.cluster };
+        Some(cell.current().certified())
+    }
+}
+
+/// The TLS configuration of a listener that presents what `certificate` says.
+pub(crate) fn server_config(certificate: impl ResolvesServerCert + 'static) -> Result<ServerConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = AnyClientCertificate::new(&provider);
     let mut config = ServerConfig::builder_with_provider(provider)

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod access;
+mod certificates;
+mod config;
 mod contract;
 mod control;
 mod http;

@@ -8,5 +8,6 @@ mod join;
 mod join_crash;
 mod kills;
 mod replace;
+mod rotation;
 mod stop;
 mod writes;

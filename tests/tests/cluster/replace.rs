@@ -55,3 +55,27 @@ async fn a_member_that_was_away_for_long_gets_a_snapshot() {
     member.sql("INSERT INTO big VALUES (-1, 'after the snapshot')").await;
     cluster.replicas_agree().await;
 }
+
+/// While a member was down all others were made anew, one after the other, at the same addresses. It knows none of
+/// their certificates: the cluster's is the proof then.
+#[tokio::test]
+async fn a_member_comes_back_to_members_that_were_all_made_anew() {
+    let mut cluster = TestCluster::start(4).await;
+    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+    cluster.members[3].kill();
+    for place in 0..3 {
+        let other = (place + 1) % 3;
+        let name = cluster.members[place].name().clone();
+        cluster.members[other].client().remove_cluster_member(&name, false).await.unwrap();
+        eventually("the removed member is free", async || cluster.members[place].is_uninitialised().await).await;
+        cluster.members[place].kill();
+        cluster.members[place].wipe();
+        let token = cluster.members[other].token(&name).await;
+        cluster.members[place].start_again().await;
+        cluster.members[place].join(&token).await.unwrap();
+    }
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    cluster.members[3].start_again().await;
+    eventually("it writes", async || cluster.members[3].try_sql("INSERT INTO t VALUES (1)").await).await;
+    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+}

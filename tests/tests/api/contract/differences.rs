@@ -139,16 +139,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         reason: "the joiner is told its Raft node id, taken from the log",
     },
     // Later issues.
-    Difference { exchanges: &["preinit-daemon-servers-put"], ours: Ours::Status(405), reason: LATER },
-    Difference {
-        exchanges: &[
-            "preinit-certs-put",
-            "init-certs-put-unknown",
-            "member-to-member: PUT /core/1.0/cluster/certificates/*",
-        ],
-        ours: Ours::Status(404),
-        reason: LATER,
-    },
     Difference {
         exchanges: &["*-hooks", "init-hooks-bad", "member-to-member: POST /core/internal/hooks/*"],
         ours: Ours::Status(404),

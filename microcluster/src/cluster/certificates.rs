@@ -1,0 +1,183 @@
+//! The certificates that all members share: the cluster's own and those of additional servers. A table is their truth,
+//! the files of a member are what is in place of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::Method;
+use microcluster_client::{self as client, CertificateExpiry, Empty, Secret};
+use rusqlite::{Connection, Row};
+
+use super::node::Node;
+use crate::db::{self, Consistency, Transaction};
+use crate::error::Chain;
+use crate::state_dir::FileError;
+use crate::tasks::{TaskLost, blocking};
+use crate::tls::{Certificate, KeyPair, KeyPairError, SharedPair, install};
+
+/// The name of the cluster's own certificate.
+pub(crate) const CLUSTER: &str = "cluster";
+
+/// How long another member may take to put a new certificate in place. One that does not answer learns of it from the log.
+const TELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CertificateRow {
+    /// `cluster`, or the name of an additional server.
+    pub name: String,
+    /// PEM, with those behind it that lead to the authority.
+    pub certificate: String,
+    pub key: Secret,
+    /// PEM, empty for none.
+    pub authority: String,
+}
+
+/// A certificate of the table could not be put in place here. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("cannot read the certificates that the members share")]
+    Database(#[from] db::Error),
+    #[error("the certificate {name} of the cluster cannot be used")]
+    KeyPair { name: String, source: KeyPairError },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Lost(#[from] TaskLost),
+}
+
+impl CertificateRow {
+    pub fn new(name: &str, shared: &SharedPair) -> Self {
+        CertificateRow {
+            name: name.into(),
+            certificate: shared.pair.certificate.pem.clone(),
+            key: shared.pair.key_pem().clone(),
+            authority: shared.authority.clone(),
+        }
+    }
+
+    fn read(&self) -> Result<SharedPair, InstallError> {
+        let pair = KeyPair::parse(&self.certificate, &self.key)
+            .map_err(|source| InstallError::KeyPair { name: self.name.clone(), source })?;
+        Ok(SharedPair { pair, authority: self.authority.clone() })
+    }
+}
+
+/// All rows. An empty list when this replica has not got the table yet.
+pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<CertificateRow>> {
+    let has_table = "SELECT count(*) FROM sqlite_schema WHERE name = 'core_certificates'";
+    if db.query_row(has_table, (), |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut statement = db.prepare_cached("SELECT name, certificate, key, authority FROM core_certificates")?;
+    statement.query_map((), from_row)?.collect()
+}
+
+/// Writes a row in the place of the one with that name.
+pub(crate) fn put(tx: &Transaction<'_>, row: &CertificateRow) -> Result<(), db::Error> {
+    let values = (row.name.as_str(), row.certificate.as_str(), row.key.expose(), row.authority.as_str());
+    tx.execute(PUT, values).map(|_| ())
+}
+
+impl Node {
+    /// Replaces a certificate on all members. When this returns it is in place on those that answered in time; the others
+    /// have it as soon as they have the log.
+    pub async fn set_certificate(&self, name: &str, shared: &SharedPair) -> Result<(), InstallError> {
+        let row = CertificateRow::new(name, shared);
+        let values = (row.name, row.certificate, row.key.into_string(), row.authority);
+        self.db.execute(PUT, values).await?;
+        tracing::info!(name, fingerprint = %shared.pair.fingerprint(), "a certificate was replaced");
+        self.db.linearize().await?;
+        let (installed, ()) = tokio::join!(self.install_certificates(), self.tell_of_certificates());
+        installed.map(|_| ())
+    }
+
+    /// Puts what the table holds in place; says whether that changed anything.
+    pub async fn install_certificates(&self) -> Result<bool, InstallError> {
+        let mut installed = self.installed.lock().await;
+        let rows = self.db.read(Consistency::Local, all).await?;
+        let (mut changed, mut failed) = (false, None);
+        for row in rows {
+            if installed.contains(&row) {
+                continue;
+            }
+            match self.install(&row).await {
+                Ok(now) => {
+                    changed |= now;
+                    installed.retain(|other| other.name != row.name);
+                    installed.push(row);
+                }
+                Err(e) => failed = Some(e),
+            }
+        }
+        failed.map_or(Ok(changed), Err)
+    }
+
+    /// Puts what the table holds in the place of whatever the files hold now.
+    pub async fn restore_certificates(&self) -> Result<bool, InstallError> {
+        self.installed.lock().await.clear();
+        self.install_certificates().await
+    }
+
+    /// When the certificates expire that the members share.
+    pub async fn shared_expiry(&self) -> Vec<CertificateExpiry> {
+        let mut expiry = vec![CertificateExpiry {
+            name: CLUSTER.into(),
+            expires_at: self.cluster_certificate.current().certificate.expires_at,
+        }];
+        let installed = self.installed.lock().await;
+        let additional = installed.iter().filter(|row| row.name != CLUSTER);
+        expiry.extend(additional.filter_map(|row| {
+            let expires_at = Certificate::parse(&row.certificate).ok()?.expires_at;
+            Some(CertificateExpiry { name: row.name.clone(), expires_at })
+        }));
+        expiry
+    }
+
+    /// The certificates of additional servers, as a joiner is told of them.
+    pub(super) async fn additional_certificates(&self) -> Result<BTreeMap<String, client::KeyPair>, db::Error> {
+        let rows = self.db.read(Consistency::Local, all).await?;
+        let additional = rows.into_iter().filter(|row| row.name != CLUSTER);
+        let public = |row: CertificateRow| client::KeyPair { cert: row.certificate, key: row.key, ca: row.authority };
+        Ok(additional.map(|row| (row.name.clone(), public(row))).collect())
+    }
+
+    async fn install(&self, row: &CertificateRow) -> Result<bool, InstallError> {
+        let shared = row.read()?;
+        let (dir, name, own) = (self.dir.clone(), row.name.clone(), shared.clone());
+        let changed = blocking("certificate", move || install(&dir, &name, &own, true)).await??;
+        // Also where the files were right already: what is served can be older.
+        if row.name == CLUSTER && self.cluster_certificate.current().certificate != shared.pair.certificate {
+            self.cluster_certificate.set(shared.pair);
+        }
+        if changed {
+            self.certificate_changed.notify_one();
+        }
+        Ok(changed)
+    }
+
+    /// Has the other members put the certificates in place at once.
+    async fn tell_of_certificates(&self) {
+        let told = self.other_clients(None).into_iter().map(|client| async move {
+            let client = client.timeout(TELL_TIMEOUT).notification();
+            client.query::<Empty>(Method::POST, "/core/internal/certificates", ()).await
+        });
+        for failed in join_all(told).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(error = %Chain(&failed), "a member was not told of a new certificate");
+        }
+    }
+}
+
+const PUT: &str = "INSERT INTO core_certificates (name, certificate, key, authority) VALUES (?1, ?2, ?3, ?4) \
+                   ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate, key = excluded.key, \
+                   authority = excluded.authority";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
+    Ok(CertificateRow {
+        name: row.get(0)?,
+        certificate: row.get(1)?,
+        key: Secret::new(row.get::<_, String>(2)?),
+        authority: row.get(3)?,
+    })
+}

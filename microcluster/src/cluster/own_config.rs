@@ -1,0 +1,291 @@
+//! What this member is set to: `daemon.yaml`, changed by one request at a time and seen by everybody at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use microcluster_client::{Address, DaemonConfigUpdate, Name, ServerConfig};
+use tokio::sync::{Mutex, watch};
+
+use super::members;
+use super::node::Node;
+use crate::config::MemberConfig;
+use crate::db::{self, Consistency};
+use crate::state_dir::{FileError, MODE_PUBLIC, StateDir, write_file};
+use crate::tasks::{TaskLost, Tasks, blocking};
+
+/// Pause before the member table is told again of what it could not be told.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The configuration of this member.
+pub(crate) struct OwnConfig {
+    dir: StateDir,
+    current: watch::Sender<MemberConfig>,
+    changing: Mutex<()>,
+}
+
+/// What happens to a part of the configuration that a request does not name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is cleared.
+    Clear,
+    /// It stays.
+    Keep,
+}
+
+/// Why the configuration was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("the {what} of a member is fixed: it is {present}, and cannot be made {given}")]
+    Fixed { what: &'static str, present: String, given: String },
+    #[error("this daemon has no server {name} whose address can be set; it has {}", listed(.known))]
+    UnknownServer { name: Name, known: BTreeSet<Name> },
+    #[error("the servers {one} and {other} cannot both listen on {address}")]
+    AddressTwice { one: Name, other: Name, address: Address },
+    #[error("the server {name} cannot listen on {address}: that is the cluster address of this member")]
+    AddressTaken { name: Name, address: Address },
+    #[error("the server {name} needs a fixed port, not port 0")]
+    PortZero { name: Name },
+    #[error("cannot store the configuration")]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Lost(#[from] TaskLost),
+}
+
+impl OwnConfig {
+    pub fn new(dir: StateDir, config: MemberConfig) -> Self {
+        OwnConfig { dir, current: watch::Sender::new(config), changing: Mutex::new(()) }
+    }
+
+    /// The configuration as it is now.
+    pub fn current(&self) -> MemberConfig {
+        self.current.borrow().clone()
+    }
+
+    /// Wakes up when it changes.
+    pub fn watch(&self) -> watch::Receiver<MemberConfig> {
+        self.current.subscribe()
+    }
+
+    /// Writes `daemon.yaml` as it is: from then on this is a member's state directory.
+    pub async fn store(&self) -> Result<(), ConfigError> {
+        let _changing = self.changing.lock().await;
+        self.write(self.current()).await
+    }
+
+    /// Changes what an update names; servers are those in `known`.
+    pub async fn change(
+        &self,
+        update: DaemonConfigUpdate,
+        missing: Missing,
+        known: &BTreeSet<Name>,
+    ) -> Result<(), ConfigError> {
+        let _changing = self.changing.lock().await;
+        let present = self.current();
+        let changed = changed(&present, update, missing, known)?;
+        if changed == present {
+            return Ok(());
+        }
+        // On disk first: what was seen once is there after a restart.
+        self.write(changed.clone()).await?;
+        tracing::info!(failure_domain = changed.failure_domain, servers = ?changed.servers, "the configuration was changed");
+        self.current.send_replace(changed);
+        Ok(())
+    }
+
+    async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
+        let path = self.dir.daemon_config();
+        blocking("daemon.yaml", move || -> Result<(), ConfigError> {
+            let unwritable = |e| FileError { action: "write", path: path.clone(), source: std::io::Error::other(e) };
+            let text = serde_norway::to_string(&config).map_err(unwritable)?;
+            Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
+        })
+        .await?
+    }
+}
+
+/// Keeps in the member table what the configuration says that other members need to know, until the tasks are stopped.
+pub(crate) async fn keep_own_row(node: Arc<Node>, tasks: Tasks) {
+    let (mut config, mut changes) = (node.config.watch(), node.db.changes());
+    loop {
+        let wanted = config.borrow_and_update().failure_domain;
+        let told = node.tell_failure_domain(wanted).await;
+        if let Err(e) = &told {
+            tracing::debug!(error = %e, "the member table is not told of the failure domain yet");
+        }
+        tokio::select! {
+            () = tasks.stopping() => return,
+            () = tokio::time::sleep(RETRY_PAUSE), if told.is_err() => {}
+            changed = config.changed() => if changed.is_err() { return },
+            // Until this replica has the member's own row.
+            changed = changes.changed(), if matches!(told, Ok(false)) => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Node {
+    /// Writes this member's failure domain into its row; says whether there is one by now.
+    async fn tell_failure_domain(&self, wanted: u64) -> Result<bool, db::Error> {
+        let rows = self.db.read(Consistency::Local, members::all).await?;
+        let Some(own) = rows.iter().find(|row| row.id == self.id) else {
+            return Ok(false);
+        };
+        if own.failure_domain != wanted {
+            let sql = "UPDATE core_cluster_members SET failure_domain = ?2 WHERE id = ?1";
+            self.db.execute(sql, (self.id.cast_signed(), wanted.cast_signed())).await?;
+            self.nudge();
+        }
+        Ok(true)
+    }
+}
+
+/// The configuration after an update. Pure.
+fn changed(
+    present: &MemberConfig,
+    update: DaemonConfigUpdate,
+    missing: Missing,
+    known: &BTreeSet<Name>,
+) -> Result<MemberConfig, ConfigError> {
+    let fixed = |what, present: String, given: String| ConfigError::Fixed { what, present, given };
+    if let Some(name) = update.name.filter(|name| *name != present.name) {
+        return Err(fixed("name", present.name.to_string(), name.to_string()));
+    }
+    if let Some(address) = update.address.filter(|address| *address != present.address) {
+        return Err(fixed("address", present.address.to_string(), address.to_string()));
+    }
+    let mut changed = present.clone();
+    match (update.servers, missing) {
+        (Some(servers), _) => {
+            check_servers(&servers, present.address, known)?;
+            changed.servers = servers;
+        }
+        (None, Missing::Clear) => changed.servers = BTreeMap::new(),
+        (None, Missing::Keep) => {}
+    }
+    match (update.failure_domain, missing) {
+        (Some(domain), _) => changed.failure_domain = domain,
+        (None, Missing::Clear) => changed.failure_domain = 0,
+        (None, Missing::Keep) => {}
+    }
+    Ok(changed)
+}
+
+fn check_servers(
+    servers: &BTreeMap<Name, ServerConfig>,
+    own: Address,
+    known: &BTreeSet<Name>,
+) -> Result<(), ConfigError> {
+    let mut taken: BTreeMap<_, &Name> = BTreeMap::new();
+    for (name, ServerConfig { address }) in servers {
+        let address = *address;
+        if !known.contains(name) {
+            return Err(ConfigError::UnknownServer { name: name.clone(), known: known.clone() });
+        }
+        if address.port() == 0 {
+            return Err(ConfigError::PortZero { name: name.clone() });
+        }
+        if address == own {
+            return Err(ConfigError::AddressTaken { name: name.clone(), address });
+        }
+        if let Some(one) = taken.insert(address.socket_addr(), name) {
+            return Err(ConfigError::AddressTwice { one: one.clone(), other: name.clone(), address });
+        }
+    }
+    Ok(())
+}
+
+fn listed(known: &BTreeSet<Name>) -> String {
+    if known.is_empty() {
+        return "none".into();
+    }
+    known.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn present() -> MemberConfig {
+        let mut config = MemberConfig::new(1, "c1".parse().unwrap(), "127.0.0.1:9001".parse().unwrap());
+        config.failure_domain = 7;
+        config.servers = servers(json!({"metrics": {"address": "127.0.0.1:9443"}}));
+        config
+    }
+
+    fn servers(json: serde_json::Value) -> BTreeMap<Name, ServerConfig> {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn known() -> BTreeSet<Name> {
+        ["metrics", "gateway"].into_iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    fn apply(update: serde_json::Value, missing: Missing) -> Result<MemberConfig, ConfigError> {
+        changed(&present(), serde_json::from_value(update).unwrap(), missing, &known())
+    }
+
+    #[test]
+    fn what_is_missing_is_kept_or_cleared() {
+        assert_eq!(apply(json!({}), Missing::Keep).unwrap(), present());
+        let cleared = apply(json!({}), Missing::Clear).unwrap();
+        assert_eq!((cleared.failure_domain, cleared.servers.len()), (0, 0));
+        let patched = apply(json!({"failure-domain": 3}), Missing::Keep).unwrap();
+        assert_eq!((patched.failure_domain, patched.servers.len()), (3, 1));
+        let patched = apply(json!({"servers": {}, "failure-domain": 0}), Missing::Keep).unwrap();
+        assert_eq!((patched.failure_domain, patched.servers.len()), (0, 0));
+        let replaced = json!({"name": "c1", "address": "127.0.0.1:9001", "servers": null, "failure-domain": 9});
+        let replaced = apply(replaced, Missing::Clear).unwrap();
+        assert_eq!((replaced.failure_domain, replaced.servers.len()), (9, 0));
+    }
+
+    #[test]
+    fn name_and_address_are_fixed() {
+        for (update, named) in [
+            (json!({"name": "c2"}), ["c1", "c2"]),
+            (json!({"address": "127.0.0.1:9002"}), ["127.0.0.1:9001", "127.0.0.1:9002"]),
+        ] {
+            let message = apply(update, Missing::Keep).unwrap_err().to_string();
+            assert!(named.iter().all(|named| message.contains(named)), "{message}");
+        }
+        assert!(apply(json!({"name": "", "address": ""}), Missing::Clear).is_ok(), "not given");
+    }
+
+    #[test]
+    fn servers_that_cannot_be_are_refused() {
+        let refused = |servers| apply(json!({"servers": servers}), Missing::Keep).unwrap_err();
+        let error = refused(json!({"nope": {"address": "127.0.0.1:1"}}));
+        assert!(error.to_string().contains("gateway, metrics"), "{error}");
+        let two = json!({"metrics": {"address": "127.0.0.1:1"}, "gateway": {"address": "127.0.0.1:1"}});
+        assert!(matches!(refused(two), ConfigError::AddressTwice { .. }));
+        let own = json!({"metrics": {"address": "127.0.0.1:9001"}});
+        assert!(matches!(refused(own), ConfigError::AddressTaken { .. }));
+        let zero = json!({"metrics": {"address": "127.0.0.1:0"}});
+        assert!(matches!(refused(zero), ConfigError::PortZero { .. }));
+        let none = ConfigError::UnknownServer { name: "x".parse().unwrap(), known: BTreeSet::new() };
+        assert!(none.to_string().contains("none"), "{none}");
+    }
+
+    #[tokio::test]
+    async fn changes_at_the_same_time_are_all_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        let config = OwnConfig::new(dir.clone(), present());
+        let update = |json| serde_json::from_value::<DaemonConfigUpdate>(json).unwrap();
+        let gateway = json!({"servers": {"gateway": {"address": "127.0.0.1:9444"}}});
+        let known = known();
+        let (one, other) = tokio::join!(
+            config.change(update(gateway), Missing::Keep, &known),
+            config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known),
+        );
+        one.unwrap();
+        other.unwrap();
+        let text = std::fs::read_to_string(dir.daemon_config()).unwrap();
+        let stored: MemberConfig = serde_norway::from_str(&text).unwrap();
+        assert_eq!(stored, config.current());
+        assert_eq!(stored.failure_domain, 5);
+        assert!(stored.servers.contains_key(&"gateway".parse::<Name>().unwrap()));
+    }
+}

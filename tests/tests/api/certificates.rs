@@ -1,0 +1,117 @@
+//! Certificates that are given to daemons: the bad ones are refused and change nothing, the good ones are in place everywhere.
+
+use cluster_tests::{Authority, Caller, Daemon, Payload, Target, TestCluster, eventually, microctl, self_signed};
+use microcluster_client::{Fingerprint, KeyPair, Name};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_pair_that_cannot_be_used_is_refused_and_changes_nothing() {
+    let cluster = TestCluster::start(2).await;
+    let target = Target::new(&cluster.members[1], Caller::Socket);
+    let put = async |name: &str, body: &Value| {
+        target.send(&format!("PUT /core/1.0/cluster/certificates/{name}"), Payload::json(body)).await
+    };
+    let before: Vec<_> = cluster.members.iter().map(|member| member.read("cluster.crt")).collect();
+    let (good, other, authority) = (self_signed("x.example"), self_signed("y.example"), Authority::new());
+    let body = |pair: &KeyPair| json!({"cert": pair.cert, "key": pair.key.expose(), "ca": pair.ca});
+    let with = |change: &dyn Fn(&mut KeyPair)| {
+        let mut pair = good.clone();
+        change(&mut pair);
+        body(&pair)
+    };
+    for (case, named) in [
+        (json!({}), "certificate is missing"),
+        (with(&|pair| pair.cert.clear()), "certificate is missing"),
+        (with(&|pair| pair.key = "".into()), "private key is missing"),
+        (with(&|pair| pair.key = other.key.clone()), "private key"),
+        (with(&|pair| pair.cert = "garbage".into()), "no certificate"),
+        (with(&|pair| pair.key = "garbage".into()), "no private key"),
+        (with(&|pair| pair.ca = "garbage".into()), "authority"),
+        (with(&|pair| pair.ca = authority.pem().into()), "authority"),
+        (body(&authority.sign("x.example", -9, -2)), "expired"),
+        (body(&authority.sign("x.example", 2, 9)), "not valid before"),
+        (json!({"cert": 5}), "cert"),
+        (json!({"cert": "x", "key": ["x"]}), "key"),
+    ] {
+        for name in ["cluster", "metrics", "server"] {
+            let message = put(name, &case).await.error(400);
+            assert!(message.contains(named), "{named:?} is to be in the answer for {name}: {message}");
+            assert!(!message.contains("PRIVATE"), "{message}");
+        }
+    }
+    let long = vec!["x".repeat(60); 4].join(".");
+    for name in ["core", "unix", "..", "a%2Fb", "..%2F..%2Fx", "%2Fetc%2Fpasswd", "a_b", "%00", &long] {
+        let message = put(name, &body(&good)).await.error(400);
+        assert!(!message.is_empty());
+    }
+    let message = put("server", &body(&good)).await.error(409);
+    assert!(message.contains("c2"), "{message}");
+    let after: Vec<_> = cluster.members.iter().map(|member| member.read("cluster.crt")).collect();
+    assert_eq!(before, after);
+    for member in &cluster.members {
+        assert_eq!(std::fs::read_dir(member.dir().join("certificates")).unwrap().count(), 0);
+    }
+    let missing = ["certificates", "set", "cluster", "--cert", "/nowhere", "--key", "/nowhere"];
+    let said = microctl(&cluster.members[0], &missing).await.failed();
+    assert!(said.contains("/nowhere"), "{said}");
+}
+
+/// Before it is a member a daemon can be given the certificate that the others will know it by.
+#[tokio::test]
+async fn the_server_certificate_is_set_before_initialisation() {
+    let first = TestCluster::start(1).await;
+    let joiner = Daemon::start("c2").await;
+    let server: Name = "server".parse().unwrap();
+    joiner.client().set_certificate(&server, &self_signed("other.example")).await.unwrap();
+    let token = first.members[0].token(joiner.name()).await;
+    let refused = joiner.join(&token).await.unwrap_err();
+    assert_eq!(refused.code(), Some(400), "{refused}");
+    assert!(refused.to_string().contains("other.example"), "{refused}");
+    let pair = self_signed("c2");
+    joiner.client().set_certificate(&server, &pair).await.unwrap();
+    let refused = joiner.client().set_certificate(&"cluster".parse().unwrap(), &pair).await.unwrap_err();
+    assert_eq!(refused.code(), Some(503), "{refused}");
+    joiner.join(&token).await.unwrap();
+    assert_eq!(joiner.read("server.crt"), pair.cert);
+    let listed = first.members[0].client().cluster_member(joiner.name()).await.unwrap();
+    assert_eq!(listed.certificate, pair.cert, "the others know it by that");
+}
+
+/// The certificate of an additional server is on every member: those there are, and those that join later. It goes
+/// with the cluster.
+#[tokio::test]
+async fn the_certificate_of_an_additional_server_is_on_all_members() {
+    let mut cluster = TestCluster::start(2).await;
+    let authority = Authority::new();
+    let metrics: Name = "metrics.internal".parse().unwrap();
+    let pair = authority.sign("metrics.example", -1, 90);
+    cluster.members[1].client().set_certificate(&metrics, &pair).await.unwrap();
+    cluster.add("c3").await;
+    for member in &cluster.members {
+        let what = format!("{} has the certificate", member.name());
+        eventually(&what, async || {
+            let file = |extension: &str| member.dir().join(format!("certificates/metrics.internal.{extension}"));
+            let holds = |extension: &str, text: &str| {
+                std::fs::read_to_string(file(extension)).is_ok_and(|found| found.trim() == text.trim())
+            };
+            let is_there = holds("crt", &pair.cert) && holds("key", pair.key.expose()) && holds("ca", &pair.ca);
+            is_there.then_some(()).ok_or("it has not")
+        })
+        .await;
+        eventually("its end is in the status", async || {
+            let status = member.status().await.map_err(|e| e.to_string())?;
+            let names: Vec<_> = status.certificates.into_iter().map(|certificate| certificate.name).collect();
+            let is_so = names == ["cluster", "server", "metrics.internal"];
+            is_so.then_some(()).ok_or_else(|| format!("{names:?}"))
+        })
+        .await;
+    }
+    let status = microctl(&cluster.members[0], &["status"]).await.done();
+    assert!(status.contains("metrics.internal certificate"), "{status}");
+    let shown = cluster.members[0].shown_certificate().await.unwrap();
+    assert_eq!(shown, Fingerprint::of_pem(&cluster.members[0].read("cluster.crt")).unwrap());
+    let removed = cluster.members.remove(2);
+    cluster.members[0].client().remove_cluster_member(removed.name(), false).await.unwrap();
+    eventually("the removed member is free", async || removed.is_uninitialised().await).await;
+    assert_eq!(std::fs::read_dir(removed.dir().join("certificates")).unwrap().count(), 0);
+}
