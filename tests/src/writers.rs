@@ -12,6 +12,9 @@ use crate::{Ledger, TestCluster, eventually};
 /// Rows that one writer can number.
 const ROWS_MAX: u64 = 1_000_000;
 
+/// Before the next try when nobody listens.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(1);
+
 /// Writers of numbered rows, each over a member of its own until that one is gone. They do again
 /// only what they are told was not done. Dropping this ends them.
 #[derive(Debug)]
@@ -125,8 +128,11 @@ async fn write(mut clients: Vec<Client>, first: u64, stop: Arc<AtomicBool>, prog
                     clients.rotate_left(1);
                     break;
                 }
-                // The request was not sent: the daemon is gone.
-                Err(Error::Unreachable { .. }) => clients.rotate_left(1),
+                // The request was not sent: the daemon is gone. Its next start needs the processor more than this.
+                Err(Error::Unreachable { .. }) => {
+                    clients.rotate_left(1);
+                    tokio::time::sleep(UNREACHABLE_PAUSE).await;
+                }
                 // Nothing was done, and it can be tried again after the time that the answer says.
                 Err(Error::Status { code: 503, retry_after, .. }) => {
                     clients.rotate_left(1);

@@ -17,7 +17,7 @@ use super::damage::{self, Standing, is_damage};
 use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
+use super::network::{self, Call, CallError, Early, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
@@ -118,12 +118,22 @@ impl Database {
         log.follow(shared.applied.subscribe());
         let peers = Arc::new(Peers::new(connector));
         let sending = Sending::default();
-        let factory =
-            NetworkFactory { peers: Arc::clone(&peers), dir: state_machine.dir().to_owned(), sending: sending.clone() };
+        let early = Arc::new(Early::default());
+        let factory = NetworkFactory {
+            peers: Arc::clone(&peers),
+            early: Arc::clone(&early),
+            dir: state_machine.dir().to_owned(),
+            sending: sending.clone(),
+        };
+        log.lead(node_id, Box::new(move |vote, previous, entries| early.send(vote, previous, entries)));
         let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
+        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum()).nodes.keys().eq([&node_id]) {
+            // Nobody else can lead, so nobody has to be waited for.
+            raft.trigger().elect().await.map_err(|error| OpenError::Raft(error.to_string()))?;
+        }
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
         let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum());
@@ -477,13 +487,13 @@ fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine),
         LogError::Damaged { .. } => damaged(chain(&error)),
         _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },
     })?;
-    let (state_machine, applied) = StateMachine::open(&state_dir).map_err(|error| match is_damage(&error) {
+    let state_machine = StateMachine::open(&state_dir).map_err(|error| match is_damage(&error) {
         true => damaged(chain(&error)),
         false => OpenError::State { dir: dir.clone(), message: chain(&error) },
     })?;
     if is_member {
         let snapshot = state_file::snapshot_index(&state_dir).map_err(folder)?;
-        let (vote, (purged, last)) = (log.vote(), log.ends());
+        let (vote, (purged, last), applied) = (log.vote(), log.ends(), state_machine.found());
         Standing { vote, purged, last, applied, snapshot }.check().map_err(damaged)?;
     }
     Ok((log, state_machine))

@@ -72,9 +72,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 pub(crate) use error::LogError;
+#[cfg(test)]
+pub(crate) use files::LogFile;
+pub(crate) use files::Storage;
+#[cfg(test)]
+pub(crate) use tests::{Disk, open as open_on_disk};
 
-use super::raft_types::{Entry, LogId, Vote};
-use files::{Directory, Storage};
+use super::raft_types::{Entry, LogId, NodeId, Vote};
+use files::Directory;
 use format::Mark;
 use state::{Shared, State};
 use writer::{Change, Done, Request, WriterThread};
@@ -131,9 +136,19 @@ pub(crate) struct LogStats {
 pub(crate) struct LogStore {
     /// Up to where the state machine has applied the log, where there is one.
     applied: Arc<OnceLock<watch::Receiver<u64>>>,
+    leading: Arc<OnceLock<Leading>>,
     owner: Arc<Owner>,
     reader: LogReader,
 }
+
+/// What a leader's log does beside keeping the entries.
+struct Leading {
+    node_id: NodeId,
+    on_append: OnAppend,
+}
+
+/// Hears of entries that were queued for the disk: the vote they were made under, the entry before them, and they themselves.
+pub(crate) type OnAppend = Box<dyn Fn(Vote, LogId, &[Entry]) + Send + Sync>;
 
 /// Reads entries. Cheap to clone, and does not keep the writer running.
 #[derive(Clone)]
@@ -178,7 +193,7 @@ impl LogStore {
         let (requests, thread) = writer::spawn(shared, options, recovered.tail, recovered.last_group)
             .map_err(LogError::io("start the thread that writes", dir))?;
         let owner = Owner { requests, thread: Mutex::new(thread) };
-        Ok(Self { applied: Arc::default(), owner: Arc::new(owner), reader })
+        Ok(Self { applied: Arc::default(), leading: Arc::default(), owner: Arc::new(owner), reader })
     }
 
     /// Writes what is queued and ends the writer. Reading goes on; every change is refused.
@@ -195,6 +210,15 @@ impl LogStore {
     pub(crate) fn follow(&self, applied: watch::Receiver<u64>) {
         // Once for all: the state machine of a log does not change.
         let _ = self.applied.set(applied);
+    }
+
+    /// From here on this is the log of a node that tells of the entries it makes as the leader before they are durable.
+    ///
+    /// Others may then have entries that this log loses in a crash, and new ones of the same term would get the same log ids. So a
+    /// node that led when it stopped does not find in its vote that it leads: it has to be elected, in another term.
+    pub(crate) fn lead(&self, node_id: NodeId, on_append: OnAppend) {
+        // Once for all: a log is one node's.
+        let _ = self.leading.set(Leading { node_id, on_append });
     }
 
     async fn wait_applied(&self, index: u64) -> Result<(), LogError> {

@@ -2,6 +2,7 @@
 //! in a compact binary format with a version.
 
 mod client;
+mod early;
 mod message;
 mod raft_network;
 mod server;
@@ -14,6 +15,7 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use client::{CallError, Peers};
+pub(crate) use early::Early;
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 pub(crate) use raft_network::NetworkFactory;

@@ -1,9 +1,16 @@
 //! Which file holds the state: `state-N.db`, named by the file `current`, so that a snapshot is installed
 //! by one atomic rename and a crash leaves the old state or the new one.
 
-use std::fs::{self, File};
+pub(crate) mod files;
+
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+use super::tests::power_loss::files as disk;
+#[cfg(not(test))]
+use files as disk;
 
 const POINTER: &str = "current";
 
@@ -27,8 +34,8 @@ pub(crate) fn install(dir: &Path, file: &Path, snapshot: u64) -> io::Result<Path
     let generation = read_pointer(dir)?.map_or(0, |(generation, _)| generation) + 1;
     let path = dir.join(generation_name(generation));
     remove(&path)?;
-    File::open(file)?.sync_all()?;
-    fs::rename(file, &path)?;
+    disk::sync(file)?;
+    disk::rename(file, &path)?;
     sync_dir(dir)?;
     point_to(dir, generation, snapshot)?;
     Ok(path)
@@ -52,16 +59,17 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
 /// part is synced in the file itself, the rest is in the write-ahead log. The file itself must not be opened here: closing
 /// it would drop the locks that SQLite holds on it for this process.
 pub(crate) fn sync(path: &Path) -> io::Result<()> {
-    match File::open(with_suffix(path, "-wal")) {
-        Ok(wal) => wal.sync_data(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    match disk::sync(&with_suffix(path, "-wal")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    // SQLite syncs the name of a log that it has created itself, not of one that a process before it has left.
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Syncs the folder, so that names created or renamed in it survive a power loss.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    disk::sync_dir(dir)
 }
 
 /// The generation in force, and the log index of the snapshot that it began with.
@@ -84,9 +92,9 @@ fn read_pointer(dir: &Path) -> io::Result<Option<(u64, u64)>> {
 
 fn point_to(dir: &Path, generation: u64, snapshot: u64) -> io::Result<()> {
     let temporary = dir.join("current.tmp");
-    fs::write(&temporary, format!("{} {snapshot}\n", generation_name(generation)))?;
-    File::open(&temporary)?.sync_all()?;
-    fs::rename(&temporary, dir.join(POINTER))?;
+    disk::write(&temporary, &format!("{} {snapshot}\n", generation_name(generation)))?;
+    disk::sync(&temporary)?;
+    disk::rename(&temporary, &dir.join(POINTER))?;
     sync_dir(dir)
 }
 
@@ -97,7 +105,7 @@ fn generation_name(generation: u64) -> String {
 /// Removes a state file and what SQLite keeps beside it.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     for path in [path.to_owned(), with_suffix(path, "-wal"), with_suffix(path, "-shm")] {
-        match fs::remove_file(path) {
+        match disk::remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

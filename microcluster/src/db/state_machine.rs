@@ -23,18 +23,25 @@ pub(crate) struct StateMachine {
     writer: Arc<Writer>,
     shared: Arc<Shared>,
     dir: PathBuf,
+    found: Option<LogId>,
 }
 
 impl StateMachine {
-    /// Opens the state in `dir`, starts its writer thread, and says up to where the log was applied. Blocks.
-    pub fn open(dir: &Path) -> Result<(StateMachine, Option<LogId>), WriterError> {
+    /// Opens the state in `dir` and starts its writer thread. Blocks.
+    pub fn open(dir: &Path) -> Result<StateMachine, WriterError> {
         let (writer, shared, position) = Writer::start(dir)?;
-        Ok((StateMachine { writer: Arc::new(writer), shared, dir: dir.to_owned() }, position.last_applied))
+        let found = position.last_applied;
+        Ok(StateMachine { writer: Arc::new(writer), shared, dir: dir.to_owned(), found })
     }
 
     /// What the writer thread shares.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The last log id that was applied when the state was opened.
+    pub fn found(&self) -> Option<LogId> {
+        self.found
     }
 
     /// The writer thread.

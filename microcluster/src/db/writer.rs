@@ -74,6 +74,9 @@ impl Writer {
         let path = state_file::current(dir)?;
         state_file::remove_others(dir)?;
         let applier = Applier::open(&path)?;
+        // A process that was killed has left transactions that only the page cache holds. openraft takes where the state
+        // stands now for a snapshot, and would drop the log behind it.
+        state_file::sync(&path)?;
         let position = applier.position().clone();
         let applied = position.last_applied.map_or(0, |log_id| log_id.index);
         let shared = Arc::new(Shared {

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod join;
 mod join_crash;
+mod kills;
 mod replace;
 mod rotation;
 mod stop;

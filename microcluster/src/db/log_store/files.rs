@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A directory of segments.
-pub(super) trait Storage: Send + Sync + 'static {
+pub(crate) trait Storage: Send + Sync + 'static {
     /// The names of the files that are there, in any order.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Creates an empty file, or empties the one of that name.
@@ -23,7 +23,7 @@ pub(super) trait Storage: Send + Sync + 'static {
 }
 
 /// One open segment.
-pub(super) trait LogFile: Send + Sync + 'static {
+pub(crate) trait LogFile: Send + Sync + 'static {
     /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset` on; an error if the file ends before.

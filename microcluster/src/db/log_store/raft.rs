@@ -10,7 +10,7 @@ use super::error::LogError;
 use super::format::Mark;
 use super::state::State;
 use super::writer::{Change, Done};
-use super::{LogReader, LogStore};
+use super::{Leading, LogReader, LogStore};
 use crate::db::raft_types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote};
 
 impl RaftLogReader<TypeConfig> for LogReader {
@@ -57,7 +57,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        Ok(self.shared().lock().vote())
+        let vote = self.shared().lock().vote();
+        let own = self.leading.get().map(|leading| leading.node_id);
+        Ok(vote.map(|vote| match vote.leader_id.voted_for() {
+            led if led == own && vote.is_committed() => Vote::new(vote.leader_id.term, vote.leader_id.node_id),
+            _ => vote,
+        }))
     }
 
     async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError>
@@ -66,11 +71,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut entries: Vec<Entry> = entries.into_iter().collect();
+        let mut made = None;
         let queue = self.queue(|state| {
+            if let (Some(leading), (_, Some(previous)), Some(vote)) = (self.leading.get(), state.ends(), state.vote())
+                && leading.made(&vote, &entries)
+            {
+                made = Some((leading, vote, previous, entries.clone()));
+            }
             let ticket = state.append(&mut entries)?;
             Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
         });
         queue.await.map_err(write_error)?;
+        if let Some((leading, vote, previous, entries)) = made {
+            (leading.on_append)(vote, previous, &entries);
+        }
         Ok(())
     }
 
@@ -84,6 +98,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.wait_applied(log_id.index).await.map_err(write_error)?;
         let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
         Ok(self.change(change).await.map_err(write_error)?)
+    }
+}
+
+impl Leading {
+    /// Whether the node has made these entries itself, as the leader of the term it is in.
+    fn made(&self, vote: &Vote, entries: &[Entry]) -> bool {
+        vote.is_committed()
+            && vote.leader_id.node_id == self.node_id
+            && entries.iter().all(|entry| entry.log_id.leader_id == vote.leader_id)
     }
 }
 

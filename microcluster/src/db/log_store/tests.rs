@@ -4,6 +4,7 @@
 mod damage;
 mod disk;
 mod faults;
+mod leading;
 mod power_loss;
 mod restart;
 
@@ -13,14 +14,15 @@ use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader};
 
 use super::{LogError, LogOptions, LogStore};
 use crate::db::raft_types::{Command, Entry, LogId, Vote};
-use disk::Disk;
+pub(crate) use disk::Disk;
 
 /// Sizes so small that a few entries bring about all that happens in a long life.
 fn tiny() -> LogOptions {
     LogOptions { segment_bytes: 2000, allocate_bytes: 512, cache_bytes: 600, read_bytes: 500 }
 }
 
-fn open(disk: &Disk, options: LogOptions) -> Result<LogStore, LogError> {
+/// Opens the log on a disk in memory.
+pub(crate) fn open(disk: &Disk, options: LogOptions) -> Result<LogStore, LogError> {
     LogStore::open_in(Box::new(disk.clone()), options)
 }
 

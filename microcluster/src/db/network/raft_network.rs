@@ -14,7 +14,8 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{AnyError, OptionalSend};
 
-use super::client::{CallError, Peers, ReplyReceiver};
+use super::client::{CallError, Peers};
+use super::early::{Early, Joined, Lane};
 use super::message::{Call, Reply};
 use super::snapshot::{self, Sending};
 use crate::db::raft_types::{LogId, NodeId, Peer, Snapshot, TypeConfig, Vote};
@@ -26,6 +27,8 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(150);
 #[derive(Clone)]
 pub(crate) struct NetworkFactory {
     pub peers: Arc<Peers>,
+    /// Sends entries that the log here has not synced yet.
+    pub early: Arc<Early>,
     /// Where copies of the state are put while they are sent.
     pub dir: std::path::PathBuf,
     /// Tells that a snapshot is on its way.
@@ -39,11 +42,25 @@ pub(crate) struct Network {
     dir: std::path::PathBuf,
     target: NodeId,
     peer: Peer,
-    /// Entries that are on their way: vote, what they follow, the last one; and where the reply arrives.
-    appending: Option<(AppendKey, ReplyReceiver)>,
+    /// Entries on their way.
+    lane: Arc<Lane>,
 }
 
-type AppendKey = (Vote, Option<LogId>, Option<LogId>);
+/// A call with entries that openraft waits for; kept if it stops waiting.
+struct Waiting<'a> {
+    lane: &'a Lane,
+    vote: Vote,
+    previous: Option<LogId>,
+    joined: Option<Joined>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(joined) = self.joined.take() {
+            self.lane.keep(self.vote, self.previous, joined);
+        }
+    }
+}
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = Network;
@@ -54,8 +71,8 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
             peers: Arc::clone(&self.peers),
             dir: self.dir.clone(),
             target,
+            lane: self.early.lane(Arc::clone(&self.peers), target, node.address.clone()),
             peer: node.clone(),
-            appending: None,
         }
     }
 }
@@ -100,22 +117,26 @@ impl RaftNetwork<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
+        let (vote, previous) = (rpc.vote, rpc.prev_log_id);
         if rpc.entries.is_empty() {
             return appended(self.call(Call::Append(rpc)).await?);
         }
-        // openraft gives a call up after a heartbeat and sends the same again. Large entries on a slow network take longer:
-        // the repetition joins the call that is on its way.
-        let key = (rpc.vote, rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id));
-        let reply = match self.appending.take() {
-            Some((started, reply)) if started == key => reply,
-            _ => self.peers.start(self.target, &self.peer.address, Call::Append(rpc)).map_err(|error| sort(&error))?,
+        let joined = self.lane.append(rpc).map_err(|error| sort(&error))?;
+        let mut waiting = Waiting { lane: &self.lane, vote, previous, joined };
+        let Some(joined) = &mut waiting.joined else {
+            return Err(RPCError::Network(NetworkError::new(&AnyError::error("no entries to send"))));
         };
-        let (_, reply) = self.appending.insert((key, reply));
-        let result = reply.await;
-        self.appending = None;
-        appended(replied(result.unwrap_or_else(|_| {
+        let (last, is_all) = (joined.last, joined.is_all);
+        let result = (&mut joined.reply).await;
+        waiting.joined = None;
+        let response = appended(replied(result.unwrap_or_else(|_| {
             Err(CallError::Broken { address: self.peer.address.clone(), reason: "closed".into() })
-        }))?)
+        }))?);
+        self.lane.note(Some(last), response.as_ref().ok());
+        match response? {
+            AppendEntriesResponse::Success if !is_all => Ok(AppendEntriesResponse::PartialSuccess(Some(last))),
+            response => Ok(response),
+        }
     }
 
     async fn vote(&mut self, rpc: VoteRequest<NodeId>, _option: RPCOption) -> Result<VoteResponse<NodeId>, RpcError> {

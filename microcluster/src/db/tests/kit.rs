@@ -194,6 +194,19 @@ impl Cluster {
         .await;
     }
 
+    /// Has a member drop its log at once, as its janitor does when it has grown, and says up to where.
+    pub async fn shorten_log_now(&self, id: NodeId) -> u64 {
+        let db = self.db(id);
+        let applied = *db.changes().borrow();
+        let raft = &db.inner.raft;
+        raft.trigger().snapshot().await.unwrap();
+        let synced = || raft.metrics().borrow().snapshot.map_or(0, |log_id| log_id.index);
+        until("the state is on stable storage", || async { synced() >= applied }).await;
+        raft.trigger().purge_log(applied).await.unwrap();
+        until("the log is dropped", || async { db.purged_index() >= applied }).await;
+        applied
+    }
+
     /// Waits until the leader has dropped the start of its log.
     pub async fn shorten_log(&self, id: NodeId) {
         let db = self.db(id);

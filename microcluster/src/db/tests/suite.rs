@@ -15,7 +15,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let log = LogStore::open(&dir.path().join("log"), self.0.clone()).unwrap();
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
-        Ok((dir, log, StateMachine::open(&state).unwrap().0))
+        Ok((dir, log, StateMachine::open(&state).unwrap()))
     }
 }
 

@@ -97,8 +97,6 @@ impl Run {
         let connection = connections.take(shared.readers.path())?;
         *lock(&self.interrupt) = Some(connection.executor.engine().get_interrupt_handle());
         *lock(&self.connection) = Some(connection);
-        // Whatever happens from here on, also a panic in the closure: rolled back, and only then given back.
-        let _finish = Finish { run: self, connections };
         let transaction = Transaction {
             run: self,
             shared,
@@ -107,6 +105,9 @@ impl Run {
             writes: RefCell::new(Vec::new()),
             last_insert_rowid: Cell::new(0),
         };
+        // Whatever happens from here on, also a panic in the closure: rolled back, and only then given back. Made after the
+        // transaction, so that it ends before that gives the write lock to the next one.
+        let _finish = Finish { run: self, connections };
         if start.eager {
             transaction.enter()?;
         }

@@ -1,4 +1,5 @@
-//! A disk in memory. It fails when told to, and on a power failure forgets what was not synced.
+//! A disk in memory. It fails when told to, and on a power failure forgets what was not synced. A [`Disk`] is one
+//! folder on it; folders beside each other lose their power at one moment.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,7 @@ const SECTOR_BYTES: usize = 512;
 
 /// A directory on the disk. Clones are the same disk.
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Shared>);
+pub(crate) struct Disk(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -30,12 +31,12 @@ struct State {
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     /// Changes of names since the directory was synced.
-    pending_names: Vec<(String, Option<u64>)>,
+    pending_names: Vec<NameChange>,
     inodes: u64,
     /// Handles of an earlier power-on are dead.
     boot: u64,
-    /// How many operations there is power for.
-    power: Option<u64>,
+    /// How many operations there is power for, in this folder and those beside it.
+    power: Arc<Mutex<Option<u64>>>,
     faults: Vec<(Operation, io::ErrorKind)>,
     syncs_held: bool,
     syncs_waiting: usize,
@@ -48,6 +49,9 @@ struct Contents {
     durable: Vec<u8>,
     pending: Vec<Change>,
 }
+
+/// Names and what they stand for now, changed at once.
+type NameChange = Vec<(String, Option<u64>)>;
 
 enum Change {
     Write(usize, Vec<u8>),
@@ -66,46 +70,68 @@ pub(super) enum Operation {
 }
 
 impl Disk {
+    /// An empty folder beside this one: the same machine.
+    pub(crate) fn beside(&self) -> Self {
+        let state = State { power: Arc::clone(&self.lock().power), ..State::default() };
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
+    }
+
+    /// Gives a file another name, atomically.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.operate(Operation::Other)?;
+        let inode = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.to_owned(), inode);
+        state.pending_names.push(vec![(from.to_owned(), None), (to.to_owned(), Some(inode))]);
+        Ok(())
+    }
+
+    /// Whether the power is gone.
+    pub(crate) fn is_dark(&self) -> bool {
+        *self.lock().power() == Some(0)
+    }
+
     /// Lets the next operation of that kind fail, and only that one.
     pub(super) fn fail(&self, operation: Operation, kind: io::ErrorKind) {
         self.lock().faults.push((operation, kind));
     }
 
     /// After so many more operations the power is gone.
-    pub(super) fn power_for(&self, operations: u64) {
-        self.lock().power = Some(operations);
+    pub(crate) fn power_for(&self, operations: u64) {
+        *self.lock().power() = Some(operations);
     }
 
     /// Takes the power failure that is set back; `resume_power` sets it again.
-    pub(super) fn pause_power(&self) -> Option<u64> {
-        self.lock().power.take()
+    pub(crate) fn pause_power(&self) -> Option<u64> {
+        self.lock().power().take()
     }
 
     /// See `pause_power`.
-    pub(super) fn resume_power(&self, power: Option<u64>) {
-        self.lock().power = power;
+    pub(crate) fn resume_power(&self, power: Option<u64>) {
+        *self.lock().power() = power;
     }
 
     /// The process ends, the machine goes on: nothing is lost.
-    pub(super) fn restart_process(&self) {
+    pub(crate) fn restart_process(&self) {
         let mut state = self.lock();
         state.boot += 1;
-        state.power = None;
+        *state.power() = None;
     }
 
     /// The machine loses power. Of all that was not synced, any part may be lost.
-    pub(super) fn lose_power(&self, rng: &mut StdRng) {
+    pub(crate) fn lose_power(&self, rng: &mut StdRng) {
         let mut state = self.lock();
         let state = &mut *state;
         state.boot += 1;
-        state.power = None;
+        *state.power() = None;
         let kept = [0.0, 0.1, 0.5, 0.9, 1.0][rng.random_range(0..5)];
-        for (name, inode) in std::mem::take(&mut state.pending_names) {
+        for change in std::mem::take(&mut state.pending_names) {
             if rng.random_bool(kept) {
-                match inode {
-                    Some(inode) => state.durable_names.insert(name, inode),
-                    None => state.durable_names.remove(&name),
-                };
+                for (name, inode) in change {
+                    match inode {
+                        Some(inode) => state.durable_names.insert(name, inode),
+                        None => state.durable_names.remove(&name),
+                    };
+                }
             }
         }
         state.names = state.durable_names.clone();
@@ -142,12 +168,12 @@ impl Disk {
     }
 
     /// The names of the files, in order.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.lock().names.keys().cloned().collect()
     }
 
     /// The content of a file.
-    pub(super) fn contents(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
         let state = self.lock();
         state.files[&state.names[name]].live.clone()
     }
@@ -197,8 +223,12 @@ impl Disk {
 }
 
 impl State {
+    fn power(&self) -> MutexGuard<'_, Option<u64>> {
+        self.power.lock().unwrap()
+    }
+
     fn spend(&mut self, operation: Operation) -> io::Result<()> {
-        match &mut self.power {
+        match &mut *self.power() {
             Some(0) => return Err(io::Error::other("the power is gone")),
             Some(left) => *left -= 1,
             None => {}
@@ -252,7 +282,7 @@ impl Storage for Disk {
         let inode = state.inodes;
         state.files.insert(inode, Contents::default());
         state.names.insert(name.to_owned(), inode);
-        state.pending_names.push((name.to_owned(), Some(inode)));
+        state.pending_names.push(vec![(name.to_owned(), Some(inode))]);
         Ok(Arc::new(Handle { disk: self.clone(), inode, boot: state.boot }))
     }
 
@@ -265,7 +295,7 @@ impl Storage for Disk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.operate(Operation::Remove)?;
         state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
-        state.pending_names.push((name.to_owned(), None));
+        state.pending_names.push(vec![(name.to_owned(), None)]);
         Ok(())
     }
 

@@ -1,0 +1,267 @@
+//! Entries that go to the followers while this member, the leader, still brings them onto its own stable storage
+//! (section 10.2.1 of Ongaro's dissertation "Consensus: Bridging Theory and Practice").
+//!
+//! openraft 0.9 waits for its own log before it replicates. Here the log tells of new entries as soon as they are queued, and
+//! they are sent to every follower that has all before them. When openraft comes to send the same entries it is given
+//! the reply to the call that is under way, never before its own log is durable. So it counts nobody early; it is only answered sooner.
+//!
+//! A leader that stops meanwhile may have lost what a follower has got, under the same log ids. That is why it
+//! must not lead again in the same term: see [`LogStore::lead`](crate::db::log_store::LogStore::lead).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+
+use super::client::{CallError, Peers, ReplyReceiver};
+use super::message::Call;
+use crate::db::raft_types::{Entry, LogId, NodeId, TypeConfig, Vote};
+
+/// Larger entries are not sent early: what openraft would send in the end might be something else, and they again.
+const BYTES_MAX: usize = 256 << 10;
+
+/// Sends entries early.
+#[derive(Default)]
+pub(crate) struct Early(Mutex<Vec<Weak<Lane>>>);
+
+/// What is known of one follower, and what is on its way to it.
+pub(crate) struct Lane {
+    peers: Arc<Peers>,
+    target: NodeId,
+    address: String,
+    state: Mutex<LaneState>,
+}
+
+#[derive(Default)]
+struct LaneState {
+    /// The last entry that the follower is known to have, under this leader.
+    matched: Option<LogId>,
+    /// What openraft said last to be committed.
+    committed: Option<LogId>,
+    /// Entries that are on their way.
+    appending: Option<Appending>,
+}
+
+/// One call with entries.
+struct Appending {
+    vote: Vote,
+    /// What the entries follow.
+    previous: Option<LogId>,
+    /// The last of them.
+    last: LogId,
+    reply: ReplyReceiver,
+}
+
+/// A call that openraft waits for.
+pub(crate) struct Joined {
+    pub reply: ReplyReceiver,
+    /// The last of the entries that are on their way.
+    pub last: LogId,
+    /// Whether these are all that openraft wants to send.
+    pub is_all: bool,
+}
+
+impl Early {
+    /// A lane to a follower, for as long as it is held.
+    pub fn lane(&self, peers: Arc<Peers>, target: NodeId, address: String) -> Arc<Lane> {
+        let lane = Arc::new(Lane { peers, target, address, state: Mutex::default() });
+        let mut lanes = self.lock();
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(Arc::downgrade(&lane));
+        lane
+    }
+
+    /// Sends entries, which follow `previous`, to every follower that has that one and nothing else on its way.
+    pub fn send(&self, vote: Vote, previous: LogId, entries: &[Entry]) {
+        if entries.iter().map(command_bytes).sum::<usize>() > BYTES_MAX {
+            return;
+        }
+        let lanes: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        for lane in lanes {
+            lane.send(vote, previous, entries);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Lane>>> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lane {
+    fn send(&self, vote: Vote, previous: LogId, entries: &[Entry]) {
+        let Some(last) = entries.last().map(|entry| entry.log_id) else { return };
+        let mut state = self.lock();
+        if state.matched != Some(previous) || state.appending.is_some() {
+            return;
+        }
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: Some(previous),
+            entries: entries.to_vec(),
+            leader_commit: state.committed,
+        };
+        // A full queue is openraft's to report, when it sends the same.
+        if let Ok(reply) = self.peers.start(self.target, &self.address, Call::Append(request)) {
+            state.appending = Some(Appending { vote, previous: Some(previous), last, reply });
+        }
+    }
+
+    /// The call that carries what openraft wants to send, or the first of it: one under way, else a new one. openraft gives a
+    /// call up after a heartbeat and sends the same again; large entries on a slow network take longer.
+    pub fn append(&self, request: AppendEntriesRequest<TypeConfig>) -> Result<Option<Joined>, CallError> {
+        let Some(last) = request.entries.last().map(|entry| entry.log_id) else { return Ok(None) };
+        let mut state = self.lock();
+        state.committed = request.leader_commit;
+        if let Some(under_way) = state.appending.take()
+            && under_way.vote == request.vote
+            && under_way.previous == request.prev_log_id
+            && under_way.last <= last
+        {
+            return Ok(Some(Joined { reply: under_way.reply, last: under_way.last, is_all: under_way.last == last }));
+        }
+        let reply = self.peers.start(self.target, &self.address, Call::Append(request))?;
+        Ok(Some(Joined { reply, last, is_all: true }))
+    }
+
+    /// Keeps a call that openraft has given up, for when it sends the same again.
+    pub fn keep(&self, vote: Vote, previous: Option<LogId>, joined: Joined) {
+        self.lock().appending = Some(Appending { vote, previous, last: joined.last, reply: joined.reply });
+    }
+
+    /// Notes how a call with entries, or without any, ended.
+    pub fn note(&self, last: Option<LogId>, response: Option<&AppendEntriesResponse<NodeId>>) {
+        let has_all = matches!(response, Some(AppendEntriesResponse::Success));
+        self.lock().matched = last.filter(|_| has_all);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LaneState> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn command_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(command) => command.0.len(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::future::Future;
+    use std::io;
+    use std::pin::Pin;
+
+    use futures_util::StreamExt;
+    use openraft::{CommittedLeaderId, EntryPayload};
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::mpsc;
+    use tokio_util::codec::FramedRead;
+
+    use super::*;
+    use crate::db::network::message::{self, Frame, Reply, VERSION, Welcome, kind};
+    use crate::db::network::{PeerConnector, PeerStream};
+
+    /// A follower that takes everything, and tells which entries it was sent in each call.
+    struct Follower(mpsc::UnboundedSender<Vec<u64>>);
+
+    impl PeerConnector for Follower {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let calls = self.0.clone();
+            tokio::spawn(async move {
+                let (reader, mut writer) = tokio::io::split(theirs);
+                let mut frames = FramedRead::new(reader, message::frames());
+                let mut buffer = Vec::new();
+                frames.next().await.unwrap().unwrap();
+                message::put_frame(&mut buffer, kind::HELLO, 0, &Welcome::Accepted { version: VERSION }).unwrap();
+                while let Ok(()) = writer.write_all(&std::mem::take(&mut buffer)).await {
+                    let Some(Ok(bytes)) = frames.next().await else { return };
+                    let frame = Frame::parse(bytes.freeze()).unwrap();
+                    let number = frame.number;
+                    let Call::Append(request) = frame.call().unwrap() else { panic!("another call") };
+                    calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
+                    let reply = Reply::Append(AppendEntriesResponse::Success);
+                    message::put_frame(&mut buffer, kind::REPLY, number, &reply).unwrap();
+                }
+            });
+            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+        }
+    }
+
+    fn at(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(1, 1), index)
+    }
+
+    fn entries(indices: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
+        indices.map(|index| Entry { log_id: at(index), payload: EntryPayload::Blank }).collect()
+    }
+
+    fn request(indices: std::ops::RangeInclusive<u64>) -> AppendEntriesRequest<TypeConfig> {
+        let prev_log_id = Some(at(indices.start() - 1));
+        AppendEntriesRequest { vote: vote(), prev_log_id, entries: entries(indices), leader_commit: None }
+    }
+
+    fn vote() -> Vote {
+        Vote::new_committed(1, 1)
+    }
+
+    fn lane() -> (Early, Arc<Lane>, mpsc::UnboundedReceiver<Vec<u64>>) {
+        let (sender, calls) = mpsc::unbounded_channel();
+        let early = Early::default();
+        let lane = early.lane(Arc::new(Peers::new(Arc::new(Follower(sender)))), 2, "127.0.0.1:2".to_owned());
+        (early, lane, calls)
+    }
+
+    async fn succeeds(joined: Joined) {
+        let reply = joined.reply.await.unwrap().unwrap();
+        assert!(matches!(reply, Reply::Append(AppendEntriesResponse::Success)), "{reply:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_is_not_sent_again() {
+        let (early, lane, mut calls) = lane();
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        early.send(vote(), at(4), &entries(5..=6));
+        assert_eq!(calls.recv().await.unwrap(), [5, 6]);
+        // One thing at a time: what comes meanwhile goes with the next call.
+        early.send(vote(), at(6), &entries(7..=7));
+        let joined = lane.append(request(5..=7)).unwrap().unwrap();
+        assert_eq!((joined.last, joined.is_all), (at(6), false));
+        succeeds(joined).await;
+        let joined = lane.append(request(7..=7)).unwrap().unwrap();
+        assert!(joined.is_all);
+        succeeds(joined).await;
+        assert_eq!(calls.recv().await.unwrap(), [7]);
+        assert!(calls.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_given_up_is_joined_by_its_repetition() {
+        let (_early, lane, mut calls) = lane();
+        let joined = lane.append(request(5..=6)).unwrap().unwrap();
+        lane.keep(vote(), Some(at(4)), joined);
+        succeeds(lane.append(request(5..=6)).unwrap().unwrap()).await;
+        assert_eq!(calls.recv().await.unwrap(), [5, 6]);
+        assert!(calls.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_is_not_known_to_have_what_comes_before_is_sent_nothing_early() {
+        let (early, lane, mut calls) = lane();
+        early.send(vote(), at(4), &entries(5..=5));
+        lane.note(Some(at(3)), Some(&AppendEntriesResponse::Success));
+        early.send(vote(), at(4), &entries(5..=5));
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Conflict));
+        early.send(vote(), at(4), &entries(5..=5));
+        // Under another vote what is under way is no answer.
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        early.send(Vote::new_committed(2, 1), at(4), &entries(5..=5));
+        assert_eq!(calls.recv().await.unwrap(), [5]);
+        succeeds(lane.append(request(5..=5)).unwrap().unwrap()).await;
+        assert_eq!(calls.recv().await.unwrap(), [5]);
+        assert!(calls.try_recv().is_err());
+    }
+}
