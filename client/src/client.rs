@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -156,6 +156,27 @@ impl Client {
     /// When there is no answer.
     pub async fn query_raw(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<RawResponse, Error> {
         self.within_timeout(self.send(method, path, body.into())).await
+    }
+
+    /// Sends a request as it is, headers and all, to this daemon wherever it was for before, and returns the answer as it
+    /// comes. The timeout covers the time until the headers are there.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn forward(&self, request: Request<Bytes>) -> Result<RawResponse, Error> {
+        let (mut head, body) = request.into_parts();
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = format!("{}{path}", self.shared.origin).parse();
+        head.uri = uri.map_err(|e: http::uri::InvalidUri| Error::Request { path: path.into(), source: e.into() })?;
+        head.version = http::Version::default();
+        head.extensions.clear();
+        head.headers.remove(HOST);
+        if self.notification {
+            head.headers.insert(USER_AGENT, HeaderValue::from_static(NOTIFICATION_USER_AGENT));
+        }
+        let request = Request::from_parts(head, Full::new(body));
+        let sent = async { self.shared.http.request(request).await.map_err(|e| self.no_answer(e)) };
+        self.within_timeout(sent).await
     }
 
     fn new(connector: Connector, server: Server, origin: String) -> Self {

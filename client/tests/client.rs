@@ -77,6 +77,21 @@ async fn target_and_notification_mark_the_request() {
 }
 
 #[tokio::test]
+async fn a_request_is_sent_on_as_it_is() {
+    let server = Server::unix(|_| answer(404, "as it is"));
+    let request =
+        http::Request::put("http://elsewhere/1.0/x?y=1").header("host", "elsewhere").header("user-agent", "own");
+    let request = request.body("{}".into()).unwrap();
+    let answer = server.unix_client().forward(request.clone()).await.unwrap();
+    assert_eq!(answer.status(), 404);
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "as it is");
+    server.unix_client().notification().forward(request).await.unwrap();
+    let seen = server.requests();
+    assert_eq!((seen[0].line.as_str(), seen[0].body.as_str(), seen[0].agent.as_str()), ("PUT /1.0/x?y=1", "{}", "own"));
+    assert_eq!(seen[1].agent, NOTIFICATION_USER_AGENT);
+}
+
+#[tokio::test]
 async fn a_refusal_keeps_code_message_and_retry_after_apart() {
     let server = Server::unix(|request| match request.line.as_str() {
         "GET /core/1.0" => {

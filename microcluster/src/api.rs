@@ -11,6 +11,7 @@ mod errors;
 mod extract;
 mod forward;
 mod internal;
+mod proxy;
 mod routes;
 mod sql;
 mod table;

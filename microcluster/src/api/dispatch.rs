@@ -18,7 +18,8 @@ use tower::Service;
 use tracing::Instrument;
 
 use super::extract::{BodyMax, drain, too_large};
-use super::forward;
+use super::forward::{self, Outcome};
+use super::proxy;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route};
 use super::table::table;
 use crate::error::Error;
@@ -114,16 +115,17 @@ impl PathRoutes {
         }
         request.extensions_mut().insert(BodyMax(route.body_max));
         let handler = route.handler.clone();
-        let (state, leader) = (self.state.clone(), route.leader);
+        let (state, leader, target) = (self.state.clone(), route.leader, route.target);
         let run = async move {
-            if leader {
-                match forward::to_leader(&state, request).await {
-                    Ok(forward::Outcome::Here(request)) => handler(request, state).await,
-                    Ok(forward::Outcome::Answered(response)) => response,
-                    Err(e) => e.into_response(),
-                }
-            } else {
-                handler(request, state).await
+            let place = match (leader, target) {
+                (true, _) => forward::to_leader(&state, request).await,
+                (_, true) => proxy::to_target(&state, request).await,
+                (false, false) => Ok(Outcome::Here(request)),
+            };
+            match place {
+                Ok(Outcome::Here(request)) => handler(request, state).await,
+                Ok(Outcome::Answered(response)) => response,
+                Err(e) => e.into_response(),
             }
         };
         if route.detached {

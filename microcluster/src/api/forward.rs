@@ -5,10 +5,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::HeaderMap;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE, USER_AGENT};
 use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
 
-use super::extract::read_body;
+use super::extract::{BodyMax, read_body};
 use crate::cluster::Node;
 use crate::db::Status;
 use crate::error::Error;
@@ -30,10 +31,7 @@ pub(super) enum Outcome {
 /// Passes a request on to the leader, unless that is this member.
 pub(super) async fn to_leader(state: &State, request: Request) -> Result<Outcome, Error> {
     let node = state.node()?;
-    let is_forwarded = request
-        .headers()
-        .get(USER_AGENT)
-        .is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()));
+    let is_forwarded = is_forwarded(&request);
     // Who passed it on saw this member lead: that is over, or not known here yet. One hop, never two.
     let known = |status: &Status| status.is_leader() || (!is_forwarded && status.leader.is_some());
     let status = wait_for(&node, known).await?;
@@ -52,6 +50,12 @@ pub(super) async fn to_new_leader(node: &Node, request: Request) -> Result<Respo
     pass_on(&client, request).await
 }
 
+/// Whether another member has passed the request on already.
+pub(super) fn is_forwarded(request: &Request) -> bool {
+    let agent = request.headers().get(USER_AGENT);
+    agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()))
+}
+
 async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<Status, Error> {
     let mut watch = node.db.status_watch();
     let wait = async { watch.wait_for(|status| condition(status)).await.map(|status| status.clone()) };
@@ -61,20 +65,29 @@ async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<St
     }
 }
 
-async fn pass_on(client: &Client, request: Request) -> Result<Response, Error> {
-    let method = request.method().clone();
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let body = read_body(request).await?;
-    let client = client.notification().timeout(FORWARD_TIMEOUT);
-    let (head, body) = client.query_raw(method, &path, body).await?.into_parts();
-    let mut response = Response::new(Body::new(body));
-    *response.status_mut() = head.status;
-    for name in [CONTENT_TYPE, CONTENT_LENGTH, RETRY_AFTER] {
-        if let Some(value) = head.headers.get(&name) {
-            response.headers_mut().insert(name, value.clone());
-        }
+/// Sends the request to another member, with the headers that are the client's own, and returns its answer.
+pub(super) async fn pass_on(client: &Client, request: Request) -> Result<Response, Error> {
+    let (mut head, body) = request.into_parts();
+    let mut rest = Request::new(body);
+    if let Some(max) = head.extensions.remove::<BodyMax>() {
+        rest.extensions_mut().insert(max);
     }
+    let body = read_body(rest).await?;
+    keep_end_to_end(&mut head.headers);
+    // It is told anew: the body may have come in pieces.
+    head.headers.remove(CONTENT_LENGTH);
+    let request = http::Request::from_parts(head, body);
+    let answer = client.notification().timeout(FORWARD_TIMEOUT).forward(request).await?;
+    let mut response = answer.map(Body::new);
+    keep_end_to_end(response.headers_mut());
     Ok(response)
+}
+
+/// Removes the headers that are of one connection alone.
+fn keep_end_to_end(headers: &mut HeaderMap) {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, EXPECT] {
+        headers.remove(name);
+    }
 }
 
 fn no_leader() -> Error {

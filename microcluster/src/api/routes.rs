@@ -66,6 +66,8 @@ pub(crate) struct Route {
     pub phase: Phase,
     /// Only the leader can do it: others pass it on.
     pub leader: bool,
+    /// With `?target=NAME` it is for that member: others pass it on.
+    pub target: bool,
     /// Most bytes of a body.
     pub body_max: usize,
     /// Goes on when its client hangs up.
@@ -98,6 +100,7 @@ impl Route {
             access: Access::Member,
             phase: Phase::Member,
             leader: false,
+            target: false,
             body_max: BODY_MAX,
             traced: true,
             handler: Arc::new(move |request, state| Box::pin(handler.clone().call(request, state))),
@@ -116,6 +119,11 @@ impl Route {
 
     pub(super) fn leader(mut self) -> Route {
         self.leader = true;
+        self
+    }
+
+    pub(super) fn target(mut self) -> Route {
+        self.target = true;
         self
     }
 

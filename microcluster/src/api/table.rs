@@ -21,12 +21,12 @@ pub(super) fn table() -> Vec<Route> {
         Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
-        Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show),
-        Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace),
-        Route::new(M::PATCH, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_change),
-        Route::new(M::GET, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_list),
-        Route::new(M::PUT, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_replace),
-        Route::new(M::GET, "/core/1.0/daemon/status", UNIX_AND_TLS, daemon::status_show),
+        Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show).target(),
+        Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace).target(),
+        Route::new(M::PATCH, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_change).target(),
+        Route::new(M::GET, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_list).target(),
+        Route::new(M::PUT, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_replace).target(),
+        Route::new(M::GET, "/core/1.0/daemon/status", UNIX_AND_TLS, daemon::status_show).target(),
         Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list),
         Route::new(M::GET, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_show),
         Route::new(M::DELETE, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_remove).leader(),
@@ -74,41 +74,52 @@ mod tests {
     use super::*;
     use crate::api::routes::ListenerKind;
 
+    /// Where a request is done.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Done {
+        /// Where it comes in.
+        Here,
+        /// On the leader.
+        Leader,
+        /// On the member that `?target=` names.
+        Target,
+    }
+
     /// Path, method, listeners (u: socket, t: cluster address, p: pre-init address), access, phase,
-    /// leader. A change here changes who may do what: it is to be seen in a review.
-    const EXPECTED: &[(&str, &str, &str, Access, Phase, bool)] = &[
-        ("/", "GET", "utp", Access::Open, Phase::Always, false),
-        ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, false),
-        ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, false),
-        ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/daemon/config", "PATCH", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/daemon/servers", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/daemon/servers", "PUT", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/daemon/status", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, true),
-        ("/core/1.0/cluster/certificates/{name}", "PUT", "ut", Access::Member, Phase::Always, false),
-        ("/core/1.0/database/verify", "POST", "ut", Access::Member, Phase::Member, false),
-        ("/core/1.0/tokens/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
-        ("/core/control", "POST", "u", Access::Socket, Phase::Always, false),
-        ("/core/control/shutdown", "POST", "u", Access::Socket, Phase::Always, false),
-        ("/core/control/tokens", "GET", "u", Access::Socket, Phase::Member, false),
-        ("/core/control/tokens", "POST", "u", Access::Socket, Phase::Member, false),
-        ("/core/internal/cluster", "POST", "ut", Access::Token, Phase::Member, true),
-        ("/core/internal/cluster/{name}/confirm", "POST", "t", Access::Token, Phase::Member, true),
-        ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, true),
-        ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, true),
-        ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, false),
-        ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, false),
-        ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, false),
-        ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, false),
+    /// where it is done. A change here changes who may do what: it is to be seen in a review.
+    const EXPECTED: &[(&str, &str, &str, Access, Phase, Done)] = &[
+        ("/", "GET", "utp", Access::Open, Phase::Always, Done::Here),
+        ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, Done::Here),
+        ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, Done::Here),
+        ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/daemon/config", "PATCH", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/daemon/servers", "GET", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/daemon/servers", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/daemon/status", "GET", "ut", Access::Member, Phase::Member, Done::Target),
+        ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Leader),
+        ("/core/1.0/cluster/certificates/{name}", "PUT", "ut", Access::Member, Phase::Always, Done::Here),
+        ("/core/1.0/database/verify", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/1.0/tokens/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/control", "POST", "u", Access::Socket, Phase::Always, Done::Here),
+        ("/core/control/shutdown", "POST", "u", Access::Socket, Phase::Always, Done::Here),
+        ("/core/control/tokens", "GET", "u", Access::Socket, Phase::Member, Done::Here),
+        ("/core/control/tokens", "POST", "u", Access::Socket, Phase::Member, Done::Here),
+        ("/core/internal/cluster", "POST", "ut", Access::Token, Phase::Member, Done::Leader),
+        ("/core/internal/cluster/{name}/confirm", "POST", "t", Access::Token, Phase::Member, Done::Leader),
+        ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, Done::Leader),
+        ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, Done::Leader),
+        ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),
+        ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Here),
     ];
 
     #[test]
@@ -122,7 +133,13 @@ mod tests {
         assert_eq!(table.len(), EXPECTED.len(), "every route has a row in this test");
         for (route, expected) in table.iter().zip(EXPECTED) {
             let listeners: String = route.listeners.iter().map(letter).collect();
-            let row = (route.path, route.method.as_str(), &*listeners, route.access, route.phase, route.leader);
+            let done = match (route.leader, route.target) {
+                (true, false) => Done::Leader,
+                (false, true) => Done::Target,
+                (false, false) => Done::Here,
+                (true, true) => panic!("{} is for the leader and for a target", route.path),
+            };
+            let row = (route.path, route.method.as_str(), &*listeners, route.access, route.phase, done);
             assert_eq!(row, *expected);
         }
     }

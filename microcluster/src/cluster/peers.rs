@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use microcluster_client::{
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::member_verifier::MemberVerifier;
 use crate::db::{PROTOCOL, PeerConnector, PeerStream};
@@ -70,6 +70,21 @@ impl Peers {
         Client::tls(address, Some(&identity), &ServerTrust::Pinned(cluster))
     }
 
+    /// A connection of its own to the member at that address, for HTTP/1.1.
+    pub async fn stream(&self, address: Address) -> io::Result<TlsStream<TcpStream>> {
+        let (mut config, name) = {
+            let shared = self.lock();
+            (shared.config.clone(), shared.name.clone())
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let opened = async {
+            let tcp = TcpStream::connect(address.socket_addr()).await?;
+            tcp.set_nodelay(true)?;
+            TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(readable)
+        };
+        in_time(&address.to_string(), opened).await
+    }
+
     /// Closes what is kept open to members that are not any more.
     pub fn retain(&self, keep: impl Fn(Address) -> bool) {
         self.lock().clients.retain(|address, _| keep(*address));
@@ -83,16 +98,24 @@ impl Peers {
 
 impl PeerConnector for Peers {
     fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-        let (mut config, name) = {
-            let shared = self.lock();
-            (shared.config.clone(), shared.name.clone())
-        };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let peers = self.clone();
         Box::pin(async move {
-            let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"));
-            tokio::time::timeout(CONNECT_TIMEOUT, connect(config, name, &address)).await.map_err(late)?
+            let opened = async {
+                let parsed: Address = address.parse().map_err(|e| invalid(&e))?;
+                upgrade(peers.stream(parsed).await?, &address).await
+            };
+            in_time(&address, opened).await
         })
     }
+}
+
+async fn in_time<T>(address: &str, opened: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"));
+    tokio::time::timeout(CONNECT_TIMEOUT, opened).await.map_err(late)?
+}
+
+fn invalid(e: &dyn std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, e.to_string())
 }
 
 /// The reason in words where the certificate was the wrong one: the TLS library shows it as a structure.
@@ -105,13 +128,8 @@ fn readable(error: io::Error) -> io::Error {
     }
 }
 
-/// TLS, then the upgrade, then the raw stream.
-async fn connect(config: rustls::ClientConfig, name: ServerName<'static>, address: &str) -> io::Result<PeerStream> {
-    let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
-    let socket: SocketAddr = address.parse().map_err(|e| invalid(&e))?;
-    let tcp = TcpStream::connect(socket).await?;
-    tcp.set_nodelay(true)?;
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(readable)?;
+/// The upgrade, then the raw stream.
+async fn upgrade(tls: TlsStream<TcpStream>, address: &str) -> io::Result<PeerStream> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(RAFT_PATH)

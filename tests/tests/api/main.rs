@@ -8,4 +8,5 @@ mod contract;
 mod control;
 mod http;
 mod sql;
+mod target;
 mod tokens;

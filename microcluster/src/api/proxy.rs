@@ -1,0 +1,218 @@
+//! Requests for one member, by `?target=NAME`: run here if that is this one, else passed on to it, upgrades too.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, HOST, UPGRADE, USER_AGENT};
+use http::{HeaderValue, StatusCode, Uri, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use microcluster_client::{Address, NOTIFICATION_USER_AGENT, Name};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::forward::{self, Outcome};
+use crate::cluster::Node;
+use crate::error::Error;
+use crate::state::State;
+use crate::tasks::Tasks;
+
+/// Passes a request on to the member that it is for, unless that is this one or nobody in particular.
+pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome, Error> {
+    let Some(name) = target(request.uri())? else {
+        return Ok(Outcome::Here(request));
+    };
+    let node = state.node()?;
+    if name == node.name {
+        return Ok(Outcome::Here(request));
+    }
+    if forward::is_forwarded(&request) {
+        // Whoever passed it on has taken this member for another one. One hop, never two.
+        return Err(Error::not_found(format!("this is the member {}, not {name}", node.name)));
+    }
+    let address = address(&node, &name).await?;
+    let passed_on = if request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE) {
+        let stream = node.peers.stream(address).await.map_err(|e| {
+            Error::unavailable(format!("the member {name} cannot be reached")).retry_after(1).caused_by(e)
+        })?;
+        upgrade(stream, address, request, node.transports()).await
+    } else {
+        forward::pass_on(&node.peers.client(address), request).await
+    };
+    passed_on.map(Outcome::Answered)
+}
+
+/// The member that a request is for.
+fn target(uri: &Uri) -> Result<Option<Name>, Error> {
+    let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    let mut values = pairs.filter(|(key, value)| *key == "target" && !value.is_empty()).map(|(_, value)| value);
+    let name = values.next().map(str::parse).transpose();
+    name.map_err(|e: microcluster_client::NameError| Error::bad_request(format!("the target of the request: {e}")))
+}
+
+/// Where a member is.
+async fn address(node: &Arc<Node>, name: &Name) -> Result<Address, Error> {
+    let find = || node.trust.current().iter().find(|member| member.name == *name).map(|member| member.address);
+    if let Some(address) = find() {
+        return Ok(address);
+    }
+    // It may be new.
+    node.refresh_trust().await?;
+    let unknown = || format!("there is no member named {name}; `microctl cluster list` shows those there are");
+    find().ok_or_else(|| Error::not_found(unknown()))
+}
+
+/// Passes a request on over a stream of its own. When the other side agrees to the upgrade the two connections are
+/// joined, in a task of `tasks`, until both are closed.
+async fn upgrade<S>(stream: S, address: Address, mut request: Request, tasks: &Tasks) -> Result<Response, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let ours = request.extensions_mut().remove::<OnUpgrade>();
+    let ours = ours.ok_or_else(|| Error::bad_request("this connection cannot be upgraded"))?;
+    let lost = |e: hyper::Error| Error::timeout(format!("the connection to {address} ended early")).caused_by(e);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    tasks.spawn("proxied connection", async move {
+        if let Err(e) = connection.with_upgrades().await {
+            tracing::debug!(error = %e, "a proxied connection ended early");
+        }
+    });
+    // Every header goes on, those of the upgrade too; only who asks and whom is another one.
+    let host = HeaderValue::from_str(&address.to_string()).map_err(|e| Error::internal("no host").caused_by(e))?;
+    request.headers_mut().insert(HOST, host);
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(NOTIFICATION_USER_AGENT));
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    *request.uri_mut() = path.parse().map_err(|e: http::uri::InvalidUri| Error::bad_request(e.to_string()))?;
+    let response = sender.send_request(request).await.map_err(lost)?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response.map(Body::new));
+    }
+    let mut answer = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    for (name, value) in response.headers() {
+        answer.headers_mut().append(name, value.clone());
+    }
+    answer.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("Upgrade"));
+    let theirs = hyper::upgrade::on(response);
+    tasks.spawn("proxied upgrade", async move {
+        let (ours, theirs) = match tokio::try_join!(ours, theirs) {
+            Ok(both) => both,
+            Err(e) => return tracing::debug!(error = %e, "a proxied upgrade was not finished"),
+        };
+        let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
+        if let Err(e) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
+            tracing::debug!(error = %e, "a proxied upgrade ended early");
+        }
+    });
+    Ok(answer)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    use http_body_util::Empty;
+    use hyper::body::{Bytes, Incoming};
+    use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    #[test]
+    fn the_target_is_the_one_that_is_named() {
+        let named = |query: &str| target(&format!("/core/1.0/x{query}").parse().unwrap());
+        assert_eq!(named("").unwrap(), None);
+        assert_eq!(named("?target=").unwrap(), None);
+        assert_eq!(named("?a=b&target=c2").unwrap(), Some("c2".parse().unwrap()));
+        assert_eq!(named("?target=a_b").unwrap_err().status(), 400);
+        assert_eq!(named("?target=../x").unwrap_err().status(), 400);
+    }
+
+    type Answered = Result<hyper::Response<Body>, Infallible>;
+
+    /// Serves HTTP/1.1 on one end of a pipe and returns the other.
+    fn server<F, R>(tasks: &Tasks, answer: F) -> DuplexStream
+    where
+        F: Fn(hyper::Request<Incoming>) -> R + Send + 'static,
+        R: Future<Output = Answered> + Send + 'static,
+    {
+        let (near, far) = duplex(1 << 10);
+        let serving = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(far), service_fn(answer))
+            .with_upgrades();
+        tasks.spawn("server", async move { drop(serving.await) });
+        near
+    }
+
+    /// A client, the proxy and a server that upgrades and then sends everything back.
+    async fn through_the_proxy(server_status: StatusCode) -> (hyper::Response<Incoming>, Tasks) {
+        let tasks = Tasks::new("test");
+        let own = tasks.clone();
+        let near = server(&tasks, move |request| {
+            let own = own.clone();
+            let (end, tasks) = (server_end(&own, server_status), own);
+            async move {
+                let address = "127.0.0.1:9".parse().unwrap();
+                let answer = upgrade(end, address, request.map(Body::new), &tasks).await;
+                Ok(answer.unwrap_or_else(IntoResponse::into_response))
+            }
+        });
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+        tasks.spawn("client", async move { drop(connection.with_upgrades().await) });
+        let request = hyper::Request::get("/1.0/echo?target=c2")
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "echo")
+            .header("x-own", "kept");
+        let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        (response, tasks)
+    }
+
+    fn server_end(tasks: &Tasks, status: StatusCode) -> DuplexStream {
+        let own = tasks.clone();
+        server(tasks, move |mut request| {
+            assert_eq!(request.uri(), "/1.0/echo?target=c2");
+            assert_eq!(request.headers()["x-own"], "kept");
+            assert_eq!(request.headers()[UPGRADE], "echo");
+            let upgraded = hyper::upgrade::on(&mut request);
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                own.spawn("echo", async move {
+                    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded.await.unwrap()));
+                    tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+                    writer.shutdown().await.unwrap();
+                });
+            }
+            let mut response = hyper::Response::new(Body::from(if status == 101 { "" } else { "no" }));
+            *response.status_mut() = status;
+            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("echo"));
+            async move { Ok(response) }
+        })
+    }
+
+    #[tokio::test]
+    async fn an_upgrade_goes_through_in_both_directions() {
+        let (response, tasks) = through_the_proxy(StatusCode::SWITCHING_PROTOCOLS).await;
+        assert_eq!(response.status(), 101);
+        assert_eq!(response.headers()[UPGRADE], "echo");
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        for text in ["one", "two"] {
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut back = [0; 3];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, text.as_bytes());
+        }
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "the end goes through too");
+        drop(stream);
+        tasks.shutdown(Duration::from_secs(10)).await;
+    }
+
+    #[tokio::test]
+    async fn a_refusal_comes_back_as_it_is() {
+        let (response, _tasks) = through_the_proxy(StatusCode::FORBIDDEN).await;
+        assert_eq!(response.status(), 403);
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        assert_eq!(body, "no");
+    }
+}
