@@ -215,7 +215,8 @@ impl From<TaskLost> for Error {
                 Error::internal("the request failed inside the daemon; its log says why").caused_by(lost)
             }
             TaskLost::CutOff { .. } => {
-                Error::timeout("the daemon stopped before the request was done; whether it was is unknown").caused_by(lost)
+                Error::timeout("the daemon stopped before the request was done; whether it was is unknown")
+                    .caused_by(lost)
             }
         }
     }
