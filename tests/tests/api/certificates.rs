@@ -115,3 +115,34 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
     eventually("the removed member is free", async || removed.is_uninitialised().await).await;
     assert_eq!(std::fs::read_dir(removed.dir().join("certificates")).unwrap().count(), 0);
 }
+
+/// What an operator put into the state directory is used or refused, never replaced by something else.
+#[tokio::test]
+async fn a_server_certificate_that_cannot_be_used_ends_the_start() {
+    let (pair, other) = (self_signed("c1"), self_signed("c1"));
+    for (certificate, key, named) in [
+        (Some(&pair.cert), Some(&other.key), "server.crt"),
+        (None, Some(&pair.key), "server.key"),
+        (Some(&pair.cert), None, "server.crt"),
+    ] {
+        let mut daemon = Daemon::new("c1");
+        std::fs::create_dir_all(daemon.dir()).unwrap();
+        let (crt, key_path) = (daemon.dir().join("server.crt"), daemon.dir().join("server.key"));
+        if let Some(certificate) = certificate {
+            std::fs::write(&crt, certificate).unwrap();
+        }
+        if let Some(key) = key {
+            std::fs::write(&key_path, key.expose()).unwrap();
+        }
+        daemon.spawn();
+        assert_eq!(daemon.ended().await.code(), Some(1));
+        assert!(daemon.log().contains(named), "{}", daemon.log());
+        assert_eq!(std::fs::read_to_string(&crt).ok().as_ref(), certificate);
+        assert_eq!(std::fs::read_to_string(&key_path).ok().as_deref(), key.map(|key| key.expose()));
+        std::fs::write(&crt, &pair.cert).unwrap();
+        std::fs::write(&key_path, pair.key.expose()).unwrap();
+        daemon.start_again().await;
+        daemon.bootstrap().await;
+        assert_eq!(daemon.read("server.crt"), pair.cert);
+    }
+}

@@ -1,6 +1,7 @@
 //! Clean stops, and the lock of the state directory.
 
-use cluster_tests::{Daemon, TestCluster, Writers};
+use cluster_tests::{DEADLINE, Daemon, TestCluster, Writers};
+use rustix::process::Signal;
 
 #[tokio::test]
 async fn a_daemon_stops_cleanly_on_a_signal_and_on_request() {
@@ -61,4 +62,31 @@ async fn a_daemon_starts_after_one_that_was_killed() {
     assert!(daemon.dir().join("control.socket").exists());
     daemon.start_again().await;
     daemon.is_uninitialised().await.unwrap();
+}
+
+/// A request that waits for a majority that does not come, on a daemon that is told to stop: whether it is done is open.
+#[tokio::test]
+async fn a_request_that_a_stop_cuts_off_is_told_that_its_outcome_is_unknown() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let leader = cluster.leader().await;
+    for place in (0..3).filter(|place| *place != leader) {
+        cluster.members[place].kill();
+    }
+    let member = &cluster.members[leader];
+    let client = member.tls_client(&member.trust()).timeout(DEADLINE);
+    client.ready().await.ok();
+    let nobody = "nobody".parse().unwrap();
+    let mut request = Box::pin(client.revoke_token(&nobody));
+    // Over the same connection, after it: when this is answered that one is there.
+    tokio::select! {
+        biased;
+        early = &mut request => panic!("nothing can be answered: {early:?}"),
+        status = client.status() => drop(status.unwrap()),
+    }
+    member.signal(Signal::TERM);
+    let error = request.await.unwrap_err();
+    assert_eq!(error.code(), Some(504), "{error}");
+    assert!(error.to_string().contains("unknown"), "{error}");
+    assert_eq!(cluster.members[leader].ended().await.code(), Some(0));
 }
