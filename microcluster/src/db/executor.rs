@@ -204,6 +204,11 @@ impl Executor {
         self.guard.take_touched()
     }
 
+    /// Whether a transaction is open.
+    pub fn is_in_transaction(&self) -> bool {
+        !self.connection.is_autocommit()
+    }
+
     /// SQLite's rowid of the last insert.
     pub fn last_insert_rowid(&self) -> i64 {
         self.connection.last_insert_rowid()

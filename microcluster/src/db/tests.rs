@@ -247,6 +247,31 @@ async fn transactions_of_one_member_wait_for_each_other() {
     assert_eq!(count(&cluster, 1, "c").await, 320);
 }
 
+/// `RAISE(ROLLBACK)` takes the closure's whole transaction: what the closure does after it must go nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closure_whose_transaction_was_rolled_back_is_over() {
+    let cluster = Cluster::new(3).await;
+    let schema = "CREATE TABLE t(a); CREATE TABLE other(a);
+        CREATE TRIGGER tr BEFORE INSERT ON t WHEN new.a = 7 BEGIN SELECT RAISE(ROLLBACK, 'all of it'); END";
+    cluster.db(1).sql(schema, vec![], Consistency::Linearizable).await.unwrap();
+    for id in 1..=3 {
+        let db = cluster.db(id);
+        let error = db.transaction(|tx| {
+            tx.execute("INSERT INTO other VALUES (1)", ())?;
+            tx.execute("INSERT INTO t VALUES (7)", ()).unwrap_err();
+            // It does not care, and goes on.
+            let _ = tx.execute("INSERT INTO other VALUES (2)", ());
+            let _ = tx.query_row("SELECT count(*) FROM other", (), |row| row.get::<_, i64>(0));
+            Ok(())
+        });
+        let error = error.await.unwrap_err();
+        assert!(matches!(&error, Error::Sql { message } if message.contains("rolled")), "{error:?}");
+    }
+    assert_eq!(count(&cluster, 1, "other").await, 0);
+    let verification = cluster.db(1).verify().await.unwrap();
+    assert!(verification.members.iter().all(|(_, _, verdict)| *verdict == Verdict::Same), "{verification:?}");
+}
+
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("there are enough")]
 struct Enough;

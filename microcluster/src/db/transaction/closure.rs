@@ -111,7 +111,7 @@ impl Run {
         if start.eager {
             transaction.enter()?;
         }
-        let index = self.with(|connection| {
+        let index = self.with_connection(|connection| {
             connection.executor.engine_execute("BEGIN", ())?;
             let index = read_applied_index(connection.executor.engine())?;
             connection.begin(start);
@@ -121,11 +121,25 @@ impl Run {
         if self.preempted.load(Ordering::SeqCst) {
             return Err(conflict());
         }
+        // What was rolled back under the closure is not to be acknowledged, also if the closure does not care.
+        let value = value.and_then(|value| self.with(|_| Ok(value)));
         let (writes, touched) = (transaction.writes.take(), transaction.touched.take());
         Ok(Ran { value, index, writes, touched })
     }
 
+    /// Works inside the transaction. When a statement has rolled that back (`RAISE(ROLLBACK)`), nothing works any more: it
+    /// would be outside of every transaction, and stay.
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {
+        self.with_connection(|connection| {
+            if connection.executor.is_in_transaction() {
+                work(connection)
+            } else {
+                Err(Error::Sql { message: "the transaction was rolled back by a statement in it".to_owned() })
+            }
+        })
+    }
+
+    fn with_connection<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {
         let Ok(mut guard) = self.connection.try_lock() else {
             return Err(match self.preempted.load(Ordering::SeqCst) {
                 true => conflict(),
