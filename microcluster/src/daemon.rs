@@ -16,12 +16,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::member::Running;
 use self::signals::{Signal, Signals};
-pub(crate) use self::start::start;
 use crate::api::{Api, ListenerKind};
+use crate::config::Settings;
 use crate::db::OpenError;
 use crate::error::Fatal;
 use crate::listener::{self, Listener};
@@ -159,7 +160,17 @@ impl Handle {
 }
 
 /// Runs a daemon until a signal or its control API ends it.
-pub(crate) async fn run(settings: crate::config::Settings) -> Result<(), RunError> {
+pub(crate) fn run(settings: Settings) -> BoxFuture<'static, Result<(), RunError>> {
+    Box::pin(run_until_ended(settings))
+}
+
+/// Starts a daemon. It is up when this returns.
+pub(crate) fn start(settings: Settings) -> BoxFuture<'static, Result<Handle, StartError>> {
+    // In a box, like the one above: a product's crate would compile the whole daemon again to hold its future.
+    Box::pin(start::start(settings))
+}
+
+async fn run_until_ended(settings: Settings) -> Result<(), RunError> {
     let mut signals =
         Signals::new().map_err(|source| StartError::File { action: "wait for", path: "signals".into(), source })?;
     let mut handle = tokio::select! {

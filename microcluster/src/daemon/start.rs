@@ -36,7 +36,7 @@ struct FoundMember {
 }
 
 /// Starts a daemon. It is up when this returns.
-pub(crate) async fn start(settings: Settings) -> Result<Handle, StartError> {
+pub(super) async fn start(settings: Settings) -> Result<Handle, StartError> {
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
