@@ -16,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub(crate) use client::{CallError, Peers};
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
+#[cfg(feature = "bench")]
+pub(crate) use message::{Frame, put_call};
 pub(crate) use raft_network::NetworkFactory;
 pub(crate) use server::{Service, serve};
 pub(crate) use snapshot::Sending;
