@@ -34,7 +34,7 @@ fn apply(criterion: &mut Criterion, entries: u64, requests: u64) -> Result<(), B
         bencher.iter_custom(|rounds| {
             let mut taken = Duration::ZERO;
             for _ in 0..rounds {
-                let made: Result<Vec<_>, _> = (0..entries).map(|_| state.insertions(requests)).collect();
+                let made = state.insertions(entries, requests);
                 let start = Instant::now();
                 if let Err(error) = made.and_then(|made| state.apply(&made)) {
                     panic!("it cannot be applied: {error}");

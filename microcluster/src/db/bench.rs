@@ -50,6 +50,9 @@ impl Log {
     }
 }
 
+/// Log entries, for [`State::apply`].
+pub struct Entries(Vec<Entry>);
+
 /// A state to apply entries to.
 pub struct State {
     applier: Applier,
@@ -68,22 +71,22 @@ impl State {
         let mut state = Self { applier, next: 0, sequence: 0 };
         let schema = Body::Script("CREATE TABLE t(id INTEGER PRIMARY KEY, k INTEGER, text TEXT)".to_owned());
         let schema = state.entry(vec![schema])?;
-        state.apply(&[schema])?;
+        state.apply(&Entries(vec![schema]))?;
         Ok(state)
     }
 
-    /// An entry of so many requests, each of which inserts a small row.
+    /// So many entries of so many requests, each of which inserts a small row.
     ///
     /// # Errors
     ///
     /// If it cannot be encoded.
-    pub fn insertions(&mut self, requests: u64) -> io::Result<Entry> {
-        let insert = |number| {
+    pub fn insertions(&mut self, entries: u64, requests: u64) -> io::Result<Entries> {
+        let insert = |number: u64| {
             let statement = Statement::new("INSERT INTO t(k, text) VALUES (?1, ?2)");
             Body::Statements(vec![statement.bind(number as i64).bind("a row as small as rows of clusters are")])
         };
-        let bodies = (0..requests).map(|request| insert(self.sequence + request)).collect();
-        self.entry(bodies)
+        let entries = (0..entries).map(|_| self.entry((0..requests).map(insert).collect()));
+        Ok(Entries(entries.collect::<io::Result<_>>()?))
     }
 
     /// Applies entries in one transaction, as the writer thread does.
@@ -91,8 +94,8 @@ impl State {
     /// # Errors
     ///
     /// If SQLite refuses.
-    pub fn apply(&mut self, entries: &[Entry]) -> io::Result<()> {
-        self.applier.apply(entries).map_err(io::Error::other).map(|_| ())
+    pub fn apply(&mut self, entries: &Entries) -> io::Result<()> {
+        self.applier.apply(&entries.0).map_err(io::Error::other).map(|_| ())
     }
 
     fn entry(&mut self, bodies: Vec<Body>) -> io::Result<Entry> {
@@ -140,13 +143,16 @@ impl Append {
     }
 }
 
-/// Decodes one entry.
+/// Decodes one entry, and says how many bytes its command has.
 ///
 /// # Errors
 ///
 /// If it is none.
-pub fn decode(bytes: Bytes) -> io::Result<Entry> {
-    entry_codec::decode_entry(bytes).map_err(io::Error::other)
+pub fn decode(bytes: Bytes) -> io::Result<usize> {
+    match entry_codec::decode_entry(bytes).map_err(io::Error::other)?.payload {
+        EntryPayload::Normal(command) => Ok(command.0.len()),
+        EntryPayload::Blank | EntryPayload::Membership(_) => Ok(0),
+    }
 }
 
 /// Encodes `count` entries with a command each, into `out`.

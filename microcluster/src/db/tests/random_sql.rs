@@ -172,7 +172,7 @@ impl Writer {
             for (place, statement) in (0..).zip(&statements) {
                 let seen: u32 = tx.query_row(&count, (), |row| row.get(0))?;
                 // Another statement runs where the state is another one: then apply must have seen the same.
-                if (seen + place) % 3 != 0 {
+                if !(seen + place).is_multiple_of(3) {
                     // Another error has changed nothing, or has rolled everything back: then the next one fails too.
                     if let Err(error @ Error::Conflict { .. }) = tx.execute(statement, ()) {
                         return Err(error);
