@@ -4,13 +4,11 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput};
-use microcluster::db::bench::{Log, encode};
+use microcluster::db::bench::Log;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -29,7 +27,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         raw(&mut criterion, count as usize)?;
         append(&mut criterion, &runtime, count)?;
     }
-    codec(&mut criterion);
     open(&mut criterion, &runtime)?;
     criterion.final_summary();
     Ok(())
@@ -72,18 +69,6 @@ fn append(criterion: &mut Criterion, runtime: &Runtime, count: u64) -> Result<()
         });
     }
     Ok(())
-}
-
-fn codec(criterion: &mut Criterion) {
-    let command = Bytes::from(vec![b'x'; COMMAND_BYTES]);
-    let mut out = Vec::new();
-    criterion.bench_function("encode/64", |bencher| {
-        bencher.iter(|| {
-            out.clear();
-            encode(64, black_box(&command), &mut out);
-            out.len()
-        });
-    });
 }
 
 fn open(criterion: &mut Criterion, runtime: &Runtime) -> Result<(), Box<dyn Error>> {

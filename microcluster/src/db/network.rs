@@ -18,6 +18,8 @@ pub(crate) use client::{CallError, Peers};
 pub(crate) use early::Early;
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
+#[cfg(feature = "bench")]
+pub(crate) use message::{Frame, put_call};
 pub(crate) use raft_network::NetworkFactory;
 pub(crate) use server::{Service, serve};
 pub(crate) use snapshot::Sending;

@@ -10,8 +10,10 @@ use serde_json::json;
 /// A text that is found again in the state file.
 const NEEDLE: &str = "a text that stands in one row alone";
 
-/// What is done to the database folder of a member that was killed, and a word of the reason that its log gives.
-const DAMAGES: &[(&str, fn(&Path), &str)] = &[
+/// A damage: its name, what is done to the database folder of a member that was killed, and a word of the reason that its log gives.
+type Damage = (&'static str, fn(&Path), &'static str);
+
+const DAMAGES: &[Damage] = &[
     ("the newest segment of the log is cut in the middle", cut_log, "entry"),
     ("the log is gone", |database| fs::remove_dir_all(database.join("log")).unwrap(), "no vote"),
     ("everything is gone", |database| fs::remove_dir_all(database).unwrap(), "no vote"),
