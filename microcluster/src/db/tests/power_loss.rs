@@ -261,7 +261,8 @@ impl Round {
 
     /// Gets a snapshot of a member that is ahead. openraft purges the log meanwhile.
     async fn install(&mut self, open: &mut Open, tally: &mut Tally) -> Result<(), Dark> {
-        let to = self.acknowledged + self.rng.random_range(1..5);
+        // Never entry 0 alone: a leader has appended another one before there is anybody to send a snapshot to.
+        let to = self.acknowledged + self.rng.random_range(2..6);
         self.history.grow(to, &mut self.rng);
         let (leader, applied, _) = self.leader.get_or_insert_with(|| {
             let machine = Machine::new();
