@@ -14,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -202,6 +203,8 @@ enum Internal {
     Reload,
     /// The member's files are damaged, and why.
     Rebuild(String),
+    /// The database cannot go on.
+    DatabaseStopped,
     Fatal(Fatal),
 }
 
@@ -223,6 +226,8 @@ struct CoreShared {
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
     pre_init: Mutex<Option<Listener>>,
+    /// This member is being rebuilt: its database may stop.
+    is_rebuilding: AtomicBool,
     control: mpsc::Sender<Internal>,
 }
 
@@ -244,6 +249,10 @@ impl Core {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => self.shared.reload_certificates().await,
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
+                    Internal::DatabaseStopped if self.shared.is_rebuilding.load(Ordering::Relaxed) => {}
+                    Internal::DatabaseStopped => {
+                        break Err(Fatal::new("the database stopped; the log says why"));
+                    }
                     Internal::Fatal(fatal) => break Err(fatal),
                 },
                 else => break Ok(()),

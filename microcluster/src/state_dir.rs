@@ -159,8 +159,14 @@ impl StateDir {
     pub fn set_database_aside(&self) -> Result<(), FileError> {
         let (database, aside) = (self.database(), self.path.join(DAMAGED));
         if database.exists() {
-            remove_directory(&aside)?;
-            fs::rename(&database, &aside).map_err(failed("rename", &database))?;
+            let has_log = fs::read_dir(database.join("log")).is_ok_and(|mut files| files.next().is_some());
+            if aside.exists() && !has_log {
+                // It was made after what is aside already, by a start in between.
+                remove_directory(&database)?;
+            } else {
+                remove_directory(&aside)?;
+                fs::rename(&database, &aside).map_err(failed("rename", &database))?;
+            }
         }
         sync_directory(&self.path)
     }

@@ -72,15 +72,21 @@ async fn serve(node: &Node, upgrade: OnUpgrade) {
 /// POST `/core/1.0/database/verify`: whether the members hold the same; one that does not is rebuilt.
 pub(super) async fn database_verify(state: State) -> Result<Answer<Verification>, Error> {
     let found = state.node()?.verify().await?;
-    let is_known = found.digest.is_some();
-    let members = found.members.into_iter().map(|(_, peer, verdict)| {
-        let (verdict, detail) = match verdict {
+    let wrong: Vec<_> = found.wrong().map(|(id, _, _)| *id).collect();
+    let members = found.members.into_iter().map(|(id, peer, verdict)| {
+        let (verdict, mut detail) = match verdict {
             db::Verdict::Same => (Verdict::Same, String::new()),
-            db::Verdict::Different if is_known => (Verdict::Different, "it is rebuilt from the others".to_owned()),
-            db::Verdict::Different => (Verdict::Different, "no majority says which member is right".to_owned()),
+            db::Verdict::Different => (Verdict::Different, "its content is not that of the others".to_owned()),
             db::Verdict::Damaged(detail) => (Verdict::Damaged, detail),
             db::Verdict::Unknown(detail) => (Verdict::Unknown, detail),
         };
+        match verdict {
+            Verdict::Different | Verdict::Damaged if wrong.contains(&id) => {
+                detail.push_str("; it is rebuilt from them")
+            }
+            Verdict::Different | Verdict::Damaged => detail.push_str("; no majority says who is right"),
+            Verdict::Same | Verdict::Unknown => {}
+        }
         MemberVerdict { name: peer.name, address: peer.address, verdict, detail }
     });
     Ok(Answer(Verification {

@@ -72,7 +72,9 @@ impl From<ReadmitError> for Error {
         match error {
             ReadmitError::Gone { .. } => Error::not_found(message),
             ReadmitError::OtherId { .. } => Error::conflict(message),
-            ReadmitError::Leaving { .. } | ReadmitError::Leads { .. } => Error::unavailable(message).retry_after(1),
+            ReadmitError::Leaving { .. } | ReadmitError::InProgress { .. } | ReadmitError::Leads { .. } => {
+                Error::unavailable(message).retry_after(1)
+            }
             ReadmitError::Database { source, .. } => source.into(),
         }
     }

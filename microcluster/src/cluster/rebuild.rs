@@ -4,6 +4,7 @@
 //! what it had acknowledged. So the member leaves its files aside and comes in like a joiner, except that it
 //! needs no invitation: its certificate is a member's.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub(crate) enum ReadmitError {
     Leaving { name: Name },
     #[error("{name} has the id {id} by now; files of the id {claimed} are not a member's any more")]
     OtherId { name: Name, id: NodeId, claimed: NodeId },
+    #[error("{name} is being rebuilt already, under the id {id}")]
+    InProgress { name: Name, id: NodeId },
     #[error("{name} leads the cluster, and is to hand over first")]
     Leads { name: Name },
     #[error("cannot take {name} in again")]
@@ -83,21 +86,24 @@ impl Node {
     pub async fn readmit(&self, name: Name, request: RebuildRequest) -> Result<Readmission, ReadmitError> {
         let database = |source| ReadmitError::Database { name: name.clone(), source };
         let _membership = self.membership.lock().await;
+        // So that no leader of the past says that there is no such member.
+        self.db.linearize().await.map_err(&database)?;
         let (own, joiner) = (self.id, name.clone());
+        let in_raft: BTreeSet<NodeId> = self.db.status().nodes.into_keys().collect();
         let secret = token::new_secret();
         let replaced = {
             let secret = secret.clone();
             self.db.transaction(move |tx| {
-                let row =
-                    replaceable(members::all_in(tx)?, &joiner, request.member_id, own).map_err(db::Error::other)?;
+                let rows = members::all_in(tx)?;
+                let row = replaceable(&rows, &joiner, request.member_id, own, &in_raft).map_err(db::Error::other)?;
                 let token_id = tokens::replace(tx, &joiner, &secret)?;
                 members::delete(tx, row.id, row.role)?;
-                let old = row.id;
-                let new = members::insert(tx, &NewMember::rebuilding(row, token_id))?;
-                Ok((old, new))
+                let is_free = rows.iter().all(|other| other.id != request.member_id || other.id == row.id);
+                let gone: BTreeSet<NodeId> = is_free.then_some(request.member_id).into_iter().chain([row.id]).collect();
+                Ok((gone, members::insert(tx, &NewMember::rebuilding(row, token_id))?))
             })
         };
-        let (old, new) = match replaced.await {
+        let (gone, new) = match replaced.await {
             Ok(ids) => ids,
             Err(e) => {
                 return Err(e
@@ -106,45 +112,53 @@ impl Node {
             }
         };
         // What it had voted with is gone: the majority must be one without it.
-        for id in [old, request.member_id] {
-            self.leave_raft(id).await.map_err(&database)?;
+        for id in &gone {
+            self.leave_raft(*id).await.map_err(&database)?;
         }
         self.nudge();
         self.refresh_trust().await.map_err(&database)?;
         let rows = self.rows().await.map_err(&database)?;
-        tracing::warn!(member = %name, old, new, "a member with damaged files is taken in again");
+        tracing::warn!(member = %name, ?gone, new, "a member with damaged files is taken in again");
         let welcome = self.welcome(new, &rows).await.map_err(&database)?;
         Ok(Readmission { welcome, secret })
     }
 }
 
 /// The row that a rebuilt member's new one takes the place of.
-fn replaceable(rows: Vec<MemberRow>, name: &Name, claimed: NodeId, own: NodeId) -> Result<MemberRow, ReadmitError> {
+fn replaceable<'a>(
+    rows: &'a [MemberRow],
+    name: &Name,
+    claimed: NodeId,
+    own: NodeId,
+    in_raft: &BTreeSet<NodeId>,
+) -> Result<&'a MemberRow, ReadmitError> {
     let name = name.clone();
-    let Some(row) = rows.into_iter().find(|row| row.name == name) else {
+    let Some(row) = rows.iter().find(|row| row.name == name) else {
         return Err(ReadmitError::Gone { name });
     };
     match row.role {
         RowRole::Leaving => Err(ReadmitError::Leaving { name }),
         _ if row.id == own => Err(ReadmitError::Leads { name }),
-        // An answer was lost: the one before was never used.
-        RowRole::Rebuilding => Ok(row),
         _ if row.id == claimed => Ok(row),
+        // A late repetition: the answer to the first was used, and the member is coming in.
+        RowRole::Rebuilding if in_raft.contains(&row.id) => Err(ReadmitError::InProgress { name, id: row.id }),
+        // The answer was lost: the row was never used.
+        RowRole::Rebuilding => Ok(row),
         _ => Err(ReadmitError::OtherId { name, id: row.id, claimed }),
     }
 }
 
 impl NewMember {
-    fn rebuilding(row: MemberRow, token_id: i64) -> Self {
+    fn rebuilding(row: &MemberRow, token_id: i64) -> Self {
         NewMember {
             id: None,
-            name: row.name,
+            name: row.name.clone(),
             address: row.address,
-            certificate: row.certificate,
+            certificate: row.certificate.clone(),
             role: RowRole::Rebuilding,
             schema_internal: row.schema_internal,
             schema_external: row.schema_external,
-            extensions: row.extensions,
+            extensions: row.extensions.clone(),
             last_heartbeat: Timestamp::ZERO,
             token_id: Some(token_id),
         }
@@ -172,21 +186,30 @@ mod tests {
         }
     }
 
-    fn replaced(role: RowRole, claimed: NodeId) -> Result<NodeId, ReadmitError> {
-        let rows = vec![row(1, "c1", RowRole::Voter), row(3, "c3", role)];
-        replaceable(rows, &"c3".parse().unwrap(), claimed, 1).map(|row| row.id)
+    fn replaced(role: RowRole, claimed: NodeId, in_raft: &[NodeId]) -> Result<NodeId, ReadmitError> {
+        let rows = [row(1, "c1", RowRole::Voter), row(3, "c3", role)];
+        let in_raft = in_raft.iter().copied().collect();
+        replaceable(&rows, &"c3".parse().unwrap(), claimed, 1, &in_raft).map(|row| row.id)
     }
 
     #[test]
     fn only_the_member_itself_is_replaced() {
         for role in [RowRole::Voter, RowRole::StandBy, RowRole::Spare] {
-            assert_eq!(replaced(role, 3).unwrap(), 3);
-            assert!(matches!(replaced(role, 2), Err(ReadmitError::OtherId { id: 3, claimed: 2, .. })));
+            assert_eq!(replaced(role, 3, &[1, 3]).unwrap(), 3);
+            assert!(matches!(replaced(role, 2, &[1, 3]), Err(ReadmitError::OtherId { id: 3, claimed: 2, .. })));
         }
-        assert_eq!(replaced(RowRole::Rebuilding, 2).unwrap(), 3, "the answer of the first try was lost");
-        assert!(matches!(replaced(RowRole::Leaving, 3), Err(ReadmitError::Leaving { .. })));
-        let rows = vec![row(1, "c1", RowRole::Voter)];
-        assert!(matches!(replaceable(rows.clone(), &"c1".parse().unwrap(), 1, 1), Err(ReadmitError::Leads { .. })));
-        assert!(matches!(replaceable(rows, &"c3".parse().unwrap(), 3, 1), Err(ReadmitError::Gone { .. })));
+        assert!(matches!(replaced(RowRole::Leaving, 3, &[1, 3]), Err(ReadmitError::Leaving { .. })));
+        let rows = [row(1, "c1", RowRole::Voter)];
+        let found = |name: &str| replaceable(&rows, &name.parse().unwrap(), 1, 1, &BTreeSet::new()).map(|row| row.id);
+        assert!(matches!(found("c1"), Err(ReadmitError::Leads { .. })));
+        assert!(matches!(found("c3"), Err(ReadmitError::Gone { .. })));
+    }
+
+    #[test]
+    fn a_repetition_replaces_only_what_was_not_used() {
+        assert_eq!(replaced(RowRole::Rebuilding, 2, &[1]).unwrap(), 3, "the answer of the first try was lost");
+        let late = replaced(RowRole::Rebuilding, 2, &[1, 3]);
+        assert!(matches!(late, Err(ReadmitError::InProgress { id: 3, .. })), "the member is coming in under it");
+        assert_eq!(replaced(RowRole::Rebuilding, 3, &[1, 3]).unwrap(), 3, "damaged again on its way in");
     }
 }

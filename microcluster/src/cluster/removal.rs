@@ -10,6 +10,7 @@ use microcluster_client::{Empty, Name};
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
 use super::roles::{self, FullRole};
+use super::tokens;
 use crate::db::{self, NodeId};
 
 /// How long a member may take to say that it is alive before its removal needs force.
@@ -51,7 +52,15 @@ impl Node {
             return Err(RemoveError::Unreachable { name: name.clone() });
         }
         let (id, role) = (row.id, row.role);
-        self.db.transaction(move |tx| members::change_role(tx, id, role, RowRole::Leaving)).await.map_err(database)?;
+        let token_id = row.token_id.filter(|_| role == RowRole::Rebuilding);
+        self.db
+            .transaction(move |tx| {
+                members::change_role(tx, id, role, RowRole::Leaving)?;
+                // Nobody was given that token, so nobody can revoke it.
+                token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
+            })
+            .await
+            .map_err(database)?;
         self.finish_removal(row).await.map_err(database)
     }
 

@@ -110,7 +110,7 @@ impl Node {
 
     /// The tokens that have not been used, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRecord>, db::Error> {
-        let rows = self.db.read(Consistency::Linearizable, all).await?;
+        let rows = self.db.read(Consistency::Linearizable, invitations).await?;
         let Some(first) = rows.first() else {
             return Ok(Vec::new());
         };
@@ -125,8 +125,8 @@ impl Node {
 
     /// Takes back a token.
     pub async fn revoke_token(&self, name: Name) -> Result<(), RevokeError> {
-        let sql = "DELETE FROM core_token_records WHERE name = ?1";
-        match self.db.execute(sql, [name.to_string()]).await {
+        let sql = format!("DELETE FROM core_token_records WHERE name = ?1 AND {INVITES}");
+        match self.db.execute(&sql, [name.to_string()]).await {
             Ok(0) => Err(RevokeError::NotFound { name }),
             Ok(_) => Ok(()),
             Err(e) => Err(RevokeError::Database(e)),
@@ -142,6 +142,17 @@ impl Node {
         let fingerprint = self.cluster_certificate.current().fingerprint();
         Ok(JoinToken { secret, fingerprint, join_addresses })
     }
+}
+
+/// That a token is an invitation, and not what a member that is being rebuilt goes on with.
+const INVITES: &str = "NOT EXISTS (SELECT 1 FROM core_cluster_members m \
+                       WHERE m.role = 'rebuilding' AND m.token_id = core_token_records.id)";
+
+/// The rows of those who were invited, by name.
+fn invitations(db: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
+    let sql = format!("SELECT id, name, secret, expires_at FROM core_token_records WHERE {INVITES} ORDER BY name");
+    let mut statement = db.prepare_cached(&sql)?;
+    statement.query_map((), from_row)?.collect()
 }
 
 const SELECT: &str = "SELECT id, name, secret, expires_at FROM core_token_records ORDER BY name";

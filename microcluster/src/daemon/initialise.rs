@@ -150,6 +150,11 @@ impl CoreShared {
         self.state.set_lifecycle(Lifecycle::Member(node.clone()));
         self.close_pre_init().await;
         node.nudge();
+        // It may have been found out while it was coming in.
+        let damage = node.db.damage().borrow().clone();
+        if let Some(reason) = damage {
+            self.control.send(super::Internal::Rebuild(reason)).await.ok();
+        }
     }
 
     /// Leaves nothing of a bootstrap or a join that failed.

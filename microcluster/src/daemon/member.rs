@@ -15,7 +15,6 @@ use crate::cluster::{
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
-use crate::error::Fatal;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::tasks::Tasks;
@@ -120,23 +119,23 @@ async fn watch_database(db: Database, control: mpsc::Sender<Internal>, tasks: Ta
     };
     let failed = async {
         status.wait_for(|status| status.state == RaftState::Shutdown).await.map(|_| ()).ok();
-        Internal::Fatal(Fatal::new("the database stopped; the log says why"))
     };
     let mut failed = std::pin::pin!(failed);
-    let found = tokio::select! {
+    tokio::select! {
         // Damage first: it is why the database failed, if both are true.
         biased;
         () = tasks.stopping() => return,
-        reason = damaged => match db.status().nodes.len() {
-            0 | 1 => {
-                tracing::error!(reason, "the database is damaged, and there is no other member to rebuild it from; restore a backup");
-                failed.await
+        reason = damaged => {
+            control.send(Internal::Rebuild(reason)).await.ok();
+            // Where it cannot be rebuilt, the end of the database is still the end of the daemon.
+            tokio::select! {
+                () = tasks.stopping() => return,
+                () = &mut failed => {}
             }
-            _ => Internal::Rebuild(reason),
-        },
-        found = &mut failed => found,
-    };
+        }
+        () = &mut failed => {}
+    }
     if !tasks.is_stopping() {
-        control.send(found).await.ok();
+        control.send(Internal::DatabaseStopped).await.ok();
     }
 }

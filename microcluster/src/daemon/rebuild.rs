@@ -5,6 +5,7 @@
 //! them; once they are aside, a member without files is a damaged one; and from the join record on it is a join.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Method;
@@ -31,6 +32,8 @@ pub(super) struct Damaged {
     pub address: Address,
     pub peers: Peers,
     pub others: Vec<Address>,
+    /// This member as it runs, if it does.
+    pub node: Option<Arc<Node>>,
 }
 
 impl Core {
@@ -48,12 +51,10 @@ impl Core {
         tracing::error!(reason, "the database is damaged; rebuilding it from the other members");
         // Raft goes on until the others have agreed to do without it; nobody reads from the damaged state any more.
         shared.state.set_lifecycle(Lifecycle::Initialising(Some(node.clone())));
+        shared.is_rebuilding.store(true, Ordering::Relaxed);
         self.shared.changes.spawn("rebuild", async move {
-            if node.db.status().is_leader()
-                && let Err(e) = node.db.transfer_leadership().await
-            {
-                tracing::warn!(error = %e, "leadership was not handed over");
-            }
+            // On disk before the others are asked: once they have agreed, this id is nobody's any more.
+            node.db.condemn_own(reason).await;
             shared.rebuild(damaged).await;
         });
     }
@@ -62,9 +63,11 @@ impl Core {
 impl CoreShared {
     /// Rebuilds this member. It ends as a member, as no member, or with the daemon.
     pub(super) async fn rebuild(&self, damaged: Damaged) {
+        self.is_rebuilding.store(true, Ordering::Relaxed);
         let rebuilt = match damaged.ask(self).await {
             Ok(readmission) => self.start_again(damaged, readmission).await,
             Err(InitError::Gone) => {
+                self.is_rebuilding.store(false, Ordering::Relaxed);
                 tracing::error!(member = %damaged.name, "this member was removed from its cluster and forgets it");
                 self.undo().await;
                 return;
@@ -96,6 +99,7 @@ impl CoreShared {
             members: welcome.cluster_members,
         };
         self.write_record(&record).await?;
+        self.is_rebuilding.store(false, Ordering::Relaxed);
         self.carry_on(record, Step::Reopen, None).await
     }
 }
@@ -104,7 +108,24 @@ impl Damaged {
     fn running(node: &Arc<Node>) -> Damaged {
         let trusted = node.trust.current();
         let others = trusted.iter().filter(|member| member.name != node.name).map(|member| member.address).collect();
-        Damaged { id: node.id, name: node.name.clone(), address: node.address, peers: node.peers.clone(), others }
+        Damaged {
+            id: node.id,
+            name: node.name.clone(),
+            address: node.address,
+            peers: node.peers.clone(),
+            others,
+            node: Some(node.clone()),
+        }
+    }
+
+    /// Another one is to lead: only a leader can take this member in again.
+    async fn hand_over(&self) {
+        if let Some(node) = &self.node
+            && node.db.status().is_leader()
+            && let Err(e) = node.db.transfer_leadership().await
+        {
+            tracing::warn!(error = %e, "leadership was not handed over");
+        }
     }
 
     /// Asks the other members in turn to be taken in again, until one says yes or that this is no member any more.
@@ -112,14 +133,21 @@ impl Damaged {
         let path = format!("/core/internal/cluster/{}/rebuild", self.name);
         let mut pause = ASK_PAUSE.0;
         while !core.changes.is_stopping() {
+            self.hand_over().await;
+            let mut strangers = 0;
             for address in &self.others {
                 let client = self.peers.client(*address).timeout(ASK_TIMEOUT);
                 let request = RebuildRequest { member_id: self.id };
                 match client.query::<Readmission>(Method::POST, &path, request).await {
                     Ok(readmission) => return Ok(readmission),
                     Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
+                    Err(e) if e.code() == Some(403) => strangers += 1,
                     Err(e) => tracing::warn!(%address, error = %Chain(&e), "cannot be rebuilt from this member yet"),
                 }
+            }
+            // None of them trusts this member's certificate any more: it was removed.
+            if strangers == self.others.len() {
+                return Err(InitError::Gone);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ASK_PAUSE.1);

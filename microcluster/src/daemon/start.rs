@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -58,6 +59,7 @@ pub(super) async fn start(settings: Settings) -> Result<Handle, StartError> {
         changes: Tasks::new("bootstrap, join, reset or rebuild"),
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
+        is_rebuilding: AtomicBool::new(false),
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
@@ -99,7 +101,7 @@ impl CoreShared {
         let own = self.state.server_certificate().current().identity();
         let trust = Trust::new(trusted);
         let peers = Peers::new(&own, trust.clone()).map_err(|e| StartError::Tls { reason: e.to_string() })?;
-        let damaged = Damaged { id, name: name.clone(), address, peers, others };
+        let damaged = Damaged { id, name: name.clone(), address, peers, others, node: None };
         let identity = Identity { config, is_member: true, trust, cluster };
         let path = self.state.dir().database();
         let failed = |e| match e {

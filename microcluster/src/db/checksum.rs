@@ -10,6 +10,8 @@ use rusqlite::types::ValueRef;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::damage::is_damage;
+use super::error::chain;
 use super::readers::Readers;
 use super::state_machine::PinnedSnapshot;
 
@@ -52,20 +54,20 @@ impl Digests {
         self.set(index, Digest::Pending);
         let pinned = match PinnedSnapshot::take(readers) {
             Ok(pinned) => pinned,
-            Err(error) => return self.set(index, Digest::Damaged(error.to_string())),
+            Err(error) => return self.set(index, unreadable(&error)),
         };
         let own = self.clone();
         let work = move || {
             let _running = running;
             let digest = match pinned.read(digest) {
                 Ok(digest) => Digest::Done(digest),
-                Err(error) => Digest::Damaged(error.to_string()),
+                Err(error) => unreadable(&error),
             };
             own.set(index, digest);
         };
         // The thread ends with its work; nothing waits for it, and it holds nothing but its own connection.
         if let Err(error) = std::thread::Builder::new().name("checksum".to_owned()).spawn(work) {
-            self.set(index, Digest::Damaged(error.to_string()));
+            self.set(index, unreadable(&error));
         }
     }
 
@@ -86,6 +88,15 @@ impl Digests {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an error in the making of a digest says about the state: that it is damaged, or nothing.
+fn unreadable(error: &(dyn std::error::Error + 'static)) -> Digest {
+    if is_damage(error) {
+        return Digest::Damaged(chain(error));
+    }
+    tracing::warn!(error = chain(error), "the state could not be compared");
+    Digest::Unknown
 }
 
 /// Counts a digest that is being made.

@@ -5,8 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::apply::ApplyError;
 use super::error::is_corruption;
-use super::raft_types::{LogId, Vote};
+use super::raft_types::{LogId, NodeId, Vote};
 use super::state_file;
 
 /// A file in the database folder that says why it must not be used any more. It goes away with the folder.
@@ -44,18 +45,18 @@ impl Standing {
     }
 }
 
-/// Remembers on stable storage that the database in `dir` must not be used any more.
-pub(super) fn condemn(dir: &Path, reason: &str) -> io::Result<()> {
+/// Remembers on stable storage that the database of a node in `dir` must not be used any more.
+pub(super) fn condemn(dir: &Path, node_id: NodeId, reason: &str) -> io::Result<()> {
     let path = dir.join(MARKER);
-    fs::write(&path, reason)?;
+    fs::write(&path, format!("{node_id} {reason}"))?;
     fs::File::open(&path)?.sync_all()?;
     state_file::sync_dir(dir)
 }
 
-/// Why the database in `dir` must not be used, if it must not.
-pub(super) fn condemned(dir: &Path) -> io::Result<Option<String>> {
+/// Why the database of a node in `dir` must not be used, if it must not. What was said of an earlier one is over.
+pub(super) fn condemned(dir: &Path, node_id: NodeId) -> io::Result<Option<String>> {
     match fs::read_to_string(dir.join(MARKER)) {
-        Ok(reason) => Ok(Some(reason)),
+        Ok(text) => Ok(text.strip_prefix(&format!("{node_id} ")).map(str::to_owned)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -67,9 +68,13 @@ pub(super) fn is_damage(error: &(dyn std::error::Error + 'static)) -> bool {
     while let Some(error) = next {
         if error.downcast_ref::<rusqlite::Error>().is_some_and(is_corruption)
             || error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
-            || error.downcast_ref::<postcard::Error>().is_some()
+            || matches!(error.downcast_ref(), Some(ApplyError::Bookkeeping(_)))
         {
             return true;
+        }
+        // The log has checksums: an entry that cannot be read is another version's, on all members alike.
+        if matches!(error.downcast_ref(), Some(ApplyError::Entry { .. })) {
+            return false;
         }
         next = error.source();
     }

@@ -111,7 +111,7 @@ impl Database {
     pub async fn open(options: Options) -> Result<Database, OpenError> {
         let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
         let folder = dir.clone();
-        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, is_member))
+        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
@@ -384,6 +384,13 @@ impl Database {
         self.inner.shared.damage.subscribe()
     }
 
+    /// Prepares this member to be rebuilt: remembers why on stable storage, and does not stand for election any more.
+    pub(crate) async fn condemn_own(&self, reason: String) {
+        self.inner.raft.runtime_config().elect(false);
+        let inner = Arc::clone(&self.inner);
+        let _ = tokio::task::spawn_blocking(move || inner.condemn(&reason)).await;
+    }
+
     /// Serves the calls of one other member until its connection closes or the database shuts down. The stream must
     /// be an authenticated member's.
     pub async fn serve_peer(&self, stream: PeerStream) {
@@ -472,7 +479,7 @@ impl Inner {
     }
 }
 
-fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
+fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
     let damaged = |message| OpenError::Damaged { dir: dir.clone(), message };
     let state_dir = dir.join("state");
@@ -480,9 +487,6 @@ fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine),
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(folder)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(folder)?;
     std::fs::create_dir_all(&state_dir).map_err(folder)?;
-    if let Some(reason) = damage::condemned(&dir).map_err(folder)? {
-        return Err(damaged(reason));
-    }
     let log = LogStore::open(&dir.join("log"), LogOptions::default()).map_err(|error| match &error {
         LogError::Damaged { .. } => damaged(chain(&error)),
         _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },
@@ -495,6 +499,10 @@ fn open_files(dir: PathBuf, is_member: bool) -> Result<(LogStore, StateMachine),
         let snapshot = state_file::snapshot_index(&state_dir).map_err(folder)?;
         let (vote, (purged, last), applied) = (log.vote(), log.ends(), state_machine.found());
         Standing { vote, purged, last, applied, snapshot }.check().map_err(damaged)?;
+    }
+    // The log is whole: until the others agree to do without it, its vote may be needed.
+    if let Some(reason) = damage::condemned(&dir, node_id).map_err(folder)? {
+        state_machine.shared().damage.send_replace(Some(reason));
     }
     Ok((log, state_machine))
 }

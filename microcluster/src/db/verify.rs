@@ -43,6 +43,22 @@ pub struct Verification {
     pub members: Vec<(NodeId, Peer, Verdict)>,
 }
 
+impl Verification {
+    /// The members that are known to be wrong: those that differ from more than half of all, and those that SQLite
+    /// itself finds damaged, if that is no more than half of them and another one could be read.
+    pub(crate) fn wrong(&self) -> impl Iterator<Item = &(NodeId, Peer, Verdict)> {
+        let count = |is: fn(&Verdict) -> bool| self.members.iter().filter(|(_, _, verdict)| is(verdict)).count();
+        let damaged = count(|verdict| matches!(verdict, Verdict::Damaged(_)));
+        let is_readable = count(|verdict| matches!(verdict, Verdict::Same)) > 0;
+        let is_rest_enough = is_readable && damaged * 2 <= self.members.len();
+        self.members.iter().filter(move |(_, _, verdict)| match verdict {
+            Verdict::Different => self.digest.is_some(),
+            Verdict::Damaged(_) => is_rest_enough,
+            Verdict::Same | Verdict::Unknown(_) => false,
+        })
+    }
+}
+
 impl Database {
     /// Has every member make a digest of its state at one and the same log index, and compares them. Work goes on meanwhile.
     ///
@@ -63,15 +79,16 @@ impl Database {
                 *counts.entry(digest).or_default() += 1;
             }
         }
-        // Most members are right: one of them at least is in every majority that acknowledged a write.
-        let most = counts.values().max().copied().unwrap_or(0);
-        let mut leading = counts.iter().filter(|(_, count)| **count == most).map(|(digest, _)| (*digest).to_owned());
-        let digest = leading.next().filter(|_| leading.next().is_none());
+        // What more than half of all members hold is right: one of them at least is in every majority that acknowledged a write.
+        let is_majority = |count: usize| count * 2 > digests.len();
+        let digest = counts.iter().find(|(_, count)| is_majority(**count)).map(|(digest, _)| (*digest).to_owned());
         let members = digests
             .iter()
             .map(|(id, peer, found)| {
                 let verdict = match found {
                     Ok(Digest::Done(found)) if Some(found) == digest.as_ref() => Verdict::Same,
+                    // The only ones that could be read, and they are the same.
+                    Ok(Digest::Done(_)) if counts.len() == 1 => Verdict::Same,
                     Ok(Digest::Done(_)) => Verdict::Different,
                     Ok(Digest::Damaged(reason)) => Verdict::Damaged(reason.clone()),
                     Ok(Digest::Pending) => Verdict::Unknown(format!("it has no digest after {TIMEOUT:?}")),
@@ -86,16 +103,15 @@ impl Database {
         Ok(Verification { index, digest, members })
     }
 
-    /// Tells the members whose state a comparison found to be wrong, so that they are rebuilt from the others. Only
-    /// where most members agree is it known who is wrong.
+    /// Tells the members whose state a comparison found to be wrong, so that they are rebuilt from the others.
     pub(crate) async fn condemn(&self, found: &Verification) {
-        let Verification { index, digest: Some(_), members } = found else { return };
-        let wrong = members.iter().filter_map(|(id, peer, verdict)| match verdict {
-            Verdict::Different => {
-                Some((*id, peer, format!("at log entry {index} its content was not that of the other members")))
-            }
-            Verdict::Damaged(reason) => Some((*id, peer, format!("the state cannot be read: {reason}"))),
-            Verdict::Same | Verdict::Unknown(_) => None,
+        let index = found.index;
+        let wrong = found.wrong().map(|(id, peer, verdict)| {
+            let reason = match verdict {
+                Verdict::Damaged(reason) => format!("the state cannot be read: {reason}"),
+                _ => format!("at log entry {index} its content was not that of the other members"),
+            };
+            (*id, peer, reason)
         });
         let told = wrong.map(|(id, peer, reason)| async move {
             tracing::error!(member = %peer, reason, "a member's database is wrong; it is rebuilt from the others");

@@ -41,7 +41,7 @@ pub(crate) struct Service {
 impl Service {
     /// Remembers that this member's state must not be used any more, and tells who rebuilds it.
     pub fn condemn(&self, reason: &str) {
-        if let Err(error) = damage::condemn(&self.dir, reason) {
+        if let Err(error) = damage::condemn(&self.dir, self.node_id, reason) {
             // It is rebuilt all the same; only a stop in between would make it forget.
             tracing::error!(%error, "cannot record that the database is damaged");
         }
