@@ -36,6 +36,9 @@ pub enum Consistency {
     Local,
     /// Everything that was acknowledged anywhere before the read began.
     Linearizable,
+    /// The local replica, once it has applied the log up to this index. With [`Database::seen_index`] of any member
+    /// a read shows what was written or read there, without asking the leader.
+    AtLeast(u64),
 }
 
 /// Why a database could not be opened.
@@ -374,6 +377,12 @@ impl Database {
         self.inner.status.clone()
     }
 
+    /// A log index that covers every write that was answered here, and every read: a later read anywhere that asks for
+    /// [`Consistency::AtLeast`] this index shows at least as much.
+    pub fn seen_index(&self) -> u64 {
+        self.inner.forwarder.answered_index().max(*self.inner.shared.applied.borrow())
+    }
+
     /// The index of the last applied entry: changes after each write that shows here.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.shared.applied.subscribe()
@@ -449,6 +458,7 @@ impl Database {
         match consistency {
             Consistency::Local => Ok(()),
             Consistency::Linearizable => self.linearize().await,
+            Consistency::AtLeast(index) => self.applied(index).await,
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Forwarder {
     origin: u64,
     sequence: AtomicU64,
     in_flight: Mutex<BTreeSet<u64>>,
+    /// The highest log index of a request that was answered here.
+    answered: AtomicU64,
     sequencer: Sequencer,
     read_index: ReadIndex,
     peers: Arc<Peers>,
@@ -60,6 +62,7 @@ impl Forwarder {
             origin: rand::random(),
             sequence: AtomicU64::new(0),
             in_flight: Mutex::new(BTreeSet::new()),
+            answered: AtomicU64::new(0),
             sequencer,
             read_index,
             peers,
@@ -88,10 +91,16 @@ impl Forwarder {
             return Err(Error::TooLarge { what: "the request", size, limit: REQUEST_BYTES_MAX });
         }
         let answer = self.with_leader(Submitting(Submission { request, seen, resent: false })).await?;
+        self.answered.fetch_max(answer.index, Ordering::AcqRel);
         match answer.outcome {
             Outcome::Done(results) => Ok((answer.index, results)),
             Outcome::Failed(failure) => Err(failure.into()),
         }
+    }
+
+    /// The highest log index of a request that was answered here.
+    pub fn answered_index(&self) -> u64 {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// The log index that a linearizable read must have seen, confirmed by a quorum after this call began.

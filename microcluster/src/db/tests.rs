@@ -33,6 +33,25 @@ async fn one_node_writes_reads_and_comes_back() {
     assert_eq!(count(&cluster, 1, "t").await, 2);
 }
 
+/// What was written on one member is read on another one, without the leader, and a read that cannot be that fresh says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_can_ask_for_what_another_member_has_seen() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    for turn in 0..30_i64 {
+        let (writer, reader) =
+            (cluster.db(turn.cast_unsigned() % 3 + 1), cluster.db((turn.cast_unsigned() + 1) % 3 + 1));
+        writer.execute("INSERT INTO t VALUES (?1)", [turn]).await.unwrap();
+        let fresh = Consistency::AtLeast(writer.seen_index());
+        let newest = reader.query_row(fresh, "SELECT max(a) FROM t", (), |row| row.get::<_, i64>(0)).await.unwrap();
+        assert_eq!(newest, Some(turn));
+    }
+    let db = cluster.db(2);
+    let future = Consistency::AtLeast(db.seen_index() + 1_000_000);
+    let error = db.query_row(future, "SELECT 1", (), |row| row.get::<_, i64>(0)).await.unwrap_err();
+    assert!(matches!(error, Error::NoQuorum { .. }), "{error:?}");
+}
+
 /// A member that led when it stopped may have lost entries that others have: it is elected anew, in another term.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_restarts_leads_in_another_term() {
