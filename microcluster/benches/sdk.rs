@@ -41,12 +41,17 @@ async fn run(time: Duration) {
         member.client.control(&ControlRequest::join(name(number), free_address(), token)).await.unwrap();
         members.push(member);
     }
-    let leader = members[0].handle.state().database().unwrap();
-    let follower = members[1].handle.state().database().unwrap();
-    prepare(&leader).await;
-    follower.linearize().await.unwrap();
+    let databases: Vec<_> = members.iter().map(|member| member.handle.state().database().unwrap()).collect();
+    prepare(&databases[0]).await;
+    databases[1].linearize().await.unwrap();
+    // It may have moved on by now.
+    let (leaders, followers): (Vec<_>, Vec<_>) = databases.into_iter().partition(|db| db.status().is_leader());
+    let (leader, follower) = (leaders[0].clone(), followers[0].clone());
 
-    println!("{:<52} {:>8} {:>12} {:>10}", "workload", "tasks", "operations/s", "p50 us");
+    println!(
+        "{:<48} {:>5} {:>12} {:>8} {:>8} {:>8}",
+        "workload", "tasks", "operations/s", "p50 us", "p99 us", "max us"
+    );
     for (place, db) in [("leader", &leader), ("follower", &follower)] {
         for (freshness, consistency) in [("local", Consistency::Local), ("linearizable", Consistency::Linearizable)] {
             for tasks in [1, 16] {
@@ -140,5 +145,6 @@ async fn measure<F>(
     }
     took.sort_unstable();
     let rate = took.len() as f64 / time.as_secs_f64();
-    println!("{what:<52} {tasks:>8} {rate:>12.0} {:>10}", took[took.len() / 2].as_micros());
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_micros();
+    println!("{what:<48} {tasks:>5} {rate:>12.0} {:>8} {:>8} {:>8}", at(0.5), at(0.99), at(1.0));
 }

@@ -39,6 +39,9 @@ struct LaneState {
     committed: Option<LogId>,
     /// Entries that are on their way.
     appending: Option<Appending>,
+    /// Where the follower's answer to the last news of what is committed arrives. Nobody waits for it; the next
+    /// heartbeat says the same.
+    told: Option<ReplyReceiver>,
 }
 
 /// One call with entries.
@@ -48,6 +51,8 @@ struct Appending {
     previous: Option<LogId>,
     /// The last of them.
     last: LogId,
+    /// What the call says to be committed.
+    committed: Option<LogId>,
     reply: ReplyReceiver,
 }
 
@@ -56,6 +61,8 @@ pub(crate) struct Joined {
     pub reply: ReplyReceiver,
     /// The last of the entries that are on their way.
     pub last: LogId,
+    /// What the follower has been told to be committed.
+    committed: Option<LogId>,
     /// Whether these are all that openraft wants to send.
     pub is_all: bool,
 }
@@ -102,7 +109,8 @@ impl Lane {
         };
         // A full queue is openraft's to report, when it sends the same.
         if let Ok(reply) = self.peers.start(self.target, &self.address, Call::Append(request)) {
-            state.appending = Some(Appending { vote, previous: Some(previous), last, reply });
+            let committed = state.committed;
+            state.appending = Some(Appending { vote, previous: Some(previous), last, committed, reply });
         }
     }
 
@@ -117,15 +125,29 @@ impl Lane {
             && under_way.previous == request.prev_log_id
             && under_way.last <= last
         {
-            return Ok(Some(Joined { reply: under_way.reply, last: under_way.last, is_all: under_way.last == last }));
+            let Appending { vote, last: sent, committed, reply, .. } = under_way;
+            if request.leader_commit > committed {
+                // openraft counts on this request to say so. The follower applies nothing that it does not know to be committed.
+                state.told = self.tell_committed(vote, sent, request.leader_commit);
+            }
+            return Ok(Some(Joined { reply, last: sent, committed: request.leader_commit, is_all: sent == last }));
         }
+        let committed = request.leader_commit;
         let reply = self.peers.start(self.target, &self.address, Call::Append(request))?;
-        Ok(Some(Joined { reply, last, is_all: true }))
+        Ok(Some(Joined { reply, last, committed, is_all: true }))
+    }
+
+    /// Says what is committed, behind the entries up to `last`.
+    fn tell_committed(&self, vote: Vote, last: LogId, committed: Option<LogId>) -> Option<ReplyReceiver> {
+        let request =
+            AppendEntriesRequest { vote, prev_log_id: Some(last), entries: Vec::new(), leader_commit: committed };
+        self.peers.start(self.target, &self.address, Call::Append(request)).ok()
     }
 
     /// Keeps a call that openraft has given up, for when it sends the same again.
     pub fn keep(&self, vote: Vote, previous: Option<LogId>, joined: Joined) {
-        self.lock().appending = Some(Appending { vote, previous, last: joined.last, reply: joined.reply });
+        self.lock().appending =
+            Some(Appending { vote, previous, last: joined.last, committed: joined.committed, reply: joined.reply });
     }
 
     /// Notes how a call with entries, or without any, ended.
@@ -236,6 +258,18 @@ mod tests {
         succeeds(joined).await;
         assert_eq!(calls.recv().await.unwrap(), [7]);
         assert!(calls.try_recv().is_err());
+    }
+
+    /// openraft says what is committed along with the entries: when these are under way already, it is said apart.
+    #[tokio::test]
+    async fn what_is_committed_is_told_also_when_the_entries_are_under_way() {
+        let (early, lane, mut calls) = lane();
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        early.send(vote(), at(4), &entries(5..=5));
+        let request = AppendEntriesRequest { leader_commit: Some(at(5)), ..request(5..=5) };
+        succeeds(lane.append(request).unwrap().unwrap()).await;
+        assert_eq!(calls.recv().await.unwrap(), [5]);
+        assert_eq!(calls.recv().await.unwrap(), [0_u64; 0], "an empty one that says it");
     }
 
     #[tokio::test]
