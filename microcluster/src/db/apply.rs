@@ -23,6 +23,7 @@ const RAFT_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_raft(
 ) STRICT";
 /// A row whose replacement brings `last_insert_rowid()` and `changes()` to a known state.
 const RESET_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_reset(id INTEGER PRIMARY KEY) STRICT";
+const RESET: &str = "REPLACE INTO microcluster_reset(id) VALUES (0)";
 /// The version of the bookkeeping; another one is refused.
 const FORMAT: i64 = 1;
 
@@ -62,8 +63,10 @@ impl Applier {
     pub fn open(path: &Path) -> Result<Applier, ApplyError> {
         let executor = Executor::open(path)?;
         let connection = executor.engine();
-        connection
-            .execute_batch(&format!("BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {}; COMMIT", sessions::TABLE))?;
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {RAFT_TABLE}; {RESET_TABLE}; {RESET}; {}; COMMIT",
+            sessions::TABLE
+        ))?;
         let position = read_position(connection)?;
         let sessions = Sessions::load(connection)?;
         let has_deferred_keys = has_deferred_keys(connection)?;
@@ -218,7 +221,7 @@ impl Applier {
         reset: bool,
     ) -> Result<Option<Result<Vec<super::command::QueryResult>, Failure>>, ApplyError> {
         if reset {
-            self.executor.engine_execute("REPLACE INTO microcluster_reset(id) VALUES (0)", [])?;
+            self.executor.engine_execute(RESET, [])?;
         }
         self.executor.engine_execute("SAVEPOINT request", [])?;
         let result = self.executor.run(request)?;

@@ -400,14 +400,17 @@ pub(crate) fn query(
         prepared.execute(rusqlite::params_from_iter(parameters))?;
         return Ok(Queried::None);
     }
-    let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
-    let width = columns.len();
+    let mut columns: Vec<String> = Vec::new();
     let mut rows = Vec::new();
     let mut size = 0;
     let mut cursor = prepared.query(rusqlite::params_from_iter(parameters))?;
     while let Some(row) = cursor.next()? {
-        let mut values = Vec::with_capacity(width);
-        for index in 0..width {
+        // A kept statement is compiled again in its first step if the schema has changed: `*` may be other columns then.
+        if rows.is_empty() {
+            columns = names(row.as_ref());
+        }
+        let mut values = Vec::with_capacity(columns.len());
+        for index in 0..columns.len() {
             let value = Value::from(row.get_ref(index)?);
             size += value.size();
             values.push(value);
@@ -417,5 +420,13 @@ pub(crate) fn query(
         }
         rows.push(values);
     }
+    drop(cursor);
+    if rows.is_empty() {
+        columns = names(prepared);
+    }
     Ok(Queried::Rows { columns, rows })
+}
+
+fn names(statement: &rusqlite::Statement<'_>) -> Vec<String> {
+    statement.column_names().map(str::to_owned).collect()
 }

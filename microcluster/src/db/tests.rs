@@ -103,6 +103,32 @@ async fn scripts_are_atomic_and_split_by_sqlite() {
     );
 }
 
+/// A statement that was kept, and is compiled again as the schema has changed, answers with the columns of now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_statements_follow_the_schema() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    let columns = async |sql: &str| {
+        let mut results = db.sql(sql, vec![], Consistency::Local).await.unwrap();
+        let Some(QueryResult::Rows { columns, rows }) = results.pop() else { panic!("{results:?}") };
+        assert!(rows.iter().all(|row| row.len() == columns.len()), "{columns:?} {rows:?}");
+        columns.join(" ")
+    };
+    db.execute("CREATE TABLE t(a, b)", ()).await.unwrap();
+    for (change, expected) in [
+        ("CREATE TABLE other(a)", "a b"),
+        ("ALTER TABLE t ADD COLUMN c", "a b c"),
+        ("ALTER TABLE t DROP COLUMN a", "b c"),
+        ("ALTER TABLE t RENAME COLUMN b TO d", "d c"),
+        ("ALTER TABLE t DROP COLUMN c", "d"),
+    ] {
+        db.execute(change, ()).await.unwrap();
+        assert_eq!(columns("INSERT INTO t DEFAULT VALUES RETURNING *").await, expected);
+        assert_eq!(columns("SELECT * FROM t").await, expected);
+        assert_eq!(columns("SELECT * FROM t WHERE false").await, expected);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_writes_and_the_members_stay_the_same() {
     let cluster = Cluster::new(3).await;
