@@ -29,10 +29,18 @@ pub(crate) fn surely_writes(sql: &str) -> bool {
 
 /// Runs `sql` on the local replica, if all of it only reads.
 pub(crate) fn read(readers: &Readers, sql: &str, parameters: &[Value], limit: Duration) -> Result<Read, Error> {
-    readers.with(limit, |reader| {
+    let read = |reader: &Reader| {
         reader.as_writer(Scope::User);
         if parameters.is_empty() { read_script(reader, sql) } else { read_statement(reader, sql, parameters) }
-    })
+    };
+    if checks_integrity(sql) { readers.with_new(limit, read) } else { readers.with(limit, read) }
+}
+
+/// Whether `sql` may ask for `integrity_check` or `quick_check`. FTS5 then compares with what the connection remembers of an
+/// index, and takes what another connection has written since for damage.
+fn checks_integrity(sql: &str) -> bool {
+    const CHECK: &[u8] = b"_check";
+    sql.as_bytes().windows(CHECK.len()).any(|window| window.eq_ignore_ascii_case(CHECK))
 }
 
 /// As `work` says, on this thread if that is quick, else on one that may block.

@@ -64,7 +64,20 @@ impl Readers {
 
     /// Runs `read` on a connection, and interrupts its SQL when it takes longer than `limit`.
     pub fn with<T>(&self, limit: Duration, read: impl FnOnce(&Reader) -> Result<T, Error>) -> Result<T, Error> {
-        let reader = self.take()?;
+        self.run(self.take()?, limit, read)
+    }
+
+    /// As [`Readers::with`], on a connection that remembers nothing.
+    pub fn with_new<T>(&self, limit: Duration, read: impl FnOnce(&Reader) -> Result<T, Error>) -> Result<T, Error> {
+        self.run(self.open()?, limit, read)
+    }
+
+    fn run<T>(
+        &self,
+        reader: Reader,
+        limit: Duration,
+        read: impl FnOnce(&Reader) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let deadline = self.epoch.elapsed() + limit;
         reader.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         reader.guard.set_mode(Mode::Read);
@@ -86,11 +99,13 @@ impl Readers {
     }
 
     fn take(&self) -> Result<Reader, Error> {
+        let idle = self.lock().idle.pop();
+        idle.map_or_else(|| self.open(), Ok)
+    }
+
+    fn open(&self) -> Result<Reader, Error> {
         let (path, generation) = {
-            let mut pool = self.lock();
-            if let Some(reader) = pool.idle.pop() {
-                return Ok(reader);
-            }
+            let pool = self.lock();
             (pool.path.clone(), pool.generation)
         };
         Ok(Reader::open(&path, generation, self.epoch)?)

@@ -129,6 +129,25 @@ async fn kept_statements_follow_the_schema() {
     }
 }
 
+/// FTS5 remembers an index for each connection: what another one has written since is no damage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sound_full_text_index_is_called_sound() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE VIRTUAL TABLE f USING fts5(body)", ()).await.unwrap();
+    for turn in 0..20 {
+        db.execute("INSERT INTO f VALUES ('ant bee ' || ?1)", [turn]).await.unwrap();
+        if turn % 5 == 4 {
+            db.execute("INSERT INTO f(f) VALUES ('optimize')", ()).await.unwrap();
+        }
+        for check in ["PRAGMA integrity_check", "SELECT * FROM pragma_Quick_Check"] {
+            let results = db.sql(check, vec![], Consistency::Local).await.unwrap();
+            let expected = vec![vec![Value::Text("ok".to_owned())]];
+            assert!(matches!(&results[0], QueryResult::Rows { rows, .. } if *rows == expected), "{results:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_writes_and_the_members_stay_the_same() {
     let cluster = Cluster::new(3).await;
