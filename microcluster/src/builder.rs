@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::Settings;
-use crate::daemon::{self, Handle, RunError, StartError};
+use crate::daemon::{self, Handle, Product, RunError, StartError};
 
 /// Shortest time between two heartbeats.
 const HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -32,59 +32,59 @@ pub struct Daemon;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
-    settings: Settings,
+    product: Product,
 }
 
 impl Daemon {
     /// Begins the description of a daemon that keeps its state in a directory. It is made where it
     /// is missing; one daemon can use it at a time.
     pub fn builder(state_dir: impl Into<PathBuf>) -> Builder {
-        Builder { settings: Settings::new(state_dir.into()) }
+        Builder { product: Product { settings: Settings::new(state_dir.into()) } }
     }
 }
 
 impl Builder {
     /// The version of the product, shown in the API. The version of this crate unless it is set.
     pub fn version(mut self, version: impl Into<String>) -> Self {
-        self.settings.version = version.into();
+        self.product.settings.version = version.into();
         self
     }
 
     /// How often the leader asks the members whether they are alive: 10 s unless it is set, at least 100 ms.
     /// It is no part of how fast a new leader is elected.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
-        self.settings.heartbeat_interval = interval.max(HEARTBEAT_INTERVAL_MIN);
+        self.product.settings.heartbeat_interval = interval.max(HEARTBEAT_INTERVAL_MIN);
         self
     }
 
     /// The group, by name or number, that may use the control socket beside the daemon's own user.
     pub fn socket_group(mut self, group: impl Into<Option<String>>) -> Self {
-        self.settings.socket_group = group.into();
+        self.product.settings.socket_group = group.into();
         self
     }
 
     /// An address that is open until bootstrap or join, with the daemon's own certificate.
     pub fn pre_init_listen(mut self, address: impl Into<Option<SocketAddr>>) -> Self {
-        self.settings.pre_init_listen = address.into();
+        self.product.settings.pre_init_listen = address.into();
         self
     }
 
     /// The product's schema updates, oldest first, each one or more SQL statements. Append only: a
     /// list that was released is never changed.
     pub fn schema<S: Into<String>>(mut self, updates: impl IntoIterator<Item = S>) -> Self {
-        self.settings.schema = updates.into_iter().map(Into::into).collect();
+        self.product.settings.schema = updates.into_iter().map(Into::into).collect();
         self
     }
 
     /// Names of what the product's API has beyond its first version. Members must have the same.
     pub fn api_extensions<S: Into<String>>(mut self, extensions: impl IntoIterator<Item = S>) -> Self {
-        self.settings.api_extensions = extensions.into_iter().map(Into::into).collect();
+        self.product.settings.api_extensions = extensions.into_iter().map(Into::into).collect();
         self
     }
 
     /// How long requests may go on when the daemon stops: 5 s unless it is set.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.drain_timeout = timeout;
+        self.product.settings.drain_timeout = timeout;
         self
     }
 
@@ -93,7 +93,7 @@ impl Builder {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(self) -> Result<Handle, StartError> {
-        daemon::start(self.settings).await
+        daemon::start(self.product).await
     }
 
     /// Runs the daemon until a signal (TERM, INT, QUIT, PWR) or `/core/control/shutdown`. HUP makes it read
@@ -102,6 +102,6 @@ impl Builder {
     /// # Errors
     /// When it cannot start, and when it cannot go on.
     pub async fn run(self) -> Result<(), RunError> {
-        daemon::run(self.settings).await
+        daemon::run(self.product).await
     }
 }

@@ -160,22 +160,28 @@ impl Handle {
     }
 }
 
+/// What a product makes of the daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Product {
+    pub settings: Settings,
+}
+
 /// Runs a daemon until a signal or its control API ends it.
-pub(crate) fn run(settings: Settings) -> BoxFuture<'static, Result<(), RunError>> {
-    Box::pin(run_until_ended(settings))
+pub(crate) fn run(product: Product) -> BoxFuture<'static, Result<(), RunError>> {
+    Box::pin(run_until_ended(product))
 }
 
 /// Starts a daemon. It is up when this returns.
-pub(crate) fn start(settings: Settings) -> BoxFuture<'static, Result<Handle, StartError>> {
+pub(crate) fn start(product: Product) -> BoxFuture<'static, Result<Handle, StartError>> {
     // In a box, like the one above: a product's crate would compile the whole daemon again to hold its future.
-    Box::pin(start::start(settings))
+    Box::pin(start::start(product))
 }
 
-async fn run_until_ended(settings: Settings) -> Result<(), RunError> {
+async fn run_until_ended(product: Product) -> Result<(), RunError> {
     let mut signals =
         Signals::new().map_err(|source| StartError::File { action: "wait for", path: "signals".into(), source })?;
     let mut handle = tokio::select! {
-        started = start(settings) => started?,
+        started = start(product) => started?,
         signal = signals.next_end() => {
             tracing::info!(signal, "stopped while starting");
             return Ok(());

@@ -9,11 +9,11 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::certificates::load_or_make_server;
 use super::member::{Identity, open_node};
 use super::rebuild::Damaged;
-use super::{COMMANDS_MAX, Core, CoreShared, Handle, StartError};
+use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
-use crate::config::{MemberConfig, Settings};
+use crate::config::MemberConfig;
 use crate::db;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
@@ -37,7 +37,8 @@ struct FoundMember {
 }
 
 /// Starts a daemon. It is up when this returns.
-pub(super) async fn start(settings: Settings) -> Result<Handle, StartError> {
+pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
+    let Product { settings } = product;
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
