@@ -11,6 +11,7 @@ mod errors;
 mod extract;
 mod forward;
 mod internal;
+mod openapi;
 mod proxy;
 mod routes;
 mod sql;

@@ -75,6 +75,8 @@ pub(crate) struct Route {
     /// Has a span and a line in the log. Not where the rate is high.
     pub traced: bool,
     pub(super) handler: Handler,
+    /// The type of the handler, for its name.
+    handler_type: &'static str,
 }
 
 pub(super) const EVERYWHERE: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
@@ -104,7 +106,13 @@ impl Route {
             body_max: BODY_MAX,
             traced: true,
             handler: Arc::new(move |request, state| Box::pin(handler.clone().call(request, state))),
+            handler_type: std::any::type_name::<H>(),
         }
+    }
+
+    /// The name of the handler's function.
+    pub(super) fn handler_name(&self) -> &'static str {
+        self.handler_type.rsplit("::").next().unwrap_or_default()
     }
 
     pub(super) fn access(mut self, access: Access) -> Route {

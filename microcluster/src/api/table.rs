@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::routes::{Access, EVERYWHERE, Phase, Route, TLS, UNIX, UNIX_AND_TLS};
-use super::{certificates, cluster, control, daemon, database, internal, sql, tokens};
+use super::{certificates, cluster, control, daemon, database, internal, openapi, sql, tokens};
 
 /// Names, addresses, a token: little is needed to control a daemon.
 const CONTROL_BODY_MAX: usize = 64 << 10;
@@ -20,6 +20,7 @@ pub(super) fn table() -> Vec<Route> {
     vec![
         Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
+        Route::new(M::GET, "/core/1.0/openapi.json", EVERYWHERE, openapi::description_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
         Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show).target(),
         Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace).target(),
@@ -90,6 +91,7 @@ mod tests {
     const EXPECTED: &[(&str, &str, &str, Access, Phase, Done)] = &[
         ("/", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, Done::Here),
+        ("/core/1.0/openapi.json", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, Done::Here),
         ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
