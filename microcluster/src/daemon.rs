@@ -7,6 +7,7 @@ mod member;
 mod notify;
 mod present;
 mod rebuild;
+mod servers;
 mod signals;
 mod start;
 
@@ -21,13 +22,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::member::Running;
+use self::servers::Servers;
 use self::signals::{Signal, Signals};
-use crate::api::{Api, ListenerKind};
+use crate::api::{Api, ListenerKind, Route};
 use crate::config::Settings;
 use crate::db::OpenError;
 use crate::error::Fatal;
+use crate::extension::Server;
 use crate::listener::{self, Listener};
-use crate::state::{Command, InitRequest, Lifecycle, NotNow, State};
+use crate::state::{Command, InitRequest, Lifecycle, NotNow, SharedValues, State};
 use crate::tasks::{Tasks, blocking};
 use crate::tls;
 
@@ -89,6 +92,18 @@ pub enum StartError {
         address: SocketAddr,
         /// What the system says.
         source: io::Error,
+    },
+    /// The product describes its servers in a way that cannot be.
+    #[error("the daemon cannot be as its product describes it: {reason}")]
+    Description {
+        /// What is wrong, and with which server.
+        reason: String,
+    },
+    /// An additional server of the product cannot be opened.
+    #[error("{reason}")]
+    Server {
+        /// Which server, and why.
+        reason: String,
     },
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {reason}")]
@@ -164,6 +179,10 @@ impl Handle {
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
     pub settings: Settings,
+    /// What its handlers share.
+    pub values: SharedValues,
+    /// Its servers, by name.
+    pub servers: Vec<(String, Server)>,
 }
 
 /// Runs a daemon until a signal or its control API ends it.
@@ -232,6 +251,9 @@ struct CoreShared {
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
     pre_init: Mutex<Option<Listener>>,
+    /// What the product adds to the Core API.
+    routes: Vec<Route>,
+    servers: Arc<Servers>,
     /// This member is being rebuilt: its database may stop.
     is_rebuilding: AtomicBool,
     control: mpsc::Sender<Internal>,
@@ -325,7 +347,7 @@ impl Core {
             }
         }
         self.control_socket.close(drain).await;
-        shared.close_pre_init().await;
+        tokio::join!(shared.close_pre_init(), shared.servers.stop());
         shared.requests.shutdown(drain).await;
         shared.state.set_lifecycle(Lifecycle::ShuttingDown);
         if let Some(running) = shared.running.lock().await.take() {
@@ -357,6 +379,7 @@ impl CoreShared {
 
     async fn become_uninitialised(&self) {
         self.state.set_lifecycle(Lifecycle::Uninitialised);
+        self.servers.close_members().await;
         if let Err(e) = self.open_pre_init().await {
             tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
         }
@@ -370,7 +393,7 @@ impl CoreShared {
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
-        let api = Api::new(ListenerKind::PreInit, &self.state, &self.requests);
+        let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
         *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())
     }

@@ -28,13 +28,21 @@ mod state;
 
 // L4
 mod api;
+mod extension;
 
 // L5
 mod builder;
 mod daemon;
 mod listener;
 
+pub use api::{Caller, Notification};
+pub use axum;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
 pub use error::{Error, Fatal, Result};
-pub use state::State;
+pub use extension::{
+    Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
+    Server, Shared, WebSocket, WebSocketUpgrade, action,
+};
+pub use microcluster_client as client;
+pub use state::{Connect, MemberClient, State};

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["state_dir", "tls", "token", "trust"],
     &["db"],
     &["cluster", "state"],
-    &["api"],
+    &["api", "extension"],
     &["builder", "daemon", "listener"],
 ];
 
@@ -21,6 +21,7 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("state", "cluster"),
     ("tls", "state_dir"),
     ("builder", "daemon"),
+    ("extension", "api"),
     ("daemon", "listener"),
 ];
 

@@ -31,11 +31,11 @@ pub(super) fn text() -> String {
 pub(super) fn document() -> Value {
     let mut schemas = Schemas::new();
     let mut paths = Map::new();
-    for route in table().iter().filter(|route| is_described(route.path)) {
+    for route in table().iter().filter(|route| is_described(&route.path)) {
         // A test holds that every such route has an entry.
         if let Some(operation) = OPERATIONS.iter().find(|operation| operation.id == route.handler_name()) {
-            let path = paths.entry(route.path).or_insert_with(|| json!({}));
-            path[route.method.as_str().to_ascii_lowercase()] = describe(route, operation, &mut schemas);
+            let path = paths.entry(&*route.path).or_insert_with(|| json!({}));
+            path[method_name(route)] = describe(route, operation, &mut schemas);
         }
     }
     let tags: Vec<_> = TAGS.iter().map(|(name, about)| json!({ "name": name, "description": about })).collect();
@@ -58,6 +58,11 @@ pub(super) fn document() -> Value {
 pub(super) fn is_described(path: &str) -> bool {
     let under = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     path == "/" || ["/core/1.0", "/core/control", "/core/internal/sql"].into_iter().any(under)
+}
+
+/// The method as the document writes it. Each route of the Core API has one.
+pub(super) fn method_name(route: &Route) -> String {
+    route.method.as_ref().map(|method| method.as_str().to_ascii_lowercase()).unwrap_or_default()
 }
 
 fn describe(route: &Route, operation: &Operation, schemas: &mut Schemas) -> Value {
@@ -169,6 +174,7 @@ fn over(route: &Route) -> String {
         ListenerKind::Unix => "the control socket",
         ListenerKind::Tls => "the cluster address",
         ListenerKind::PreInit => "the pre-init address",
+        ListenerKind::Additional => "an additional server",
     });
     format!("Over {}.", names.collect::<Vec<_>>().join(", "))
 }
