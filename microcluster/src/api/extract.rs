@@ -13,16 +13,16 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::state::State;
 
-/// How long a client may take to send its body.
-pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Bytes of a refused request that are still read, and for how long.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The bound on the body of a request, from its route.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BodyMax(pub usize);
+/// The bounds on the body of a request, from its route and its connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BodyBounds {
+    pub bytes: usize,
+    pub time: Duration,
+}
 
 /// The body as a JSON object. The content type does not matter: clients of the Go daemon send none.
 pub(super) struct Body<T>(pub T);
@@ -80,10 +80,10 @@ impl Flags {
 
 /// Reads the whole body, up to the bound of its route.
 pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
-    let max = request.extensions().get::<BodyMax>().map_or(0, |max| max.0);
+    let BodyBounds { bytes: max, time } = request.extensions().get().copied().unwrap_or_default();
     let mut body = request.into_body();
     let read = Limited::new(&mut body, max).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+    match tokio::time::timeout(time, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if is_over_limit(&*e) => {
             drain(&mut body).await;
@@ -91,7 +91,7 @@ pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
         }
         Ok(Err(e)) => Err(Error::bad_request("the body of the request ended early").caused_by(e)),
         Err(_) => {
-            let late = format!("the body of the request did not come within {} s", BODY_TIMEOUT.as_secs());
+            let late = format!("the body of the request did not come within {time:?}");
             Err(Error::new(StatusCode::REQUEST_TIMEOUT, late))
         }
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,33 @@ pub(crate) struct Connection {
     pub listener: ListenerKind,
     /// The certificate that the client has proven to own.
     pub certificate: Option<Fingerprint>,
+    /// Who is at the other end, for the log.
+    pub peer: Peer,
+    /// How long the body of a request may take.
+    pub body_timeout: Duration,
+}
+
+/// Who is at the other end of a connection, as far as the system knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A process on this machine.
+    Process {
+        user: u32,
+        process: Option<i32>,
+    },
+    Network(SocketAddr),
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Process { user, process: Some(process) } => write!(f, "user {user}, process {process}"),
+            Peer::Process { user, process: None } => write!(f, "user {user}"),
+            Peer::Network(address) => address.fmt(f),
+            Peer::Unknown => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Who may use a route. Who can use the control socket may do everything.

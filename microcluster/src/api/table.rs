@@ -44,11 +44,18 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::POST, "/core/control/shutdown", UNIX, control::daemon_shutdown).access(Socket).phase(Always),
         Route::new(M::GET, "/core/control/tokens", UNIX, tokens::tokens_list).access(Socket),
         Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add).access(Socket).body_max(CONTROL_BODY_MAX),
-        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit).access(Token).leader(),
+        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/confirm", TLS, cluster::joiner_confirm)
             .access(Token)
-            .leader(),
-        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
+        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
         Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),

@@ -8,7 +8,6 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::operations::{Answer, OPERATIONS, Operation, TAGS};
-use crate::api::extract::BODY_TIMEOUT;
 use crate::api::routes::{Access, ListenerKind, Phase, Route};
 use crate::api::table::table;
 
@@ -138,7 +137,7 @@ fn errors(route: &Route, operation: &Operation) -> BTreeMap<u16, Vec<String>> {
     let mut add = |code, reason: &str| errors.entry(code).or_default().push(reason.to_owned());
     if operation.body.is_some() {
         add(400, "The body is not as expected; the message names the field.");
-        add(408, &format!("The body did not come within {} s.", BODY_TIMEOUT.as_secs()));
+        add(408, "The body did not come in time.");
         add(413, &format!("The body is larger than {} bytes.", route.body_max));
     }
     if route.path.contains("{name}") {
