@@ -42,6 +42,8 @@ mod secret;
 mod tls;
 mod types;
 
+#[cfg(feature = "websocket")]
+pub use client::{Message, WebSocket};
 pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 pub use error::{Error, Server};
 pub use names::{Address, AddressError, Fingerprint, FingerprintError, Name, NameError};

@@ -29,11 +29,15 @@ mod api;
 mod extension;
 
 // L5
+mod app;
 mod builder;
 mod daemon;
 mod listener;
+#[cfg(feature = "test-util")]
+pub mod testing;
 
 pub use api::{Caller, Notification};
+pub use app::{App, AppError};
 pub use axum;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};

@@ -11,7 +11,8 @@ const LAYERS: &[&[&str]] = &[
     &["db"],
     &["cluster", "state"],
     &["api", "extension"],
-    &["builder", "daemon", "listener"],
+    &["app", "builder", "daemon", "listener"],
+    &["testing"],
 ];
 
 /// Modules of one layer that use each other, as (user, used). The other direction would be a loop.
