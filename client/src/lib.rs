@@ -42,9 +42,9 @@ mod secret;
 mod tls;
 mod types;
 
+pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 #[cfg(feature = "websocket")]
 pub use client::{Message, WebSocket};
-pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 pub use error::{Error, Server};
 pub use names::{Address, AddressError, Fingerprint, FingerprintError, Name, NameError};
 pub use secret::Secret;

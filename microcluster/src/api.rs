@@ -22,7 +22,7 @@ pub use caller::{Caller, Notification};
 pub(crate) use dispatch::Api;
 pub(crate) use envelope::Answer;
 pub(crate) use extract::{parse_json, read_body};
-pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Phase, Route, erase};
 pub(crate) use routes::Access as CoreAccess;
+pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Phase, Route, erase};
 #[cfg(test)]
 pub(crate) use table::table;

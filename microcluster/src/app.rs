@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use microcluster_client::{
-    Address, Client, ControlRequest, Error, Fingerprint, Identity, InitConfig, KeyPair, Member, MemberLocal, Name, Secret,
-    ServerConfig, ServerStatus, ServerTrust, SqlRequest, SqlResults, TokenRecord, TokenRequest,
+    Address, Client, ControlRequest, Error, Fingerprint, Identity, InitConfig, KeyPair, Member, MemberLocal, Name,
+    Secret, ServerConfig, ServerStatus, ServerTrust, SqlRequest, SqlResults, TokenRecord, TokenRequest,
 };
 
 use crate::state_dir::{FileError, read_file};
@@ -148,10 +148,7 @@ impl App {
     ///
     /// # Errors
     /// When an address cannot be used.
-    pub async fn update_servers(
-        &self,
-        servers: impl IntoIterator<Item = (Name, Address)>,
-    ) -> Result<(), AppError> {
+    pub async fn update_servers(&self, servers: impl IntoIterator<Item = (Name, Address)>) -> Result<(), AppError> {
         let servers = servers.into_iter().map(|(name, address)| (name, ServerConfig { address })).collect();
         Ok(self.local_client().set_daemon_servers(&servers).await?)
     }
@@ -201,7 +198,8 @@ impl App {
 
     fn file(&self, name: &str) -> Result<String, AppError> {
         let path = self.state_dir.join(name);
-        let missing = || AppError::File { path: path.clone(), reason: "it is not there; is this daemon a member?".into() };
+        let missing =
+            || AppError::File { path: path.clone(), reason: "it is not there; is this daemon a member?".into() };
         read_file(&path)?.ok_or_else(missing)
     }
 }

@@ -43,8 +43,8 @@ pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
 pub use error::{Error, Fatal, Result};
 pub use extension::{
-    Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response, Server,
-    Shared, WebSocket, WebSocketUpgrade, action,
+    Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
+    Server, Shared, WebSocket, WebSocketUpgrade, action,
 };
 pub use microcluster_client as client;
 pub use state::{Connect, MemberClient, State};

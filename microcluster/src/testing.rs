@@ -208,7 +208,10 @@ impl fmt::Debug for Cluster {
 
 impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Member").field("name", &self.name).field("runs", &self.running.is_some()).finish_non_exhaustive()
+        f.debug_struct("Member")
+            .field("name", &self.name)
+            .field("runs", &self.running.is_some())
+            .finish_non_exhaustive()
     }
 }
 

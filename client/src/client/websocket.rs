@@ -5,8 +5,8 @@ use http::header::USER_AGENT;
 use http::{HeaderValue, Request};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 pub use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::transport::Stream;
 use super::{Client, NOTIFICATION_USER_AGENT, ORDINARY_USER_AGENT, refusal};

@@ -221,7 +221,8 @@ impl PathRoutes {
 async fn within(timeout: Option<Duration>, run: impl Future<Output = Response>) -> Response {
     let Some(timeout) = timeout else { return run.await };
     tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| {
-        let message = format!("the request took longer than {timeout:?} and was given up; what it changed is not known");
+        let message =
+            format!("the request took longer than {timeout:?} and was given up; what it changed is not known");
         Error::timeout(message).into_response()
     })
 }

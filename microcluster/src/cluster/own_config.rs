@@ -208,7 +208,8 @@ async fn try_to_listen(
     known: &BTreeMap<Name, Address>,
 ) -> Result<(), ConfigError> {
     let present = present.servers.values().map(|server| server.address);
-    let own: BTreeSet<SocketAddr> = known.values().copied().chain(present).map(|address| address.socket_addr()).collect();
+    let own: BTreeSet<SocketAddr> =
+        known.values().copied().chain(present).map(|address| address.socket_addr()).collect();
     for (name, ServerConfig { address }) in &changed.servers {
         let socket = address.socket_addr();
         if !own.contains(&socket)

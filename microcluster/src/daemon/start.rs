@@ -48,8 +48,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
-        group_id(group)
-            .map_err(|e| StartError::Group { group: group.into(), reason: Chain(&e).to_string() })
+        group_id(group).map_err(|e| StartError::Group { group: group.into(), reason: Chain(&e).to_string() })
     });
     let group = group.transpose()?;
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);

@@ -56,13 +56,17 @@ pub(crate) enum DescriptionError {
     NoAction { name: Name, path: String },
     #[error("the path {path} of the server {name} cannot be: everything below /core is the daemon's own")]
     Core { name: Name, path: String },
-    #[error("the path {path} of the server {name} cannot be: it has to begin with a fixed segment, as the Core API is served beside it")]
+    #[error(
+        "the path {path} of the server {name} cannot be: it has to begin with a fixed segment, as the Core API is served beside it"
+    )]
     Vague { name: Name, path: String },
     #[error("the path {path} of the server {name} is none: {reason}")]
     Path { name: Name, path: String, reason: String },
     #[error("the paths {path} of the server {name} and {other_path} of the server {other} are the same")]
     PathTwice { name: Name, path: String, other: Name, other_path: String },
-    #[error("the endpoint {path} of the server {name} cannot be passed on to another member: only what extends the Core API is served on the cluster address")]
+    #[error(
+        "the endpoint {path} of the server {name} cannot be passed on to another member: only what extends the Core API is served on the cluster address"
+    )]
     PassedOn { name: Name, path: String },
 }
 
@@ -95,7 +99,11 @@ pub(crate) fn check(servers: &[(String, Server)]) -> Result<Described, Descripti
             }
             Place::Own(own) => {
                 let mut paths = Paths::default();
-                server.resources.iter().flat_map(|resources| resources.paths()).try_for_each(|path| paths.add(&name, path))?;
+                server
+                    .resources
+                    .iter()
+                    .flat_map(|resources| resources.paths())
+                    .try_for_each(|path| paths.add(&name, path))?;
                 let address = check_address(&name, own)?;
                 if let Some(one) = addresses.insert(address.socket_addr(), name.clone()) {
                     return Err(DescriptionError::AddressTwice { one, other: name, address });
@@ -144,8 +152,11 @@ fn check_beside_core(name: &Name, path: &str) -> Result<(), DescriptionError> {
 
 fn check_address(name: &Name, own: &OwnPlace) -> Result<Address, DescriptionError> {
     let parsed = own.address.parse::<Address>();
-    let address =
-        parsed.map_err(|source| DescriptionError::Address { name: name.clone(), address: own.address.clone(), source })?;
+    let address = parsed.map_err(|source| DescriptionError::Address {
+        name: name.clone(),
+        address: own.address.clone(),
+        source,
+    })?;
     if address.port() == 0 {
         return Err(DescriptionError::PortZero { name: name.clone() });
     }
@@ -238,7 +249,10 @@ mod tests {
             (vec![("a", own("127.0.0.1:0"))], &["a", "port 0"]),
             (vec![("a", beside_core(Resources::at("1.0")))], &["a", "no resources"]),
             (vec![("a", Server::core_api().into())], &["a", "no resources"]),
-            (vec![("a", beside_core(Resources::at("1.0").endpoint(Endpoint::new("x"))))], &["a", "/1.0/x", "no action"]),
+            (
+                vec![("a", beside_core(Resources::at("1.0").endpoint(Endpoint::new("x"))))],
+                &["a", "/1.0/x", "no action"],
+            ),
             (vec![("a", beside_core(at("core/2.0", "x")))], &["a", "/core/2.0/x"]),
             (vec![("a", beside_core(at("", "core")))], &["a", "/core"]),
             (vec![("a", beside_core(at("", "{x}")))], &["a", "/{x}", "fixed"]),

@@ -347,8 +347,7 @@ fn without_prefix(mut request: Request, below: &str) -> Result<Request, Error> {
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("{slash}{rest}{query}");
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query =
-        Some(path.parse().map_err(|e: http::uri::InvalidUri| Error::bad_request(e.to_string()))?);
+    parts.path_and_query = Some(path.parse().map_err(|e: http::uri::InvalidUri| Error::bad_request(e.to_string()))?);
     *request.uri_mut() = Uri::from_parts(parts).map_err(|e| Error::bad_request(e.to_string()))?;
     Ok(request)
 }
