@@ -22,6 +22,7 @@ pub mod db;
 
 // L3
 mod cluster;
+mod hooks;
 mod state;
 
 // L4
@@ -35,4 +36,6 @@ mod listener;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
 pub use error::{Error, Fatal, Result};
+pub use hooks::{Hooks, RoleStatus};
+pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::State;

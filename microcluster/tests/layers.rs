@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "error", "tasks"],
     &["state_dir", "tls", "token", "trust"],
     &["db"],
-    &["cluster", "state"],
+    &["cluster", "hooks", "state"],
     &["api"],
     &["builder", "daemon", "listener"],
 ];
@@ -19,6 +19,8 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("trust", "state_dir"),
     ("trust", "tls"),
     ("state", "cluster"),
+    ("hooks", "cluster"),
+    ("hooks", "state"),
     ("tls", "state_dir"),
     ("builder", "daemon"),
     ("daemon", "listener"),

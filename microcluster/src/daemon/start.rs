@@ -15,6 +15,7 @@ use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
 use crate::config::MemberConfig;
 use crate::db;
+use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -38,7 +39,7 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { settings } = product;
+    let Product { settings, hooks } = product;
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
@@ -61,6 +62,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
         is_rebuilding: AtomicBool::new(false),
+        hooks: Runner::new(hooks, state.settings().hook_timeout),
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
@@ -69,6 +71,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         core.stop().await;
         return Err(e);
     }
+    shared.begin_on_start();
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
     Ok(Handle { control, state, done: wait })
@@ -109,7 +112,7 @@ impl CoreShared {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
             other => StartError::Tls { reason: other.to_string() },
         };
-        let node = match open_node(&self.state, identity).await {
+        let node = match open_node(&self.state, &self.hooks, identity).await {
             Err(InitError::Open(e @ db::OpenError::Damaged { .. })) if !damaged.others.is_empty() => {
                 tracing::error!(error = %e, "rebuilding this member from the others");
                 drop(tcp);
@@ -229,6 +232,7 @@ mod tests {
             cluster_cert: "c".into(),
             cluster_key: "k".into(),
             members: vec![],
+            is_rebuild: false,
         }
     }
 
