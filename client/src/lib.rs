@@ -43,6 +43,8 @@ mod tls;
 mod types;
 
 pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, TIMEOUT_INIT};
+#[cfg(feature = "websocket")]
+pub use client::{Message, WebSocket};
 pub use error::{Error, Server};
 pub use names::{Address, AddressError, Fingerprint, FingerprintError, Name, NameError};
 pub use secret::Secret;

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Settings;
 use crate::daemon::{self, Handle, Product, RunError, StartError};
+use crate::extension::Server;
 use crate::hooks::{Hooks, ProductHooks};
 
 /// Shortest time between two heartbeats.
@@ -98,6 +100,21 @@ impl Builder {
     /// How long a hook may take, the wait for its turn included: 60 s unless it is set.
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
         self.product.settings.hook_timeout = timeout;
+        self
+    }
+
+    /// Adds a server: [`Server::core_api`](crate::Server::core_api) or [`Server::listen`](crate::Server::listen). Names are
+    /// those of members: labels of letters, digits and hyphens with dots between them. What does not fit together is
+    /// refused when the daemon starts, before anything listens.
+    pub fn server(mut self, name: impl Into<String>, server: impl Into<Server>) -> Self {
+        self.product.servers.push((name.into(), server.into()));
+        self
+    }
+
+    /// Shares a value with all handlers, who take it with [`Shared`](crate::Shared), and with hooks, by
+    /// [`State::shared`](crate::State::shared). One value of each type.
+    pub fn shared<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
+        self.product.values.insert(value);
         self
     }
 

@@ -7,6 +7,7 @@ mod member;
 mod notify;
 mod present;
 mod rebuild;
+mod servers;
 mod signals;
 mod start;
 
@@ -21,15 +22,17 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::member::Running;
+use self::servers::Servers;
 use self::signals::{Signal, Signals};
-use crate::api::{Api, ListenerKind};
+use crate::api::{Api, ListenerKind, Route};
 use crate::cluster::HookError;
 use crate::config::Settings;
 use crate::db::OpenError;
 use crate::error::Fatal;
+use crate::extension::Server;
 use crate::hooks::{Event, ProductHooks, Runner};
 use crate::listener::{self, Listener};
-use crate::state::{Command, InitRequest, Lifecycle, NotNow, State};
+use crate::state::{Command, InitRequest, Lifecycle, NotNow, SharedValues, State};
 use crate::tasks::{Tasks, blocking};
 use crate::tls;
 
@@ -91,6 +94,18 @@ pub enum StartError {
         address: SocketAddr,
         /// What the system says.
         source: io::Error,
+    },
+    /// The product describes its servers in a way that cannot be.
+    #[error("the daemon cannot be as its product describes it: {reason}")]
+    Description {
+        /// What is wrong, and with which server.
+        reason: String,
+    },
+    /// An additional server of the product cannot be opened.
+    #[error("{reason}")]
+    Server {
+        /// Which server, and why.
+        reason: String,
     },
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {reason}")]
@@ -166,12 +181,17 @@ impl Handle {
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
     pub settings: Settings,
+    /// What its handlers share.
+    pub values: SharedValues,
+    /// Its servers, by name.
+    pub servers: Vec<(String, Server)>,
+    /// What it does when something changes.
     pub hooks: ProductHooks,
 }
 
 impl Product {
     pub fn new(settings: Settings) -> Self {
-        Product { settings, hooks: ProductHooks::default() }
+        Product { settings, values: SharedValues::default(), servers: Vec::new(), hooks: ProductHooks::default() }
     }
 }
 
@@ -241,6 +261,9 @@ struct CoreShared {
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
     pre_init: Mutex<Option<Listener>>,
+    /// What the product adds to the Core API.
+    routes: Vec<Route>,
+    servers: Arc<Servers>,
     /// This member is being rebuilt: its database may stop.
     is_rebuilding: AtomicBool,
     /// What the product does when something changes.
@@ -339,7 +362,7 @@ impl Core {
             }
         }
         self.control_socket.close(drain).await;
-        shared.close_pre_init().await;
+        tokio::join!(shared.close_pre_init(), shared.servers.stop());
         shared.requests.shutdown(drain).await;
         shared.state.set_lifecycle(Lifecycle::ShuttingDown);
         if let Some(running) = shared.running.lock().await.take() {
@@ -396,6 +419,7 @@ impl CoreShared {
 
     async fn become_uninitialised(&self) {
         self.state.set_lifecycle(Lifecycle::Uninitialised);
+        self.servers.close_members().await;
         if let Err(e) = self.open_pre_init().await {
             tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
         }
@@ -409,7 +433,7 @@ impl CoreShared {
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
-        let api = Api::new(ListenerKind::PreInit, &self.state, &self.requests);
+        let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
         *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())
     }

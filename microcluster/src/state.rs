@@ -1,7 +1,12 @@
 //! What handlers and hooks see of the daemon: its settings, what it is at the moment, and how to ask for a change of that.
 
+mod connect;
+mod shared_values;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,6 +24,9 @@ use crate::tasks::TaskLost;
 use crate::tls::{CertificateCell, KeyPairError, SharedPair};
 use crate::token::{JoinToken, TokenError};
 
+pub use connect::{Connect, MemberClient};
+pub(crate) use shared_values::SharedValues;
+
 /// The daemon as handlers and hooks see it. Cheap to clone.
 #[derive(Clone)]
 pub struct State(Arc<Shared>, Option<Arc<HookCall>>);
@@ -33,6 +41,9 @@ struct HookCall {
 
 struct Shared {
     settings: Settings,
+    values: SharedValues,
+    /// Where the APIs begin.
+    roots: BTreeSet<String>,
     dir: StateDir,
     lifecycle: watch::Sender<Lifecycle>,
     commands: mpsc::Sender<Command>,
@@ -146,6 +157,8 @@ pub(crate) enum InitError {
     File(#[from] FileError),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] TlsError),
+    #[error("{reason}")]
+    Server { is_taken: bool, reason: String },
     #[error(
         "the server at {address} is not of the cluster that made the join token: its certificate is not the one in the token. Nothing was sent to it; is this the right token? If the certificate of the cluster was replaced since the token was made, make a new one with `microctl tokens add`, or take it anew from `microctl tokens list`"
     )]
@@ -177,13 +190,16 @@ pub(crate) enum InitError {
 impl State {
     pub(crate) fn new(
         settings: Settings,
+        values: SharedValues,
+        roots: BTreeSet<String>,
         dir: StateDir,
         server_certificate: CertificateCell,
         commands: mpsc::Sender<Command>,
     ) -> State {
         let lifecycle = watch::Sender::new(Lifecycle::Starting);
         let (started, stopping) = (AtomicBool::new(false), CancellationToken::new());
-        let shared = Shared { settings, dir, lifecycle, commands, server_certificate, started, stopping };
+        let shared =
+            Shared { settings, values, roots, dir, lifecycle, commands, server_certificate, started, stopping };
         State(Arc::new(shared), None)
     }
 
@@ -231,6 +247,60 @@ impl State {
     /// 503 while the daemon is not a member of a cluster.
     pub fn database(&self) -> Result<Database, Error> {
         Ok(self.node()?.database.clone())
+    }
+
+    /// The other members of the cluster.
+    ///
+    /// # Errors
+    /// 503 while the daemon is not a member of a cluster.
+    pub fn connect(&self) -> Result<Connect, Error> {
+        Ok(Connect { node: self.node()? })
+    }
+
+    /// Whether the daemon has an API extension, its own ones or the product's.
+    #[must_use]
+    pub fn has_extension(&self, name: &str) -> bool {
+        self.settings().extensions().iter().any(|extension| extension == name)
+    }
+
+    /// The value of this type that the product gave to [`crate::Builder::shared`].
+    #[must_use]
+    pub fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.0.values.find()
+    }
+
+    /// The state directory. What a product keeps in it under names of its own stays; a file that it shares with the cluster
+    /// belongs into the database.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        self.0.dir.path()
+    }
+
+    /// The addresses of the additional servers as they are set now, by name.
+    #[must_use]
+    pub fn servers(&self) -> BTreeMap<Name, Address> {
+        let mut servers = self.settings().servers.clone();
+        if let Ok(node) = self.node() {
+            servers.extend(node.config.current().servers.into_iter().map(|(name, server)| (name, server.address)));
+        }
+        servers
+    }
+
+    /// The certificate of the cluster, in PEM; none before initialisation.
+    #[must_use]
+    pub fn cluster_certificate(&self) -> Option<String> {
+        self.node().ok().map(|node| node.cluster_certificate.current().certificate.pem)
+    }
+
+    /// The daemon's own certificate, in PEM.
+    #[must_use]
+    pub fn server_certificate_pem(&self) -> String {
+        self.server_certificate().current().certificate.pem
+    }
+
+    /// Where the APIs begin.
+    pub(crate) fn roots(&self) -> &BTreeSet<String> {
+        &self.0.roots
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -370,10 +440,17 @@ fn machine_name() -> String {
 #[allow(clippy::unwrap_used)]
 impl State {
     /// A daemon that is not initialised and that nobody runs.
-    pub(crate) fn for_test(path: &std::path::Path) -> State {
+    pub(crate) fn for_test(path: &Path) -> State {
         let dir = StateDir::open(path).unwrap();
         let pair = crate::tls::KeyPair::generate(&crate::tls::Generate { name: "c1", addresses: &[] }).unwrap();
         let (commands, _) = mpsc::channel(1);
-        State::new(Settings::new(path.to_owned()), dir, CertificateCell::new(pair), commands)
+        State::new(
+            Settings::new(path.to_owned()),
+            SharedValues::default(),
+            BTreeSet::new(),
+            dir,
+            CertificateCell::new(pair),
+            commands,
+        )
     }
 }

@@ -10,8 +10,9 @@ const LAYERS: &[&[&str]] = &[
     &["state_dir", "tls", "token", "trust"],
     &["db"],
     &["cluster", "hooks", "state"],
-    &["api"],
-    &["builder", "daemon", "listener"],
+    &["api", "extension"],
+    &["app", "builder", "daemon", "listener"],
+    &["testing"],
 ];
 
 /// Modules of one layer that use each other, as (user, used). The other direction would be a loop.
@@ -23,6 +24,7 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("hooks", "state"),
     ("tls", "state_dir"),
     ("builder", "daemon"),
+    ("extension", "api"),
     ("daemon", "listener"),
 ];
 

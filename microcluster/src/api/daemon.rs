@@ -15,8 +15,9 @@ use crate::error::Error;
 use crate::state::{Lifecycle, NotNow, State};
 
 /// GET `/`: where the APIs begin.
-pub(super) async fn roots_list() -> Answer<[&'static str; 1]> {
-    Answer(["/core/1.0"])
+pub(super) async fn roots_list(state: State) -> Answer<Vec<String>> {
+    let core = ["/core/1.0".to_owned()];
+    Answer(core.into_iter().chain(state.roots().iter().cloned()).collect())
 }
 
 /// GET `/core/1.0`
@@ -62,7 +63,8 @@ pub(super) async fn config_change(
 
 /// GET `/core/1.0/daemon/servers`
 pub(super) async fn servers_list(state: State) -> Result<Answer<BTreeMap<Name, ServerConfig>>, Error> {
-    Ok(Answer(state.node()?.config.current().servers))
+    state.node()?;
+    Ok(Answer(state.servers().into_iter().map(|(name, address)| (name, ServerConfig { address })).collect()))
 }
 
 /// PUT `/core/1.0/daemon/servers`

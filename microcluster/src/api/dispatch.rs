@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -17,13 +18,14 @@ use hyper::body::Incoming;
 use tower::Service;
 use tracing::Instrument;
 
+use super::caller::Caller;
 use super::extract::{BodyMax, drain, too_large};
 use super::forward::{self, Outcome};
 use super::proxy;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route};
 use super::table::table;
 use crate::error::Error;
-use crate::state::State;
+use crate::state::{NotNow, State};
 use crate::tasks::{Tasks, panic_message};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,17 +48,24 @@ struct PathRoutes {
 }
 
 impl Api {
-    /// The routes that are served on a listener. `tasks` own the requests that go on without their client.
-    pub fn new(listener: ListenerKind, state: &State, tasks: &Tasks) -> Api {
-        let mut paths: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
-        for route in table().into_iter().filter(|route| route.listeners.contains(&listener)) {
-            paths.entry(route.path).or_default().push(route);
+    /// The Core API, with the routes that a product adds to it, as far as they are served on a listener. `tasks` own the
+    /// requests that go on without their client.
+    pub fn core(listener: ListenerKind, product: &[Route], state: &State, tasks: &Tasks) -> Api {
+        let routes = table().into_iter().chain(product.iter().cloned());
+        Api::of(routes.filter(|route| route.listeners.contains(&listener)), state, tasks)
+    }
+
+    /// These routes alone. No path may be there in two forms: that is checked where routes come from.
+    pub fn of(routes: impl IntoIterator<Item = Route>, state: &State, tasks: &Tasks) -> Api {
+        let mut paths: BTreeMap<String, Vec<Route>> = BTreeMap::new();
+        for route in routes {
+            paths.entry(route.path.clone().into_owned()).or_default().push(route);
         }
         let mut router = Router::new();
         for (path, routes) in paths {
             let (state, tasks) = (state.clone(), tasks.clone());
             let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks });
-            router = router.route(path, any(move |request| path_routes.clone().call(request)));
+            router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
         let router = router.fallback(unknown_path);
         Api { router, requests: Arc::default(), run: rand::random() }
@@ -85,7 +94,8 @@ impl PathRoutes {
             Method::HEAD => &Method::GET,
             ref method => method,
         };
-        let Some(route) = self.routes.iter().find(|route| route.method == *method) else {
+        let is_meant = |route: &&Route| route.method.as_ref().is_none_or(|own| own == method);
+        let Some(route) = self.routes.iter().find(is_meant) else {
             return self.other_method(&request);
         };
         if !route.traced {
@@ -114,8 +124,9 @@ impl PathRoutes {
             return e.into_response();
         }
         request.extensions_mut().insert(BodyMax(route.body_max));
+        request.extensions_mut().insert(self.tasks.clone());
         let handler = route.handler.clone();
-        let (state, leader, target) = (self.state.clone(), route.leader, route.target);
+        let (state, leader, target, timeout) = (self.state.clone(), route.leader, route.target, route.timeout);
         let run = async move {
             let place = match (leader, target) {
                 (true, _) => forward::to_leader(&state, request).await,
@@ -123,7 +134,7 @@ impl PathRoutes {
                 (false, false) => Ok(Outcome::Here(request)),
             };
             match place {
-                Ok(Outcome::Here(request)) => handler(request, state).await,
+                Ok(Outcome::Here(request)) => within(timeout, handler(request, state)).await,
                 Ok(Outcome::Answered(response)) => response,
                 Err(e) => e.into_response(),
             }
@@ -135,7 +146,7 @@ impl PathRoutes {
         }
         // What the handler held is dropped with it, so nobody sees a half-changed value.
         AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| {
-            tracing::error!(path = route.path, panic = panic_message(&*panic), "a handler panicked");
+            tracing::error!(path = &*route.path, panic = panic_message(&*panic), "a handler panicked");
             Error::internal("the request failed inside the daemon; its log says why").into_response()
         })
     }
@@ -143,10 +154,17 @@ impl PathRoutes {
     async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
-        match route.phase {
-            Phase::Always => {}
-            Phase::Joining => drop(self.state.joined_node()?),
-            Phase::Member => drop(self.state.node()?),
+        let is_served = match route.phase {
+            Phase::Always => Ok(()),
+            Phase::Joining => self.state.joined_node().map(drop),
+            Phase::Member => self.state.node().map(drop),
+        };
+        match is_served {
+            Err(NotNow::ShuttingDown) if route.during_shutdown => {}
+            is_served => is_served?,
+        }
+        if let Some(check) = &route.check {
+            check(self.state.clone(), Caller::of(&self.state, connection)).await?;
         }
         // Said before the client has sent all of it.
         if length.is_some_and(|length| length > route.body_max) {
@@ -199,13 +217,23 @@ impl PathRoutes {
     }
 }
 
+/// Runs a handler for as long as it may take.
+async fn within(timeout: Option<Duration>, run: impl Future<Output = Response>) -> Response {
+    let Some(timeout) = timeout else { return run.await };
+    tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| {
+        let message =
+            format!("the request took longer than {timeout:?} and was given up; what it changed is not known");
+        Error::timeout(message).into_response()
+    })
+}
+
 async fn unknown_path(request: Request) -> Response {
     Error::not_found(format!("there is nothing at {}", request.uri().path())).into_response()
 }
 
 /// The methods of a path, as the `Allow` header lists them.
 fn allow(routes: &[Route]) -> HeaderValue {
-    let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+    let mut methods: Vec<&str> = routes.iter().filter_map(|route| Some(route.method.as_ref()?.as_str())).collect();
     if methods.contains(&"GET") {
         methods.push("HEAD");
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::{Chain, Error};
 
 /// A result in its envelope.
-pub(super) struct Answer<T>(pub T);
+pub(crate) struct Answer<T>(pub T);
 
 /// An answer without content.
 pub(super) const EMPTY: Answer<Empty> = Answer(Empty {});

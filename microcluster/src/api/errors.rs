@@ -147,9 +147,10 @@ impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Error {
         let message = error.to_string();
         match error {
-            ConfigError::Fixed { .. } | ConfigError::AddressTwice { .. } | ConfigError::AddressTaken { .. } => {
-                Error::conflict(message)
-            }
+            ConfigError::Fixed { .. }
+            | ConfigError::AddressTwice { .. }
+            | ConfigError::AddressTaken { .. }
+            | ConfigError::Listen { .. } => Error::conflict(message),
             ConfigError::UnknownServer { .. } => Error::not_found(message),
             ConfigError::PortZero { .. } => Error::bad_request(message),
             ConfigError::Lost(lost) => lost.into(),
@@ -165,6 +166,8 @@ impl From<InitError> for Error {
         match error {
             InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
             InitError::NotNow(reason) => reason.into(),
+            InitError::Server { is_taken: true, .. } => Error::conflict(message),
+            InitError::Server { is_taken: false, .. } => Error::internal(message),
             InitError::Listen { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Error::conflict(message)
             }

@@ -79,7 +79,7 @@ impl Flags {
 }
 
 /// Reads the whole body, up to the bound of its route.
-pub(super) async fn read_body(request: Request) -> Result<Bytes, Error> {
+pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
     let max = request.extensions().get::<BodyMax>().map_or(0, |max| max.0);
     let mut body = request.into_body();
     let read = Limited::new(&mut body, max).collect();
@@ -130,25 +130,26 @@ fn is_over_limit(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
+/// Reads a JSON value.
+pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::bad_request("the request has no body; a JSON value is needed"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let unexpected = |what: String| Error::bad_request(format!("the body of the request is not as expected: {what}"));
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let field = e.path().to_string();
+        // The path of the whole value is a dot.
+        if field == "." { unexpected(e.inner().to_string()) } else { unexpected(format!("{field}: {}", e.inner())) }
+    })?;
+    json.end().map_err(|e| unexpected(e.to_string()))?;
+    Ok(parsed)
+}
+
 /// Reads a JSON object. Lists are refused here: serde would take one for an object's fields in their order.
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{') => {
-            let mut json = serde_json::Deserializer::from_slice(bytes);
-            let unexpected =
-                |what: String| Error::bad_request(format!("the body of the request is not as expected: {what}"));
-            let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-                let field = e.path().to_string();
-                // The path of the whole object is a dot.
-                if field == "." {
-                    unexpected(e.inner().to_string())
-                } else {
-                    unexpected(format!("{field}: {}", e.inner()))
-                }
-            })?;
-            json.end().map_err(|e| unexpected(e.to_string()))?;
-            Ok(parsed)
-        }
+        Some(b'{') => parse_json(bytes),
         Some(_) => Err(Error::bad_request("the body of the request must be a JSON object")),
         None => Err(Error::bad_request("the request has no body; a JSON object is needed")),
     }

@@ -1,14 +1,19 @@
 //! What a route is: path and method, where it is served, who may use it, and its handler.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
 use http::Method;
 use microcluster_client::Fingerprint;
 
+use super::caller::Caller;
+use crate::error::Error;
 use crate::state::State;
 
 /// Where a request can come in.
@@ -20,6 +25,8 @@ pub(crate) enum ListenerKind {
     Tls,
     /// The address that is open until initialisation.
     PreInit,
+    /// An additional server of the product.
+    Additional,
 }
 
 /// A connection that requests come in on.
@@ -54,16 +61,24 @@ pub(crate) enum Phase {
     Member,
 }
 
-pub(super) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+/// A product's own decision about a caller.
+pub(crate) type AccessCheck =
+    Arc<dyn Fn(State, Caller) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> + Send + Sync>;
 
 /// One row of the route table.
 #[derive(Clone)]
 pub(crate) struct Route {
-    pub method: Method,
-    pub path: &'static str,
-    pub listeners: &'static [ListenerKind],
+    /// None for all methods.
+    pub method: Option<Method>,
+    pub path: Cow<'static, str>,
+    pub listeners: Cow<'static, [ListenerKind]>,
     pub access: Access,
+    /// Asked beside `access`.
+    pub check: Option<AccessCheck>,
     pub phase: Phase,
+    /// Also while the daemon stops.
+    pub during_shutdown: bool,
     /// Only the leader can do it: others pass it on.
     pub leader: bool,
     /// With `?target=NAME` it is for that member: others pass it on.
@@ -72,9 +87,11 @@ pub(crate) struct Route {
     pub body_max: usize,
     /// Goes on when its client hangs up.
     pub detached: bool,
+    /// How long its handler may take.
+    pub timeout: Option<Duration>,
     /// Has a span and a line in the log. Not where the rate is high.
     pub traced: bool,
-    pub(super) handler: Handler,
+    pub handler: Handler,
 }
 
 pub(super) const EVERYWHERE: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
@@ -83,7 +100,7 @@ pub(super) const TLS: &[ListenerKind] = &[ListenerKind::Tls];
 pub(super) const UNIX: &[ListenerKind] = &[ListenerKind::Unix];
 
 /// Most bytes of a body, unless a route says otherwise.
-const BODY_MAX: usize = 1 << 20;
+pub(crate) const BODY_MAX: usize = 1 << 20;
 
 impl Route {
     /// A route for members of an initialised daemon. What changes something goes on without its client.
@@ -94,16 +111,19 @@ impl Route {
     {
         Route {
             detached: method != Method::GET,
-            method,
-            path,
-            listeners,
+            method: Some(method),
+            path: Cow::Borrowed(path),
+            listeners: Cow::Borrowed(listeners),
             access: Access::Member,
+            check: None,
             phase: Phase::Member,
+            during_shutdown: false,
             leader: false,
             target: false,
             body_max: BODY_MAX,
+            timeout: None,
             traced: true,
-            handler: Arc::new(move |request, state| Box::pin(handler.clone().call(request, state))),
+            handler: erase(handler),
         }
     }
 
@@ -142,4 +162,19 @@ impl Route {
         self.traced = false;
         self
     }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// A handler as the table holds it.
+pub(crate) fn erase<H, T>(handler: H) -> Handler
+where
+    H: axum::handler::Handler<T, State>,
+    T: 'static,
+{
+    Arc::new(move |request, state| Box::pin(handler.clone().call(request, state)))
 }

@@ -1,10 +1,13 @@
 //! What this member is set to: `daemon.yaml`, changed by one request at a time and seen by everybody at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use microcluster_client::{Address, DaemonConfig, DaemonConfigUpdate, Hook, Name, ServerConfig};
+use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
 use super::hook_calls::HookError;
@@ -49,6 +52,8 @@ pub(crate) enum ConfigError {
     PortZero { name: Name },
     #[error("the configuration is as it was: {0}")]
     Hook(HookError),
+    #[error("the server {name} cannot listen on {address}: {source}")]
+    Listen { name: Name, address: Address, source: io::Error },
     #[error("cannot store the configuration")]
     File(#[from] FileError),
     #[error(transparent)]
@@ -82,7 +87,7 @@ impl OwnConfig {
         &self,
         update: DaemonConfigUpdate,
         missing: Missing,
-        known: &BTreeSet<Name>,
+        known: &BTreeMap<Name, Address>,
         agreed: impl FnOnce(DaemonConfig) -> F,
     ) -> Result<(), ConfigError>
     where
@@ -94,6 +99,7 @@ impl OwnConfig {
         if changed == present {
             return Ok(());
         }
+        try_to_listen(&present, &changed, known).await?;
         // On disk first: what was seen once is there after a restart.
         self.write(changed.clone()).await?;
         tracing::info!(failure_domain = changed.failure_domain, servers = ?changed.servers, "the configuration was changed");
@@ -111,7 +117,7 @@ impl OwnConfig {
     async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
         let path = self.dir.daemon_config();
         blocking("daemon.yaml", move || -> Result<(), ConfigError> {
-            let unwritable = |e| FileError { action: "write", path: path.clone(), source: std::io::Error::other(e) };
+            let unwritable = |e| FileError { action: "write", path: path.clone(), source: io::Error::other(e) };
             let text = serde_norway::to_string(&config).map_err(unwritable)?;
             Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
         })
@@ -144,7 +150,7 @@ impl Node {
         self: &Arc<Self>,
         update: DaemonConfigUpdate,
         missing: Missing,
-        known: &BTreeSet<Name>,
+        known: &BTreeMap<Name, Address>,
     ) -> Result<(), ConfigError> {
         let agreed = |config| self.run_hook(Hook::OnDaemonConfigUpdate(config));
         self.config.change(update, missing, known, agreed).await
@@ -170,7 +176,7 @@ fn changed(
     present: &MemberConfig,
     update: DaemonConfigUpdate,
     missing: Missing,
-    known: &BTreeSet<Name>,
+    known: &BTreeMap<Name, Address>,
 ) -> Result<MemberConfig, ConfigError> {
     let fixed = |what, present: String, given: String| ConfigError::Fixed { what, present, given };
     if let Some(name) = update.name.filter(|name| *name != present.name) {
@@ -199,13 +205,14 @@ fn changed(
 fn check_servers(
     servers: &BTreeMap<Name, ServerConfig>,
     own: Address,
-    known: &BTreeSet<Name>,
+    known: &BTreeMap<Name, Address>,
 ) -> Result<(), ConfigError> {
-    let mut taken: BTreeMap<_, &Name> = BTreeMap::new();
+    let unmoved = known.iter().filter(|(name, _)| !servers.contains_key(*name));
+    let mut taken: BTreeMap<_, &Name> = unmoved.map(|(name, address)| (address.socket_addr(), name)).collect();
     for (name, ServerConfig { address }) in servers {
         let address = *address;
-        if !known.contains(name) {
-            return Err(ConfigError::UnknownServer { name: name.clone(), known: known.clone() });
+        if !known.contains_key(name) {
+            return Err(ConfigError::UnknownServer { name: name.clone(), known: known.keys().cloned().collect() });
         }
         if address.port() == 0 {
             return Err(ConfigError::PortZero { name: name.clone() });
@@ -215,6 +222,26 @@ fn check_servers(
         }
         if let Some(one) = taken.insert(address.socket_addr(), name) {
             return Err(ConfigError::AddressTwice { one: one.clone(), other: name.clone(), address });
+        }
+    }
+    Ok(())
+}
+
+/// Whether servers can listen where they are to be. They are opened after that, by who keeps them open.
+async fn try_to_listen(
+    present: &MemberConfig,
+    changed: &MemberConfig,
+    known: &BTreeMap<Name, Address>,
+) -> Result<(), ConfigError> {
+    let present = present.servers.values().map(|server| server.address);
+    let own: BTreeSet<SocketAddr> =
+        known.values().copied().chain(present).map(|address| address.socket_addr()).collect();
+    for (name, ServerConfig { address }) in &changed.servers {
+        let socket = address.socket_addr();
+        if !own.contains(&socket)
+            && let Err(source) = TcpListener::bind(socket).await
+        {
+            return Err(ConfigError::Listen { name: name.clone(), address: *address, source });
         }
     }
     Ok(())
@@ -245,8 +272,9 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn known() -> BTreeSet<Name> {
-        ["metrics", "gateway"].into_iter().map(|name| name.parse().unwrap()).collect()
+    fn known() -> BTreeMap<Name, Address> {
+        let known = [("metrics", "127.0.0.1:9443"), ("gateway", "127.0.0.1:9445")];
+        known.into_iter().map(|(name, address)| (name.parse().unwrap(), address.parse().unwrap())).collect()
     }
 
     fn apply(update: serde_json::Value, missing: Missing) -> Result<MemberConfig, ConfigError> {

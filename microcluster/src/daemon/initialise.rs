@@ -1,5 +1,6 @@
 //! Bootstrap, and the frame around bootstrap and join: what is asked for, answered, and undone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use super::CoreShared;
 use super::certificates::ensure_server_carries;
 use super::member::{Identity, open_node, versions};
+use super::servers::OpenServerError;
 use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
@@ -66,6 +68,7 @@ impl CoreShared {
         let (tcp, server) = match agreed {
             Ok(prepared) => prepared,
             Err(e) => {
+                self.servers.close_members().await;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
                 return Err(e);
             }
@@ -88,6 +91,8 @@ impl CoreShared {
         let tcp =
             listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?;
         let server = ensure_server_carries(&self.state, &request.name).await?;
+        // They answer that there is no member yet; what matters is that they can be opened.
+        self.servers.open_all(&BTreeMap::new()).await?;
         Ok((tcp, server))
     }
 
@@ -191,6 +196,14 @@ impl CoreShared {
     /// Stops the daemon.
     pub(super) async fn give_up(&self, fatal: Fatal) {
         self.control.send(super::Internal::Fatal(fatal)).await.ok();
+    }
+}
+
+impl From<OpenServerError> for InitError {
+    fn from(error: OpenServerError) -> Self {
+        let in_use = |source: &std::io::Error| source.kind() == std::io::ErrorKind::AddrInUse;
+        let is_taken = matches!(&error, OpenServerError::Listen { source, .. } if in_use(source));
+        InitError::Server { is_taken, reason: Chain(&error).to_string() }
     }
 }
 

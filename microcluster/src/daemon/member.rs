@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use super::servers::keep_servers;
 use super::{CoreShared, Internal};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
@@ -87,12 +88,13 @@ impl CoreShared {
         let own = self.state.server_certificate().clone();
         let resolver = ClusterResolver { cluster: node.cluster_certificate.clone(), own: own.clone() };
         let config = tls::server_config(resolver).map_err(|e| InitError::Tls(e.into()))?;
-        let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
+        let api = Api::core(ListenerKind::Tls, &self.routes, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
         let tasks = Tasks::new("keepers");
         let interval = self.state.settings().heartbeat_interval;
         tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
         tasks.spawn("certificates", keep_certificates(node.clone(), own, tasks.clone()));
+        tasks.spawn("servers", keep_servers(self.servers.clone(), node.clone(), tasks.clone()));
         tasks.spawn("own row", keep_own_row(node.clone(), tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));

@@ -9,12 +9,15 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::certificates::load_or_make_server;
 use super::member::{Identity, open_node};
 use super::rebuild::Damaged;
+use super::servers::{OpenServerError, Servers};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
 use crate::config::MemberConfig;
 use crate::db;
+use crate::error::Chain;
+use crate::extension::{self, Described};
 use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
@@ -39,24 +42,28 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { settings, hooks } = product;
+    let Product { mut settings, values, servers, hooks } = product;
+    let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
+    let Described { core: routes, roots, additional } = described;
+    settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
-        group_id(group)
-            .map_err(|e| StartError::Group { group: group.into(), reason: crate::error::Chain(&e).to_string() })
+        group_id(group).map_err(|e| StartError::Group { group: group.into(), reason: Chain(&e).to_string() })
     });
     let group = group.transpose()?;
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
     let (control, internal) = mpsc::channel(COMMANDS_MAX);
-    let state = State::new(settings, dir, CertificateCell::new(server), commands_in);
+    let state = State::new(settings, values, roots, dir, CertificateCell::new(server), commands_in);
     let requests = Tasks::new("requests");
     let socket = state.dir().control_socket();
-    let api = Api::new(ListenerKind::Unix, &state, &requests);
+    let api = Api::core(ListenerKind::Unix, &routes, &state, &requests);
     let control_socket =
         Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket { path: socket, source })?;
     let shared = Arc::new(CoreShared {
         state: state.clone(),
+        servers: Arc::new(Servers::new(additional, state.clone(), requests.clone())),
+        routes,
         requests,
         changes: Tasks::new("bootstrap, join, reset or rebuild"),
         running: Mutex::new(None),
@@ -83,6 +90,7 @@ impl CoreShared {
         match found {
             Found::Nothing => {
                 self.open_pre_init().await?;
+                self.servers.open_pre_init().await.map_err(server_failed)?;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
                 tracing::info!("waiting to be initialised");
             }
@@ -98,7 +106,7 @@ impl CoreShared {
 
     async fn be_member(self: &Arc<Self>, found: FoundMember) -> Result<(), StartError> {
         let FoundMember { config, cluster, trusted } = found;
-        let MemberConfig { id, name, address, .. } = config.clone();
+        let MemberConfig { id, name, address, servers: config_servers, .. } = config.clone();
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
         let others = trusted.iter().filter(|member| member.name != name).map(|member| member.address).collect();
@@ -124,10 +132,16 @@ impl CoreShared {
             opened => opened.map_err(failed)?,
         };
         self.serve(&node, tcp).await.map_err(failed)?;
+        let moved = config_servers.into_iter().map(|(name, server)| (name, server.address)).collect();
+        self.servers.open_all(&moved).await.map_err(server_failed)?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "started as a member");
         Ok(())
     }
+}
+
+fn server_failed(error: OpenServerError) -> StartError {
+    StartError::Server { reason: Chain(&error).to_string() }
 }
 
 /// Reads the state directory, and clears away what a crash has left in it.
