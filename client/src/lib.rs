@@ -51,7 +51,8 @@ pub use secret::Secret;
 pub use tls::{Identity, PinnedVerifier, ServerTrust, TlsError, client_config, client_config_with_verifier};
 pub use types::{
     CertificateExpiry, Consistency, ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus,
-    Empty, Envelope, EnvelopeType, HeartbeatInfo, InitConfig, JoinRequest, JoinResponse, KeyPair, Leader, Member,
-    MemberLocal, MemberStatus, MemberVerdict, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult,
-    SqlResultType, SqlResults, Timestamp, TimestampError, TokenRecord, TokenRequest, Verdict, Verification,
+    Empty, Envelope, EnvelopeType, HeartbeatInfo, Hook, InitConfig, InitConfigError, JoinRequest, JoinResponse,
+    KeyPair, Leader, Member, MemberLocal, MemberStatus, MemberVerdict, NewMemberHook, RemovalHook, Role, ServerConfig,
+    ServerStatus, SqlDump, SqlRequest, SqlResult, SqlResultType, SqlResults, Timestamp, TimestampError, TokenRecord,
+    TokenRequest, Verdict, Verification,
 };

@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub servers: BTreeMap<Name, Address>,
     /// How long requests may go on after a stop was asked for.
     pub drain_timeout: Duration,
+    /// How long a hook of the product may take.
+    pub hook_timeout: Duration,
 }
 
 impl Settings {
@@ -42,6 +44,7 @@ impl Settings {
             api_extensions: Vec::new(),
             servers: BTreeMap::new(),
             drain_timeout: Duration::from_secs(5),
+            hook_timeout: Duration::from_secs(60),
         }
     }
 

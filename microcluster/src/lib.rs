@@ -22,6 +22,7 @@ pub mod db;
 
 // L3
 mod cluster;
+mod hooks;
 mod state;
 
 // L4
@@ -46,5 +47,7 @@ pub use extension::{
     Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
     Server, Shared, WebSocket, WebSocketUpgrade, action,
 };
+pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
+pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::{Connect, MemberClient, State};

@@ -62,6 +62,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
         Route::new(M::POST, "/core/internal/certificates", UNIX_AND_TLS, certificates::certificates_nudge),
         Route::new(M::POST, "/core/internal/heartbeat", UNIX_AND_TLS, internal::heartbeat_run),
+        Route::new(M::POST, "/core/internal/hooks/{hook}", UNIX_AND_TLS, internal::hook_run).target(),
         Route::new(M::POST, "/core/internal/truststore", UNIX_AND_TLS, internal::trust_nudge),
         Route::new(M::DELETE, "/core/internal/truststore/{name}", UNIX_AND_TLS, internal::trust_nudge_removed),
     ]
@@ -118,6 +119,7 @@ mod tests {
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/hooks/{hook}", "POST", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Here),
     ];

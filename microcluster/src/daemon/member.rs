@@ -16,6 +16,7 @@ use crate::cluster::{
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
+use crate::hooks::Runner;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::tasks::Tasks;
@@ -62,7 +63,7 @@ pub(super) fn versions(state: &State) -> Versions {
 }
 
 /// Opens the database of a node.
-pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
+pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity) -> Result<Arc<Node>, InitError> {
     let Identity { config, is_member, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
     let peers = Peers::new(&own, trust.clone())?;
@@ -77,7 +78,8 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     .await?;
     let versions = versions(state);
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    Ok(Node::new(NodeParts { config, versions, db, trust, peers, cluster_certificate, dir }))
+    let hooks = hooks.of_node(state);
+    Ok(Node::new(NodeParts { config, versions, db, trust, peers, cluster_certificate, dir, hooks }))
 }
 
 impl CoreShared {

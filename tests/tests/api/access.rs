@@ -42,6 +42,7 @@ const ROUTES: &[Row] = &[
     ("PATCH /core/internal/database", "", [200, 200, 403, 403]),
     ("POST /core/internal/certificates", "", [200, 200, 403, 403]),
     ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403]),
+    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403]),
     ("POST /core/internal/truststore", "{}", [400, 400, 403, 403]),
     ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403]),
     ("GET /core/internal", "", [404, 404, 404, 404]),
