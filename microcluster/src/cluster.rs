@@ -5,6 +5,7 @@ mod certificate_keeper;
 pub(crate) mod certificates;
 mod heartbeat;
 pub(crate) mod join;
+mod liveness;
 mod member_verifier;
 pub(crate) mod members;
 mod node;

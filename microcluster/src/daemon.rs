@@ -48,6 +48,12 @@ pub enum StartError {
         /// The state directory.
         path: PathBuf,
     },
+    /// The number of voters is even: one more survives no more losses, and one less no fewer.
+    #[error("there cannot be {voters} voters; choose an odd number, such as 3")]
+    Voters {
+        /// The number.
+        voters: usize,
+    },
     /// The state directory, or a file in it, cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
     File {

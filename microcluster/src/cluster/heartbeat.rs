@@ -39,6 +39,7 @@ impl Node {
             is_alive.then_some(row.id)
         });
         let alive: Vec<NodeId> = join_all(pings).await.into_iter().flatten().collect();
+        self.note_heartbeat(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), &alive);
         if alive.is_empty() {
             return Ok(());
         }

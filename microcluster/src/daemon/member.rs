@@ -76,7 +76,8 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     .await?;
     let versions = versions(state);
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    Ok(Node::new(NodeParts { config, versions, db, trust, peers, cluster_certificate, dir }))
+    let role_counts = state.settings().role_counts;
+    Ok(Node::new(NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir }))
 }
 
 impl CoreShared {

@@ -39,6 +39,10 @@ struct FoundMember {
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     let Product { settings } = product;
+    let voters = settings.role_counts.voters;
+    if voters.is_multiple_of(2) {
+        return Err(StartError::Voters { voters });
+    }
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {

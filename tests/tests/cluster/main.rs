@@ -8,6 +8,7 @@ mod join;
 mod join_crash;
 mod kills;
 mod replace;
+mod roles;
 mod rotation;
 mod stop;
 mod writes;
