@@ -215,6 +215,8 @@ enum Internal {
     Reload,
     /// The member's files are damaged, and why.
     Rebuild(String),
+    /// This member was removed while it could not be told.
+    Removed,
     /// The database cannot go on.
     DatabaseStopped,
     Fatal(Fatal),
@@ -261,6 +263,7 @@ impl Core {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => self.shared.reload_certificates().await,
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
+                    Internal::Removed => self.begin_leave(),
                     Internal::DatabaseStopped if self.shared.is_rebuilding.load(Ordering::Relaxed) => {}
                     Internal::DatabaseStopped => {
                         break Err(Fatal::new("the database stopped; the log says why"));
@@ -308,6 +311,29 @@ impl Core {
         }
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
+        tracing::warn!("this member was removed from its cluster and forgets it");
+        self.spawn_reset();
+    }
+
+    /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
+    fn begin_leave(&self) {
+        let shared = self.shared.clone();
+        if !matches!(shared.state.lifecycle(), Lifecycle::Member(_)) {
+            return;
+        }
+        if let Err(e) = shared.state.dir().mark_reset_keeping_database() {
+            tracing::error!(error = %crate::error::Chain(&e), "this member was removed from its cluster and cannot forget it");
+            return;
+        }
+        shared.state.set_lifecycle(Lifecycle::Resetting);
+        tracing::warn!(
+            "this member was removed from its cluster while it was away, and forgets it; its data is in database.removed"
+        );
+        self.spawn_reset();
+    }
+
+    fn spawn_reset(&self) {
+        let shared = self.shared.clone();
         self.shared.changes.spawn("reset", async move {
             if let Err(fatal) = shared.reset().await {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
@@ -343,7 +369,6 @@ impl Core {
 impl CoreShared {
     /// Forgets the cluster: this member was removed.
     async fn reset(&self) -> Result<(), Fatal> {
-        tracing::warn!("this member was removed from its cluster and forgets it");
         if let Some(running) = self.running.lock().await.take() {
             running.stop(self.state.settings().drain_timeout).await;
         }

@@ -11,7 +11,8 @@ use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
 use crate::cluster::rebuild::keep_verified;
 use crate::cluster::{
-    Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust, schema,
+    Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust,
+    removal_found, schema,
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
@@ -100,6 +101,18 @@ impl CoreShared {
         tasks.spawn("database watch", watch);
         *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
         Ok(())
+    }
+
+    /// Has this member leave when it was removed and nobody could tell it.
+    pub(super) async fn watch_membership(&self, node: &Arc<Node>) {
+        if let Some(running) = &*self.running.lock().await {
+            let (node, control, tasks) = (node.clone(), self.control.clone(), running.tasks.clone());
+            running.tasks.spawn("membership", async move {
+                if removal_found(node, tasks).await {
+                    control.send(Internal::Removed).await.ok();
+                }
+            });
+        }
     }
 
     /// Ends what runs for a member, if anything does.

@@ -7,6 +7,7 @@ mod damage;
 mod join;
 mod join_crash;
 mod kills;
+mod remove;
 mod replace;
 mod roles;
 mod rotation;
