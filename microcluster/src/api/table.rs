@@ -50,6 +50,8 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
         Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
+        // A removed member asks, so it need not be one; the handler looks at its certificate.
+        Route::new(M::GET, "/core/internal/membership", TLS, cluster::membership_show).access(Open),
         Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),
         // The database takes a write with its first poll and finishes it, waited for or not.
         Route::new(M::POST, "/core/internal/sql", UNIX_AND_TLS, sql::statements_run)
@@ -113,6 +115,7 @@ mod tests {
         ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/membership", "GET", "t", Access::Open, Phase::Member, Done::Here),
         ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),

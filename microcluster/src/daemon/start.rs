@@ -46,6 +46,10 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
     let Described { core: routes, roots, additional } = described;
     settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
+    let voters = settings.role_counts.voters;
+    if voters.is_multiple_of(2) {
+        return Err(StartError::Voters { voters });
+    }
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {

@@ -134,15 +134,21 @@ impl Database {
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum()).nodes.keys().eq([&node_id]) {
+        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard).nodes.keys().eq([&node_id]) {
             // Nobody else can lead, so nobody has to be waited for.
             raft.trigger().elect().await.map_err(|error| OpenError::Raft(error.to_string()))?;
         }
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
-        let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum());
+        let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard);
         let (status_sender, status) = watch::channel(now);
-        tasks.spawn(status::watch_metrics(raft.clone(), status_sender, timings.quorum(), cancelled.clone()));
+        tasks.spawn(status::watch_metrics(
+            raft.clone(),
+            status_sender,
+            timings.quorum(),
+            Arc::clone(&shared),
+            cancelled.clone(),
+        ));
         let (sequencer, task) =
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
@@ -369,7 +375,8 @@ impl Database {
 
     /// How this member's database is, now.
     pub fn status(&self) -> Status {
-        Status::from_metrics(&self.inner.raft.metrics().borrow(), self.inner.timings.quorum())
+        let inner = &self.inner;
+        Status::from_metrics(&inner.raft.metrics().borrow(), inner.timings.quorum(), &inner.shared.heard)
     }
 
     /// The status, for those who wait for a change of the leader, the members or the quorum. Changes of the indices

@@ -16,6 +16,7 @@ use super::gate::WriteGate;
 use super::raft_types::Entry;
 use super::readers::Readers;
 use super::state_file;
+use super::status::Heard;
 use super::waiters::Waiters;
 use super::watch::{TableClock, Written};
 
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+    /// When the leader was heard of.
+    pub heard: Heard,
     /// Why this member's files must not be used any more, once they must not.
     pub damage: watch::Sender<Option<String>>,
 }
@@ -89,6 +92,7 @@ impl Writer {
             digests: Digests::default(),
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
+            heard: Heard::default(),
             damage: watch::Sender::new(None),
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
