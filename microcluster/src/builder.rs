@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Settings;
 use crate::daemon::{self, Handle, Product, RunError, StartError};
 use crate::extension::Server;
-use crate::state::SharedValues;
+use crate::hooks::{Hooks, ProductHooks};
 
 /// Shortest time between two heartbeats.
 const HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -42,8 +42,7 @@ impl Daemon {
     /// Begins the description of a daemon that keeps its state in a directory. It is made where it
     /// is missing; one daemon can use it at a time.
     pub fn builder(state_dir: impl Into<PathBuf>) -> Builder {
-        let settings = Settings::new(state_dir.into());
-        Builder { product: Product { settings, values: SharedValues::default(), servers: Vec::new() } }
+        Builder { product: Product::new(Settings::new(state_dir.into())) }
     }
 }
 
@@ -58,6 +57,20 @@ impl Builder {
     /// It is no part of how fast a new leader is elected.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.product.settings.heartbeat_interval = interval.max(HEARTBEAT_INTERVAL_MIN);
+        self
+    }
+
+    /// How many members vote: an odd number, 3 unless it is set. A majority of them is needed for every write, so 3 survive
+    /// the loss of one and 5 of two. It is to be the same on all members: whoever leads goes by its own.
+    pub fn voters(mut self, count: usize) -> Self {
+        self.product.settings.role_counts.voters = count;
+        self
+    }
+
+    /// How many members stand by to replace a voter that does not answer: 3 unless it is set. Those beyond are spare and
+    /// replace a voter when there is no stand-by. It is to be the same on all members.
+    pub fn stand_bys(mut self, count: usize) -> Self {
+        self.product.settings.role_counts.stand_bys = count;
         self
     }
 
@@ -89,6 +102,18 @@ impl Builder {
     /// How long requests may go on when the daemon stops: 5 s unless it is set.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.product.settings.drain_timeout = timeout;
+        self
+    }
+
+    /// What the product does when its daemon or its cluster changes.
+    pub fn hooks(mut self, hooks: impl Hooks) -> Self {
+        self.product.hooks = ProductHooks::new(hooks);
+        self
+    }
+
+    /// How long a hook may take, the wait for its turn included: 60 s unless it is set.
+    pub fn hook_timeout(mut self, timeout: Duration) -> Self {
+        self.product.settings.hook_timeout = timeout;
         self
     }
 

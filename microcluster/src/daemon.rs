@@ -25,10 +25,12 @@ use self::member::Running;
 use self::servers::Servers;
 use self::signals::{Signal, Signals};
 use crate::api::{Api, ListenerKind, Route};
+use crate::cluster::HookError;
 use crate::config::Settings;
 use crate::db::OpenError;
 use crate::error::Fatal;
 use crate::extension::Server;
+use crate::hooks::{Event, ProductHooks, Runner};
 use crate::listener::{self, Listener};
 use crate::state::{Command, InitRequest, Lifecycle, NotNow, SharedValues, State};
 use crate::tasks::{Tasks, blocking};
@@ -50,6 +52,12 @@ pub enum StartError {
     Held {
         /// The state directory.
         path: PathBuf,
+    },
+    /// The number of voters is even: one more survives no more losses, and one less no fewer.
+    #[error("there cannot be {voters} voters; choose an odd number, such as 3")]
+    Voters {
+        /// The number.
+        voters: usize,
     },
     /// The state directory, or a file in it, cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
@@ -183,6 +191,14 @@ pub(crate) struct Product {
     pub values: SharedValues,
     /// Its servers, by name.
     pub servers: Vec<(String, Server)>,
+    /// What it does when something changes.
+    pub hooks: ProductHooks,
+}
+
+impl Product {
+    pub fn new(settings: Settings) -> Self {
+        Product { settings, values: SharedValues::default(), servers: Vec::new(), hooks: ProductHooks::default() }
+    }
 }
 
 /// Runs a daemon until a signal or its control API ends it.
@@ -228,6 +244,8 @@ enum Internal {
     Reload,
     /// The member's files are damaged, and why.
     Rebuild(String),
+    /// This member was removed while it could not be told.
+    Removed,
     /// The database cannot go on.
     DatabaseStopped,
     Fatal(Fatal),
@@ -256,6 +274,8 @@ struct CoreShared {
     servers: Arc<Servers>,
     /// This member is being rebuilt: its database may stop.
     is_rebuilding: AtomicBool,
+    /// What the product does when something changes.
+    hooks: Runner,
     control: mpsc::Sender<Internal>,
 }
 
@@ -266,7 +286,7 @@ impl Core {
                 // Never closed: the state, which is held here, has a sender.
                 Some(command) = self.commands.recv() => match command {
                     Command::Initialise { request, answer } => self.begin_initialise(request, answer),
-                    Command::Reset { answer } => self.begin_reset(answer),
+                    Command::Reset { force, answer } => self.begin_reset(force, answer),
                     Command::SetServerCertificate { new, answer } => {
                         // Here, so that no bootstrap or join begins with the one before.
                         answer.send(self.shared.set_server_certificate(new).await).ok();
@@ -277,6 +297,7 @@ impl Core {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => self.shared.reload_certificates().await,
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
+                    Internal::Removed => self.begin_leave(),
                     Internal::DatabaseStopped if self.shared.is_rebuilding.load(Ordering::Relaxed) => {}
                     Internal::DatabaseStopped => {
                         break Err(Fatal::new("the database stopped; the log says why"));
@@ -313,7 +334,7 @@ impl Core {
         self.shared.changes.spawn("initialise", async move { shared.initialise(request, answer).await });
     }
 
-    fn begin_reset(&self, answer: oneshot::Sender<Result<(), NotNow>>) {
+    fn begin_reset(&self, force: bool, answer: oneshot::Sender<Result<(), NotNow>>) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Member(_) => {}
@@ -324,8 +345,31 @@ impl Core {
         }
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
+        tracing::warn!("this member was removed from its cluster and forgets it");
+        self.spawn_reset(force);
+    }
+
+    /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
+    fn begin_leave(&self) {
+        let shared = self.shared.clone();
+        if !matches!(shared.state.lifecycle(), Lifecycle::Member(_)) {
+            return;
+        }
+        if let Err(e) = shared.state.dir().mark_reset_keeping_database() {
+            tracing::error!(error = %crate::error::Chain(&e), "this member was removed from its cluster and cannot forget it");
+            return;
+        }
+        shared.state.set_lifecycle(Lifecycle::Resetting);
+        tracing::warn!(
+            "this member was removed from its cluster while it was away, and forgets it; its data is in database.removed"
+        );
+        self.spawn_reset(true);
+    }
+
+    fn spawn_reset(&self, force: bool) {
+        let shared = self.shared.clone();
         self.shared.changes.spawn("reset", async move {
-            if let Err(fatal) = shared.reset().await {
+            if let Err(fatal) = shared.reset(force).await {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
             }
         });
@@ -335,7 +379,10 @@ impl Core {
     async fn stop(self) {
         let shared = self.shared;
         let drain = shared.state.settings().drain_timeout;
+        // Hooks that run end now, and with them what waits for them.
+        shared.state.stopping().cancel();
         shared.changes.shutdown(INIT_STOP_TIMEOUT).await;
+        shared.on_stop(drain).await;
         if let Ok(node) = shared.state.node()
             && node.db.status().is_leader()
             && node.db.status().voters.len() > 1
@@ -358,14 +405,38 @@ impl Core {
 
 impl CoreShared {
     /// Forgets the cluster: this member was removed.
-    async fn reset(&self) -> Result<(), Fatal> {
-        tracing::warn!("this member was removed from its cluster and forgets it");
+    async fn reset(&self, force: bool) -> Result<(), Fatal> {
         if let Some(running) = self.running.lock().await.take() {
             running.stop(self.state.settings().drain_timeout).await;
         }
         self.forget().await?;
+        // Before it can join again.
+        if let Err(e) = self.hooks.run(&self.state, None, Event::PostRemove { force }).await {
+            tracing::error!(error = %crate::error::Chain(&e), "the removed member's product has not done its part");
+        }
         self.become_uninitialised().await;
         Ok(())
+    }
+
+    /// Has the product do what it does at a start. The daemon is ready after that.
+    fn begin_on_start(self: &Arc<Self>) {
+        let shared = self.clone();
+        self.changes.spawn("on_start", async move {
+            match shared.hooks.run(&shared.state, None, Event::OnStart).await {
+                Ok(()) => shared.state.set_started(),
+                Err(HookError::Stopped { .. }) => {}
+                Err(e) => shared.give_up(Fatal::new("the daemon was started in vain").caused_by(e)).await,
+            }
+        });
+    }
+
+    async fn on_stop(&self, limit: Duration) {
+        if !self.state.is_started() {
+            return;
+        }
+        if let Err(e) = self.hooks.run_within(&self.state, None, Event::OnStop, limit).await {
+            tracing::error!(error = %crate::error::Chain(&e), "the product has not done its part of the stop");
+        }
     }
 
     /// Removes what a cluster leaves in the state directory.

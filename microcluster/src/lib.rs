@@ -24,6 +24,7 @@ pub mod db;
 
 // L3
 mod cluster;
+mod hooks;
 mod state;
 
 // L4
@@ -31,11 +32,15 @@ mod api;
 mod extension;
 
 // L5
+mod app;
 mod builder;
 mod daemon;
 mod listener;
+#[cfg(feature = "test-util")]
+pub mod testing;
 
 pub use api::{Caller, Notification};
+pub use app::{App, AppError};
 pub use axum;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
@@ -44,5 +49,7 @@ pub use extension::{
     Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
     Server, Shared, WebSocket, WebSocketUpgrade, action,
 };
+pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
+pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::{Connect, MemberClient, State};

@@ -9,9 +9,10 @@ const LAYERS: &[&[&str]] = &[
     &["config", "error", "fuzz", "tasks"],
     &["state_dir", "tls", "token", "trust"],
     &["db"],
-    &["cluster", "state"],
+    &["cluster", "hooks", "state"],
     &["api", "extension"],
-    &["builder", "daemon", "listener"],
+    &["app", "builder", "daemon", "listener"],
+    &["testing"],
 ];
 
 /// Modules of one layer that use each other, as (user, used). The other direction would be a loop.
@@ -19,6 +20,8 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("trust", "state_dir"),
     ("trust", "tls"),
     ("state", "cluster"),
+    ("hooks", "cluster"),
+    ("hooks", "state"),
     ("tls", "state_dir"),
     ("builder", "daemon"),
     ("extension", "api"),

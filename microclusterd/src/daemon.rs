@@ -35,6 +35,12 @@ struct Options {
     #[arg(long, value_name = "DURATION", default_value = "10s", env = "MICROCLUSTERD_HEARTBEAT")]
     #[arg(value_parser = heartbeat)]
     heartbeat: Duration,
+    /// How many members vote, an odd number; the same on all members
+    #[arg(long, value_name = "COUNT", default_value_t = 3, env = "MICROCLUSTERD_VOTERS", value_parser = voters)]
+    voters: usize,
+    /// How many members stand by to replace a voter; the same on all members
+    #[arg(long, value_name = "COUNT", default_value_t = 3, env = "MICROCLUSTERD_STAND_BYS")]
+    stand_bys: usize,
     /// Group that may use the control socket
     #[arg(long, value_name = "NAME", env = "MICROCLUSTERD_SOCKET_GROUP")]
     socket_group: Option<String>,
@@ -119,12 +125,21 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn voters(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>().map_err(|e| e.to_string())? {
+        count if count % 2 == 1 => Ok(count),
+        _ => Err("an even number of voters survives no more losses than one less; the usual is 3".into()),
+    }
+}
+
 /// Runs the daemon until it is stopped.
 async fn serve(state_dir: PathBuf, options: Options) -> anyhow::Result<()> {
-    let Options { heartbeat, socket_group, pre_init_listen, .. } = options;
+    let Options { heartbeat, voters, stand_bys, socket_group, pre_init_listen, .. } = options;
     Daemon::builder(state_dir)
         .version(env!("CARGO_PKG_VERSION"))
         .heartbeat_interval(heartbeat)
+        .voters(voters)
+        .stand_bys(stand_bys)
         .socket_group(socket_group)
         .pre_init_listen(pre_init_listen.map(Address::socket_addr))
         .run()

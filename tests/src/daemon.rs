@@ -31,6 +31,7 @@ pub struct Daemon {
     root: TempDir,
     /// Beside those that every daemon has.
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     process: Option<Child>,
 }
 
@@ -40,12 +41,17 @@ impl Daemon {
     pub fn new(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
         let name = name.parse().expect("a name");
-        Daemon { name, address: address_free(), root, arguments: Vec::new(), process: None }
+        Daemon { name, address: address_free(), root, arguments: Vec::new(), environment: Vec::new(), process: None }
     }
 
-    /// Gives it more arguments, for its next start.
+    /// Gives it these arguments beside those that every daemon has, from its next start on.
     pub fn arguments<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
-        self.arguments.extend(arguments.into_iter().map(str::to_owned));
+        self.arguments = arguments.into_iter().map(str::to_owned).collect();
+    }
+
+    /// Sets a variable of its environment, for its next start.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// A daemon that runs and is not initialised.
@@ -77,6 +83,7 @@ impl Daemon {
             .arg(self.dir())
             .args(["--heartbeat", HEARTBEAT, "--verbose"])
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -1,16 +1,13 @@
 //! Bootstrap, join and tokens, as asked for over the unix socket.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::init_config::InitConfig;
 use super::lenient;
 use super::timestamp::Timestamp;
 use crate::{Address, Name, Secret};
-
-/// The product's own settings, given at bootstrap or join and handed to its hooks.
-pub type InitConfig = BTreeMap<String, String>;
 
 /// Bootstrap or join. Everything may be missing on the wire; what is needed depends on which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

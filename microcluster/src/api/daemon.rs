@@ -12,7 +12,7 @@ use super::extract::Body;
 use crate::cluster::own_config::Missing;
 use crate::db::RaftState;
 use crate::error::Error;
-use crate::state::{Lifecycle, State};
+use crate::state::{Lifecycle, NotNow, State};
 
 /// GET `/`: where the APIs begin.
 pub(super) async fn roots_list(state: State) -> Answer<Vec<String>> {
@@ -28,6 +28,7 @@ pub(super) async fn server_show(state: State) -> Answer<ServerStatus> {
 /// GET `/core/1.0/ready`: start-up is done, and a member can do its work.
 pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
     match state.lifecycle() {
+        _ if !state.is_started() => Err(NotNow::Starting.into()),
         Lifecycle::Uninitialised => Ok(EMPTY),
         Lifecycle::Member(node) if node.db.status().has_quorum => Ok(EMPTY),
         Lifecycle::Member(_) => {
@@ -47,7 +48,7 @@ pub(super) async fn config_replace(
     state: State,
     Body(update): Body<DaemonConfigUpdate>,
 ) -> Result<Answer<Empty>, Error> {
-    state.node()?.config.change(update, Missing::Clear, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Clear, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
@@ -56,7 +57,7 @@ pub(super) async fn config_change(
     state: State,
     Body(update): Body<DaemonConfigUpdate>,
 ) -> Result<Answer<Empty>, Error> {
-    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Keep, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
@@ -72,7 +73,7 @@ pub(super) async fn servers_replace(
     Body(servers): Body<BTreeMap<Name, ServerConfig>>,
 ) -> Result<Answer<Empty>, Error> {
     let update = DaemonConfigUpdate { servers: Some(servers), ..DaemonConfigUpdate::default() };
-    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Keep, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
@@ -91,7 +92,7 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
         name: node.name.clone(),
         address: node.address,
         version: state.version().into(),
-        ready: raft.has_quorum,
+        ready: raft.has_quorum && state.is_started(),
         role,
         leader,
         quorum: raft.has_quorum,

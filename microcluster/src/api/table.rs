@@ -58,6 +58,8 @@ pub(crate) fn table() -> Vec<Route> {
             .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
+        // A removed member asks, so it need not be one; the handler looks at its certificate.
+        Route::new(M::GET, "/core/internal/membership", TLS, cluster::membership_show).access(Open),
         Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),
         // The database takes a write with its first poll and finishes it, waited for or not.
         Route::new(M::POST, "/core/internal/sql", UNIX_AND_TLS, sql::statements_run)
@@ -70,6 +72,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
         Route::new(M::POST, "/core/internal/certificates", UNIX_AND_TLS, certificates::certificates_nudge),
         Route::new(M::POST, "/core/internal/heartbeat", UNIX_AND_TLS, internal::heartbeat_run),
+        Route::new(M::POST, "/core/internal/hooks/{hook}", UNIX_AND_TLS, internal::hook_run).target(),
         Route::new(M::POST, "/core/internal/truststore", UNIX_AND_TLS, internal::trust_nudge),
         Route::new(M::DELETE, "/core/internal/truststore/{name}", UNIX_AND_TLS, internal::trust_nudge_removed),
     ]
@@ -121,12 +124,14 @@ mod tests {
         ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/membership", "GET", "t", Access::Open, Phase::Member, Done::Here),
         ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/hooks/{hook}", "POST", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Here),
     ];

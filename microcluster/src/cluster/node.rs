@@ -1,19 +1,21 @@
 //! This daemon as a member of a cluster: everything that members do is done through a `Node`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use microcluster_client::{Address, Client, Member, MemberStatus, Name};
+use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
 use tokio::sync::Notify;
 
 use super::certificates::CertificateRow;
+use super::hook_calls::NodeHooks;
 use super::join::Versions;
+use super::liveness::Liveness;
 use super::members::{self, MemberRow};
 use super::own_config::OwnConfig;
 use super::peers::Peers;
-use crate::config::MemberConfig;
+use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
@@ -31,6 +33,8 @@ pub(crate) struct Node {
     pub name: Name,
     pub address: Address,
     pub versions: Versions,
+    /// How many members are to have which role, when this one leads.
+    pub(super) role_counts: RoleCounts,
     /// The database with the right to write the cluster's own tables.
     pub db: Database,
     /// The database as everybody else may use it.
@@ -50,6 +54,8 @@ pub(crate) struct Node {
     pub(super) membership: tokio::sync::Mutex<()>,
     /// Joiners that catch up: the reconciler leaves them alone.
     confirming: Mutex<HashSet<NodeId>>,
+    /// Who answers the heartbeats of this member, when it leads.
+    liveness: Mutex<Liveness>,
     /// Something may have to be put in order.
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
@@ -59,22 +65,28 @@ pub(crate) struct Node {
     learned: Mutex<Arc<TrustSet>>,
     /// The connections that other members run Raft on.
     transports: Tasks,
+    /// What the product does when something changes.
+    pub(super) hooks: Arc<dyn NodeHooks>,
+    /// The roles as they were in the last heartbeat round, while this member leads.
+    pub(super) last_roles: Mutex<BTreeMap<Name, Role>>,
 }
 
 /// What a `Node` is made of.
 pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
+    pub role_counts: RoleCounts,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,
     pub cluster_certificate: CertificateCell,
     pub dir: StateDir,
+    pub hooks: Arc<dyn NodeHooks>,
 }
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { config, versions, db, trust, peers, cluster_certificate, dir } = parts;
+        let NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks } = parts;
         let learned = Mutex::new(trust.current());
         let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
@@ -82,6 +94,7 @@ impl Node {
             name,
             address,
             versions,
+            role_counts,
             db: db.core(),
             database: db,
             trust,
@@ -93,10 +106,13 @@ impl Node {
             installed: tokio::sync::Mutex::new(Vec::new()),
             membership: tokio::sync::Mutex::new(()),
             confirming: Mutex::new(HashSet::new()),
+            liveness: Mutex::default(),
             disorder: Notify::new(),
             stranger: Notify::new(),
             learned,
             transports: Tasks::new("Raft transports"),
+            hooks,
+            last_roles: Mutex::default(),
         })
     }
 
@@ -135,11 +151,11 @@ impl Node {
     }
 
     /// This member's role and how many members there are, from the local replica.
-    pub async fn own_role(&self) -> Result<(microcluster_client::Role, u64), db::Error> {
+    pub async fn own_role(&self) -> Result<(Role, u64), db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         let voters = self.db.status().voters;
         let own = rows.iter().find(|row| row.id == self.id);
-        let role = own.map_or(microcluster_client::Role::Pending, |row| row.role(&voters));
+        let role = own.map_or(Role::Pending, |row| row.role(&voters));
         Ok((role, rows.len() as u64))
     }
 
@@ -184,6 +200,25 @@ impl Node {
     pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
         self.confirming.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Notes who has answered a heartbeat; who is silent for long may have to be replaced.
+    pub(super) fn note_heartbeat(&self, asked: &[NodeId], alive: &[NodeId]) {
+        let term = self.db.status().term;
+        if self.liveness().note(term, asked, alive, Instant::now()) {
+            tracing::info!(unreachable = ?self.unreachable(), "other members can be reached than before");
+            self.nudge();
+        }
+    }
+
+    /// Members that have been silent for long, as this one has found while it leads.
+    pub(super) fn unreachable(&self) -> BTreeSet<NodeId> {
+        self.liveness().unreachable(self.db.status().term)
+    }
+
+    fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        self.liveness.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Changes the voters unless they are these already; finishes a change that was interrupted.

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use microcluster_client::{Address, DaemonConfigUpdate, Name, ServerConfig};
+use microcluster_client::{Address, DaemonConfig, DaemonConfigUpdate, Hook, Name, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
+use super::hook_calls::HookError;
 use super::members;
 use super::node::Node;
 use crate::config::MemberConfig;
@@ -49,6 +50,8 @@ pub(crate) enum ConfigError {
     AddressTaken { name: Name, address: Address },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
+    #[error("the configuration is as it was: {0}")]
+    Hook(HookError),
     #[error("the server {name} cannot listen on {address}: {source}")]
     Listen { name: Name, address: Address, source: io::Error },
     #[error("cannot store the configuration")]
@@ -78,13 +81,18 @@ impl OwnConfig {
         self.write(self.current()).await
     }
 
-    /// Changes what an update names; servers are those in `known`.
-    pub async fn change(
+    /// Changes what an update names; servers are those in `known`. What is changed is changed back when the product,
+    /// `agreed`, does not agree to it.
+    pub async fn change<F>(
         &self,
         update: DaemonConfigUpdate,
         missing: Missing,
         known: &BTreeMap<Name, Address>,
-    ) -> Result<(), ConfigError> {
+        agreed: impl FnOnce(DaemonConfig) -> F,
+    ) -> Result<(), ConfigError>
+    where
+        F: Future<Output = Result<(), HookError>>,
+    {
         let _changing = self.changing.lock().await;
         let present = self.current();
         let changed = changed(&present, update, missing, known)?;
@@ -95,8 +103,15 @@ impl OwnConfig {
         // On disk first: what was seen once is there after a restart.
         self.write(changed.clone()).await?;
         tracing::info!(failure_domain = changed.failure_domain, servers = ?changed.servers, "the configuration was changed");
-        self.current.send_replace(changed);
-        Ok(())
+        self.current.send_replace(changed.clone());
+        // Still with the lock: what comes after this must not be undone with it.
+        let Err(refused) = agreed(changed.public()).await else {
+            return Ok(());
+        };
+        tracing::warn!(error = %refused, "the change of the configuration is undone: a hook failed");
+        self.current.send_replace(present.clone());
+        self.write(present).await?;
+        Err(ConfigError::Hook(refused))
     }
 
     async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
@@ -130,6 +145,17 @@ pub(crate) async fn keep_own_row(node: Arc<Node>, tasks: Tasks) {
 }
 
 impl Node {
+    /// Changes what this member is set to, if its product agrees.
+    pub async fn change_config(
+        self: &Arc<Self>,
+        update: DaemonConfigUpdate,
+        missing: Missing,
+        known: &BTreeMap<Name, Address>,
+    ) -> Result<(), ConfigError> {
+        let agreed = |config| self.run_hook(Hook::OnDaemonConfigUpdate(config));
+        self.config.change(update, missing, known, agreed).await
+    }
+
     /// Writes this member's failure domain into its row; says whether there is one by now.
     async fn tell_failure_domain(&self, wanted: u64) -> Result<bool, db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
@@ -305,8 +331,8 @@ mod tests {
         let gateway = json!({"servers": {"gateway": {"address": "127.0.0.1:9444"}}});
         let known = known();
         let (one, other) = tokio::join!(
-            config.change(update(gateway), Missing::Keep, &known),
-            config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known),
+            config.change(update(gateway), Missing::Keep, &known, |_| async { Ok(()) }),
+            config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known, |_| async { Ok(()) }),
         );
         one.unwrap();
         other.unwrap();

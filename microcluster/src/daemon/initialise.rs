@@ -19,6 +19,7 @@ use crate::cluster::members::{self, NewMember, RowRole};
 use crate::config::MemberConfig;
 use crate::db::{self, NodeId, Peer};
 use crate::error::{Chain, Fatal};
+use crate::hooks::Event;
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
 use crate::tasks::blocking;
@@ -60,7 +61,11 @@ impl CoreShared {
 
     async fn bootstrap_or_join(&self, request: InitRequest) -> Result<(), InitError> {
         let prepared = self.prepare(&request).await;
-        let (tcp, server) = match prepared {
+        let agreed = match prepared {
+            Ok(prepared) => self.ask_product(&request).await.map(|()| prepared),
+            Err(e) => Err(e),
+        };
+        let (tcp, server) = match agreed {
             Ok(prepared) => prepared,
             Err(e) => {
                 self.servers.close_members().await;
@@ -91,6 +96,21 @@ impl CoreShared {
         Ok((tcp, server))
     }
 
+    /// Has the product agree before anything is changed here or told to anybody.
+    async fn ask_product(&self, request: &InitRequest) -> Result<(), InitError> {
+        let (bootstrap, config) = (request.token.is_none(), request.config.clone());
+        self.run_hook(None, Event::PreInit { bootstrap, config: config.clone() }).await?;
+        if !bootstrap {
+            self.run_hook(None, Event::PreJoin { config }).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a hook of a bootstrap or a join.
+    pub(super) async fn run_hook(&self, node: Option<&Arc<Node>>, event: Event) -> Result<(), InitError> {
+        self.hooks.run(&self.state, node.cloned(), event).await.map_err(InitError::Hook)
+    }
+
     async fn bootstrap(&self, request: &InitRequest, tcp: TcpListener, server: &KeyPair) -> Result<(), InitError> {
         let InitRequest { name, address, .. } = request.clone();
         let dir = self.state.dir().clone();
@@ -106,11 +126,12 @@ impl CoreShared {
         let trust = Trust::new([trusted].into_iter().collect());
         let config = MemberConfig::new(FIRST_ID, name.clone(), address);
         let identity = Identity { config, is_member: false, trust, cluster };
-        let node = open_node(&self.state, identity).await?;
+        let node = open_node(&self.state, &self.hooks, identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
-        // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
+        // Everything is there, nothing is promised yet.
+        self.run_hook(Some(&node), Event::PostBootstrap { config: request.config.clone() }).await?;
         node.config.store().await?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
@@ -154,6 +175,7 @@ impl CoreShared {
     pub(super) async fn become_member(&self, node: &Arc<Node>) {
         self.state.set_lifecycle(Lifecycle::Member(node.clone()));
         self.close_pre_init().await;
+        self.watch_membership(node).await;
         node.nudge();
         // It may have been found out while it was coming in.
         let damage = node.db.damage().borrow().clone();

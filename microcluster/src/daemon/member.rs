@@ -12,10 +12,12 @@ use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
 use crate::cluster::rebuild::keep_verified;
 use crate::cluster::{
-    Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust, schema,
+    Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust,
+    removal_found, schema,
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
+use crate::hooks::Runner;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::tasks::Tasks;
@@ -62,7 +64,7 @@ pub(super) fn versions(state: &State) -> Versions {
 }
 
 /// Opens the database of a node.
-pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
+pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity) -> Result<Arc<Node>, InitError> {
     let Identity { config, is_member, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
     let peers = Peers::new(&own, trust.clone())?;
@@ -77,7 +79,8 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     .await?;
     let versions = versions(state);
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    Ok(Node::new(NodeParts { config, versions, db, trust, peers, cluster_certificate, dir }))
+    let (role_counts, hooks) = (state.settings().role_counts, hooks.of_node(state));
+    Ok(Node::new(NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks }))
 }
 
 impl CoreShared {
@@ -101,6 +104,18 @@ impl CoreShared {
         tasks.spawn("database watch", watch);
         *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
         Ok(())
+    }
+
+    /// Has this member leave when it was removed and nobody could tell it.
+    pub(super) async fn watch_membership(&self, node: &Arc<Node>) {
+        if let Some(running) = &*self.running.lock().await {
+            let (node, control, tasks) = (node.clone(), self.control.clone(), running.tasks.clone());
+            running.tasks.spawn("membership", async move {
+                if removal_found(node, tasks).await {
+                    control.send(Internal::Removed).await.ok();
+                }
+            });
+        }
     }
 
     /// Ends what runs for a member, if anything does.

@@ -18,6 +18,7 @@ use crate::config::MemberConfig;
 use crate::db;
 use crate::error::Chain;
 use crate::extension::{self, Described};
+use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -41,10 +42,14 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { mut settings, values, servers } = product;
+    let Product { mut settings, values, servers, hooks } = product;
     let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
     let Described { core: routes, roots, additional } = described;
     settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
+    let voters = settings.role_counts.voters;
+    if voters.is_multiple_of(2) {
+        return Err(StartError::Voters { voters });
+    }
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
@@ -68,6 +73,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
         is_rebuilding: AtomicBool::new(false),
+        hooks: Runner::new(hooks, state.settings().hook_timeout),
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
@@ -76,6 +82,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         core.stop().await;
         return Err(e);
     }
+    shared.begin_on_start();
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
     Ok(Handle { control, state, done: wait })
@@ -117,7 +124,7 @@ impl CoreShared {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
             other => StartError::Tls { reason: other.to_string() },
         };
-        let node = match open_node(&self.state, identity).await {
+        let node = match open_node(&self.state, &self.hooks, identity).await {
             Err(InitError::Open(e @ db::OpenError::Damaged { .. })) if !damaged.others.is_empty() => {
                 tracing::error!(error = %e, "rebuilding this member from the others");
                 drop(tcp);
@@ -246,6 +253,7 @@ mod tests {
             cluster_cert: "c".into(),
             cluster_key: "k".into(),
             members: vec![],
+            is_rebuild: false,
         }
     }
 
@@ -358,7 +366,7 @@ mod tests {
             prop_assert_eq!(serde_norway::from_str::<MemberConfig>(&yaml).unwrap(), config);
             let record = JoinRecord {
                 id,
-                config: settings,
+                config: settings.into(),
                 secret: secret.into(),
                 cluster_cert: certificate.clone(),
                 members: vec![microcluster_client::MemberLocal { name: "c1".parse().unwrap(), address, certificate }],
