@@ -15,6 +15,7 @@ type Row = (&'static str, &'static str, [u16; 4]);
 const ROUTES: &[Row] = &[
     ("GET /", "", [200, 200, 200, 200]),
     ("GET /core/1.0", "", [200, 200, 200, 200]),
+    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200]),
     ("GET /core/1.0/ready", "", [200, 200, 403, 403]),
     ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403]),
     ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403]),
