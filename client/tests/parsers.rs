@@ -41,7 +41,7 @@ fn control_request() -> impl Strategy<Value = ControlRequest> {
     (any::<bool>(), config, secret(), option(address()), option(name())).prop_map(
         |(bootstrap, config, join_token, address, name)| ControlRequest {
             bootstrap,
-            config,
+            config: config.into_iter().collect(),
             join_token,
             address,
             name,
