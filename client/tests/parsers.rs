@@ -41,7 +41,7 @@ fn control_request() -> impl Strategy<Value = ControlRequest> {
     (any::<bool>(), config, secret(), option(address()), option(name())).prop_map(
         |(bootstrap, config, join_token, address, name)| ControlRequest {
             bootstrap,
-            config: config.into(),
+            config: config.into_iter().collect(),
             join_token,
             address,
             name,
@@ -95,6 +95,7 @@ fn sql_request() -> impl Strategy<Value = SqlRequest> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
+        proptest::num::f64::NORMAL.prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
     let consistency = prop_oneof![Just(Consistency::Linearizable), Just(Consistency::Local)];

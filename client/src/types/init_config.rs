@@ -30,8 +30,8 @@ use serde::forward_to_deserialize_any;
 /// # Ok::<(), microcluster_client::InitConfigError>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(transparent)]
 #[cfg_attr(feature = "schema", schemars(description = "The product's own settings: texts by name."))]
 pub struct InitConfig(BTreeMap<String, String>);
 

@@ -366,7 +366,7 @@ mod tests {
             prop_assert_eq!(serde_norway::from_str::<MemberConfig>(&yaml).unwrap(), config);
             let record = JoinRecord {
                 id,
-                config: settings.into(),
+                config: settings.into_iter().collect(),
                 secret: secret.into(),
                 cluster_cert: certificate.clone(),
                 members: vec![microcluster_client::MemberLocal { name: "c1".parse().unwrap(), address, certificate }],
