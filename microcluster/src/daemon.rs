@@ -127,6 +127,12 @@ pub enum StartError {
         /// What is wrong with it.
         source: OpenError,
     },
+    /// The cluster was upgraded, and this daemon was not.
+    #[error("{reason}")]
+    TooOld {
+        /// What the daemon has, and what the cluster has.
+        reason: String,
+    },
     /// The daemon was stopped before it was up.
     #[error("the daemon was stopped while it started")]
     Stopped,
@@ -422,6 +428,12 @@ impl CoreShared {
     fn begin_on_start(self: &Arc<Self>) {
         let shared = self.clone();
         self.changes.spawn("on_start", async move {
+            if let Ok(node) = shared.state.node() {
+                tokio::select! {
+                    () = shared.state.stopping().cancelled() => return,
+                    () = node.becomes_current() => {}
+                }
+            }
             match shared.hooks.run(&shared.state, None, Event::OnStart).await {
                 Ok(()) => shared.state.set_started(),
                 Err(HookError::Stopped { .. }) => {}

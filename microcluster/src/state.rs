@@ -15,7 +15,7 @@ use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{ConfigError, HookError, Node};
+use crate::cluster::{ConfigError, HookError, Node, WaitsForUpgrade};
 use crate::config::Settings;
 use crate::db::{self, Database};
 use crate::error::Error;
@@ -244,15 +244,17 @@ impl State {
     /// The replicated database.
     ///
     /// # Errors
-    /// 503 while the daemon is not a member of a cluster.
+    /// 503 while the daemon is not a member of a cluster, or waits for an upgrade.
     pub fn database(&self) -> Result<Database, Error> {
-        Ok(self.node()?.database.clone())
+        let node = self.node()?;
+        node.is_current()?;
+        Ok(node.database.clone())
     }
 
     /// The other members of the cluster.
     ///
     /// # Errors
-    /// 503 while the daemon is not a member of a cluster.
+    /// 503 while the daemon is not a member of a cluster, or waits for an upgrade.
     pub fn connect(&self) -> Result<Connect, Error> {
         Ok(Connect { node: self.node()? })
     }
@@ -429,6 +431,12 @@ impl From<NotNow> for Error {
             NotNow::Starting | NotNow::Initialising | NotNow::Resetting => error.retry_after(1),
             NotNow::Uninitialised | NotNow::ShuttingDown => error,
         }
+    }
+}
+
+impl From<WaitsForUpgrade> for Error {
+    fn from(waits: WaitsForUpgrade) -> Error {
+        Error::unavailable(waits.to_string()).retry_after(10)
     }
 }
 

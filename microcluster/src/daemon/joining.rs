@@ -271,6 +271,7 @@ impl Joining<'_> {
     /// From here on this is a member's state directory.
     async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
+        node.look_at_versions().await?;
         if !self.is_agreed && !self.record.is_rebuild {
             let event = Event::PostJoin { config: self.record.config.clone() };
             self.core.run_hook(Some(&node), event).await?;

@@ -140,13 +140,23 @@ struct OfNode {
 impl NodeHooks for OfNode {
     fn run(&self, node: Arc<Node>, hook: Hook) -> BoxFuture<'_, Result<(), HookError>> {
         Box::pin(async move {
+            if let Err(waits) = node.is_current() {
+                // Its product has not begun yet: as if the member were down.
+                tracing::warn!(hook = hook.name(), reason = %waits, "a hook is left out");
+                return Ok(());
+            }
             let event = Event::try_from(hook).map_err(|hook| HookError::Unknown { hook: hook.name().into() })?;
             self.runner.run(&self.state, Some(node), event).await
         })
     }
 
     fn heartbeat(&self, node: Arc<Node>, roles: RoleChanges) -> BoxFuture<'_, Result<(), HookError>> {
-        Box::pin(self.runner.run(&self.state, Some(node), Event::OnHeartbeat { roles }))
+        Box::pin(async move {
+            if node.is_current().is_err() {
+                return Ok(());
+            }
+            self.runner.run(&self.state, Some(node), Event::OnHeartbeat { roles }).await
+        })
     }
 
     fn timeout(&self) -> Duration {
