@@ -1,6 +1,7 @@
 //! The daemon: start, signals, the one loop that changes what it is, and a stop that joins everything.
 
 mod certificates;
+mod confirm;
 mod initialise;
 mod joining;
 mod member;

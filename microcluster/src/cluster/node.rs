@@ -1,6 +1,6 @@
 //! This daemon as a member of a cluster: everything that members do is done through a `Node`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::trust::{Trust, TrustSet};
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long a list waits for the leader before it shows what this member has.
-const LINEARIZE_TIMEOUT: Duration = Duration::from_secs(1);
+const LINEARIZE_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// This daemon as a member, or as a joiner that has been admitted.
 pub(crate) struct Node {
@@ -123,22 +123,32 @@ impl Node {
         &self.transports
     }
 
-    /// The members with their live status, by name.
+    /// The members with their live status, by name. The rows are as of now if a majority can be asked in time, else as this
+    /// replica has them: a list is needed most when something is down.
     pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
-        let rows = self.rows_as_fresh_as_possible().await?;
+        let known = self.db.read(Consistency::Local, members::all).await?;
+        // At the same time: who is down and who leads no more delay the list together as long as one of them.
+        let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
+        let rows = self.db.read(Consistency::Local, members::all).await?;
+        let new: Vec<MemberRow> = rows.iter().filter(|row| !statuses.contains_key(&row.id)).cloned().collect();
+        statuses.extend(self.probe_all(&new).await);
         let raft = self.db.status();
-        let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
-        let members = rows.into_iter().zip(statuses);
-        Ok(members.map(|(row, status)| row.public(&raft, status)).collect())
+        let status = |id: NodeId| statuses.get(&id).copied().unwrap_or(MemberStatus::Unreachable);
+        Ok(rows.into_iter().map(|row| (status(row.id), row)).map(|(status, row)| row.public(&raft, status)).collect())
     }
 
     /// One member with its live status.
     pub async fn member(&self, name: &Name) -> Result<Option<Member>, db::Error> {
-        let rows = self.rows_as_fresh_as_possible().await?;
-        let Some(row) = rows.into_iter().find(|row| row.name == *name) else {
+        let row = |rows: Vec<MemberRow>| rows.into_iter().find(|row| row.name == *name);
+        let known: Vec<_> = row(self.db.read(Consistency::Local, members::all).await?).into_iter().collect();
+        let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
+        let Some(row) = row(self.db.read(Consistency::Local, members::all).await?) else {
             return Ok(None);
         };
-        let status = self.probe(&row).await;
+        let status = match statuses.remove(&row.id) {
+            Some(status) => status,
+            None => self.probe(&row).await,
+        };
         Ok(Some(row.public(&self.db.status(), status)))
     }
 
@@ -222,15 +232,17 @@ impl Node {
         self.db.set_voters(voters).await
     }
 
-    /// The rows as of now if a majority can be asked, else as this replica has them: a list is needed
-    /// most when something is down.
-    async fn rows_as_fresh_as_possible(&self) -> Result<Vec<MemberRow>, db::Error> {
+    /// Has this replica get what is committed, if a majority can be asked in time.
+    async fn catch_up(&self) {
         if self.db.status().has_quorum
             && let Ok(Err(e)) = tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await
         {
             tracing::debug!(error = %e, "listing the members from the local replica");
         }
-        self.db.read(Consistency::Local, members::all).await
+    }
+
+    async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
+        join_all(rows.iter().map(async |row| (row.id, self.probe(row).await))).await.into_iter().collect()
     }
 
     async fn probe(&self, row: &MemberRow) -> MemberStatus {
