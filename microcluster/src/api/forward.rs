@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
 
 use super::extract::{BodyMax, read_body};
@@ -23,6 +23,8 @@ const LEADER_WAIT: Duration = Duration::from_secs(5);
 const LEAD_WAIT: Duration = Duration::from_millis(500);
 /// How long the leader may take.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many leaders may be lost while they have a request.
+const UNKNOWN_MAX: u32 = 2;
 /// How long a leader may take to answer that leads no more.
 const GRACE: Duration = Duration::from_secs(1);
 /// Pause before the same leader is tried again; news of another one ends it.
@@ -61,62 +63,88 @@ pub(super) async fn to_new_leader(node: &Arc<Node>, request: Request) -> Result<
     }
 }
 
-/// A request on its way to the leader, however often that changes before it is taken.
+/// A request on its way to the leader, however often that changes before it is answered.
 struct Passing {
     node: Arc<Node>,
-    deadline: Instant,
     request: Request,
+}
+
+/// Why there is no answer from one leader.
+enum Lost {
+    /// It has done nothing: it is down, or leads no more.
+    NotDone(Error),
+    /// Whether it has is unknown: it was stopped, or cut off, while it had the request.
+    MaybeDone(Error),
 }
 
 impl Passing {
     fn new(node: &Arc<Node>, request: Request) -> Passing {
-        Passing { node: node.clone(), deadline: Instant::now() + LEADER_WAIT, request }
+        Passing { node: node.clone(), request }
     }
 
-    /// Waits for a leader that `accepted` lets pass, and gives it the request. Where nothing can have been done it is tried again:
-    /// the leader is down and nobody has noticed yet, or it leads no more.
+    /// Waits for a leader that is `accepted`, and gives it the request; and the next one, if that one is lost. What only the leader
+    /// does may be done twice, except that a second removal does not find the member any more.
     async fn run(self, accepted: impl Fn(NodeId) -> bool) -> Result<Outcome, Error> {
-        let Passing { node, deadline, request } = self;
+        let Passing { node, request } = self;
+        let begun = Instant::now();
+        let mut deadline = begun + LEADER_WAIT;
         let is_accepted = |status: &Status| status.leader.is_some_and(&accepted);
         let mut status = wait_until(&node, deadline, is_accepted).await.ok_or_else(no_leader)?;
         if status.is_leader() {
             return Ok(Outcome::Here(request));
         }
         let (head, body) = buffered(request).await?;
+        let (mut maybe_done, mut unknown_max) = (false, UNKNOWN_MAX);
         loop {
-            let client = node.leader_client(&status).ok_or_else(no_leader)?;
-            let asked = status.leader;
             let again = http::Request::from_parts(head.clone(), body.clone());
-            let other_leads = |status: &Status| status.leader.is_some_and(|leader| Some(leader) != asked);
-            let failed = tokio::select! {
-                answer = send(&client, again) => match answer {
-                    Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
-                        return Ok(Outcome::Answered(response));
-                    }
-                    Ok(_) => no_leader(),
-                    Err(e) if e.outcome_unknown() => return Err(e.into()),
-                    Err(e) => e.into(),
-                },
-                // One that was stopped or cut off may never answer; one that has handed over does so soon.
-                () = async {
-                    wait_until(&node, deadline + FORWARD_TIMEOUT, other_leads).await;
-                    tokio::time::sleep(GRACE).await;
-                } => {
-                    return Err(Error::timeout(
-                        "the leader changed while it had the request; whether it was done is unknown",
-                    ));
+            let failed = match ask(&node, &status, again).await {
+                Ok(response) if maybe_done && head.method == Method::DELETE && response.status() == 404 => {
+                    return Err(unknown());
+                }
+                Ok(response) => return Ok(Outcome::Answered(response)),
+                Err(Lost::NotDone(error)) => error,
+                Err(Lost::MaybeDone(error)) if unknown_max == 0 || begun.elapsed() >= FORWARD_TIMEOUT => {
+                    return Err(error);
+                }
+                Err(Lost::MaybeDone(error)) => {
+                    // It was on its way for as long as that leader took: the next one has its own time.
+                    (maybe_done, unknown_max, deadline) = (true, unknown_max - 1, Instant::now() + LEADER_WAIT);
+                    error
                 }
             };
-            if Instant::now() >= deadline {
-                return Err(failed);
-            }
+            let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
             wait_until(&node, deadline.min(Instant::now() + PAUSE), other_leads).await;
-            status = wait_until(&node, deadline, is_accepted).await.ok_or_else(no_leader)?;
+            let next = wait_until(&node, deadline, is_accepted).await;
+            status = match next.filter(|_| Instant::now() < deadline) {
+                Some(status) => status,
+                None if maybe_done => return Err(unknown()),
+                None => return Err(failed),
+            };
             if status.is_leader() {
                 let request = http::Request::from_parts(head, Body::from(body));
                 return Ok(Outcome::Here(request));
             }
         }
+    }
+}
+
+/// Gives the request to the leader of this status, and stops waiting for it when another one leads.
+async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Result<Response, Lost> {
+    let client = node.leader_client(status).ok_or_else(|| Lost::NotDone(no_leader()))?;
+    let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
+    let lost = async {
+        wait_until(node, Instant::now() + FORWARD_TIMEOUT, other_leads).await;
+        // One that has handed over says so soon.
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        answer = send(&client, request) => match answer {
+            Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => Err(Lost::NotDone(no_leader())),
+            Ok(response) => Ok(response),
+            Err(e) if e.outcome_unknown() => Err(Lost::MaybeDone(e.into())),
+            Err(e) => Err(Lost::NotDone(e.into())),
+        },
+        () = lost => Err(Lost::MaybeDone(unknown())),
     }
 }
 
@@ -169,6 +197,10 @@ fn keep_end_to_end(headers: &mut HeaderMap) {
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, EXPECT] {
         headers.remove(name);
     }
+}
+
+fn unknown() -> Error {
+    Error::timeout("the leader was lost while it had the request; whether it was done is unknown")
 }
 
 fn misdirected() -> Error {

@@ -161,6 +161,16 @@ impl Node {
         Ok((role, rows.len() as u64))
     }
 
+    /// Whether a majority can be reached, through the leader unless that is this member: one that follows hears of a leader
+    /// also when that one is without a majority itself.
+    pub async fn has_quorum(&self) -> bool {
+        let status = self.db.status();
+        if !status.has_quorum || status.is_leader() {
+            return status.has_quorum;
+        }
+        matches!(tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await, Ok(Ok(())))
+    }
+
     /// A client of the leader, if there is one and it is another member.
     pub fn leader_client(&self, status: &Status) -> Option<Client> {
         let leader = status.leader.filter(|leader| *leader != self.id)?;

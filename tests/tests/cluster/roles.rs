@@ -132,7 +132,7 @@ async fn a_voter_that_stands_still_is_replaced() {
 
 #[tokio::test]
 async fn voters_are_of_different_failure_domains() {
-    let mut cluster = TestCluster::start(4).await;
+    let cluster = TestCluster::start(4).await;
     cluster.settled(&["c1", "c2", "c3", "c4"]).await;
     let leader = cluster.leader().await;
     // All voters in one domain, the stand-by in another: one voter is exchanged, and not the leader.
