@@ -2,6 +2,8 @@
 
 mod core_api;
 mod transport;
+#[cfg(feature = "websocket")]
+mod websocket;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::transport::{ConnectError, Connector};
+#[cfg(feature = "websocket")]
+pub use self::websocket::{Message, WebSocket};
 use crate::tls::client_config;
 use crate::{Address, Error, Identity, Name, Server, ServerTrust};
 
@@ -50,6 +54,8 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     http: legacy::Client<Connector, Full<Bytes>>,
+    #[cfg(feature = "websocket")]
+    connector: Connector,
     server: Server,
     /// Scheme and authority of every request.
     origin: String,
@@ -183,9 +189,15 @@ impl Client {
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(connector.clone());
         Client {
-            shared: Arc::new(Shared { http, server, origin }),
+            shared: Arc::new(Shared {
+                http,
+                #[cfg(feature = "websocket")]
+                connector,
+                server,
+                origin,
+            }),
             target: None,
             notification: false,
             timeout: TIMEOUT_DEFAULT,
@@ -199,12 +211,7 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<RawResponse, Error> {
-        let mut uri = format!("{}{path}", self.shared.origin);
-        if let Some(target) = &self.target {
-            uri.push(if path.contains('?') { '&' } else { '?' });
-            uri.push_str("target=");
-            uri.push_str(target.as_str());
-        }
+        let uri = self.uri(path);
         let agent = if self.notification { NOTIFICATION_USER_AGENT } else { ORDINARY_USER_AGENT };
         let mut request = Request::builder()
             .method(method)
@@ -217,6 +224,17 @@ impl Client {
         let request =
             request.body(Full::new(body)).map_err(|e| Error::Request { path: path.into(), source: e.into() })?;
         self.shared.http.request(request).await.map_err(|e| self.no_answer(e))
+    }
+
+    /// Where a path is, with the member that it is for.
+    fn uri(&self, path: &str) -> String {
+        let mut uri = format!("{}{path}", self.shared.origin);
+        if let Some(target) = &self.target {
+            uri.push(if path.contains('?') { '&' } else { '?' });
+            uri.push_str("target=");
+            uri.push_str(target.as_str());
+        }
+        uri
     }
 
     async fn read(&self, body: Incoming) -> Result<Bytes, Error> {

@@ -38,18 +38,23 @@
 mod client;
 mod error;
 mod names;
+#[cfg(feature = "schema")]
+mod schema;
 mod secret;
 mod tls;
 mod types;
 
 pub use client::{Client, NOTIFICATION_USER_AGENT, RawResponse, TIMEOUT_DEFAULT, TIMEOUT_INIT};
+#[cfg(feature = "websocket")]
+pub use client::{Message, WebSocket};
 pub use error::{Error, Server};
 pub use names::{Address, AddressError, Fingerprint, FingerprintError, Name, NameError};
 pub use secret::Secret;
 pub use tls::{Identity, PinnedVerifier, ServerTrust, TlsError, client_config, client_config_with_verifier};
 pub use types::{
     CertificateExpiry, Consistency, ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, DatabaseStatus,
-    Empty, Envelope, EnvelopeType, HeartbeatInfo, InitConfig, JoinRequest, JoinResponse, KeyPair, Leader, Member,
-    MemberLocal, MemberStatus, MemberVerdict, Role, ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResult,
-    SqlResultType, SqlResults, Timestamp, TimestampError, TokenRecord, TokenRequest, Verdict, Verification,
+    Empty, Envelope, EnvelopeType, HeartbeatInfo, Hook, InitConfig, InitConfigError, JoinRequest, JoinResponse,
+    KeyPair, Leader, Member, MemberLocal, MemberStatus, MemberVerdict, NewMemberHook, RemovalHook, Role, ServerConfig,
+    ServerStatus, SqlDump, SqlRequest, SqlResult, SqlResultType, SqlResults, Timestamp, TimestampError, TokenRecord,
+    TokenRequest, Verdict, Verification,
 };

@@ -1,5 +1,6 @@
 //! The Core API: who may ask what, and what is answered. One file a resource.
 
+mod caller;
 mod certificates;
 mod cluster;
 mod control;
@@ -11,11 +12,18 @@ mod errors;
 mod extract;
 mod forward;
 mod internal;
+mod openapi;
 mod proxy;
 mod routes;
 mod sql;
 mod table;
 mod tokens;
 
+pub use caller::{Caller, Notification};
 pub(crate) use dispatch::Api;
-pub(crate) use routes::{Connection, ListenerKind};
+pub(crate) use envelope::Answer;
+pub(crate) use extract::{parse_json, read_body};
+pub(crate) use routes::Access as CoreAccess;
+pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, erase};
+#[cfg(test)]
+pub(crate) use table::table;

@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Settings;
 use crate::daemon::{self, Handle, Product, RunError, StartError};
+use crate::extension::Server;
+use crate::hooks::{Hooks, ProductHooks};
 
 /// Shortest time between two heartbeats.
 const HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -39,7 +42,7 @@ impl Daemon {
     /// Begins the description of a daemon that keeps its state in a directory. It is made where it
     /// is missing; one daemon can use it at a time.
     pub fn builder(state_dir: impl Into<PathBuf>) -> Builder {
-        Builder { product: Product { settings: Settings::new(state_dir.into()) } }
+        Builder { product: Product::new(Settings::new(state_dir.into())) }
     }
 }
 
@@ -99,6 +102,33 @@ impl Builder {
     /// How long requests may go on when the daemon stops: 5 s unless it is set.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.product.settings.drain_timeout = timeout;
+        self
+    }
+
+    /// What the product does when its daemon or its cluster changes.
+    pub fn hooks(mut self, hooks: impl Hooks) -> Self {
+        self.product.hooks = ProductHooks::new(hooks);
+        self
+    }
+
+    /// How long a hook may take, the wait for its turn included: 60 s unless it is set.
+    pub fn hook_timeout(mut self, timeout: Duration) -> Self {
+        self.product.settings.hook_timeout = timeout;
+        self
+    }
+
+    /// Adds a server: [`Server::core_api`](crate::Server::core_api) or [`Server::listen`](crate::Server::listen). Names are
+    /// those of members: labels of letters, digits and hyphens with dots between them. What does not fit together is
+    /// refused when the daemon starts, before anything listens.
+    pub fn server(mut self, name: impl Into<String>, server: impl Into<Server>) -> Self {
+        self.product.servers.push((name.into(), server.into()));
+        self
+    }
+
+    /// Shares a value with all handlers, who take it with [`Shared`](crate::Shared), and with hooks, by
+    /// [`State::shared`](crate::State::shared). One value of each type.
+    pub fn shared<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
+        self.product.values.insert(value);
         self
     }
 

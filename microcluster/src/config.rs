@@ -1,6 +1,6 @@
 //! Typed configuration of a daemon: what the product sets, and what is stored in `daemon.yaml`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,10 +39,12 @@ pub(crate) struct Settings {
     /// The product's schema updates, oldest first.
     pub schema: Vec<String>,
     pub api_extensions: Vec<String>,
-    /// The additional servers whose addresses can be set while the daemon runs.
-    pub servers: BTreeSet<Name>,
+    /// The additional servers, with the addresses that hold unless others are set while the daemon runs.
+    pub servers: BTreeMap<Name, Address>,
     /// How long requests may go on after a stop was asked for.
     pub drain_timeout: Duration,
+    /// How long a hook of the product may take.
+    pub hook_timeout: Duration,
 }
 
 impl Settings {
@@ -56,8 +58,9 @@ impl Settings {
             pre_init_listen: None,
             schema: Vec::new(),
             api_extensions: Vec::new(),
-            servers: BTreeSet::new(),
+            servers: BTreeMap::new(),
             drain_timeout: Duration::from_secs(5),
+            hook_timeout: Duration::from_secs(60),
         }
     }
 

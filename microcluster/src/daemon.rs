@@ -8,6 +8,7 @@ mod member;
 mod notify;
 mod present;
 mod rebuild;
+mod servers;
 mod signals;
 mod start;
 
@@ -22,13 +23,17 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::member::Running;
+use self::servers::Servers;
 use self::signals::{Signal, Signals};
-use crate::api::{Api, ListenerKind};
+use crate::api::{Api, ListenerKind, Route};
+use crate::cluster::HookError;
 use crate::config::Settings;
 use crate::db::OpenError;
 use crate::error::Fatal;
+use crate::extension::Server;
+use crate::hooks::{Event, ProductHooks, Runner};
 use crate::listener::{self, Listener};
-use crate::state::{Command, InitRequest, Lifecycle, NotNow, State};
+use crate::state::{Command, InitRequest, Lifecycle, NotNow, SharedValues, State};
 use crate::tasks::{Tasks, blocking};
 use crate::tls;
 
@@ -96,6 +101,18 @@ pub enum StartError {
         address: SocketAddr,
         /// What the system says.
         source: io::Error,
+    },
+    /// The product describes its servers in a way that cannot be.
+    #[error("the daemon cannot be as its product describes it: {reason}")]
+    Description {
+        /// What is wrong, and with which server.
+        reason: String,
+    },
+    /// An additional server of the product cannot be opened.
+    #[error("{reason}")]
+    Server {
+        /// Which server, and why.
+        reason: String,
     },
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {reason}")]
@@ -171,6 +188,18 @@ impl Handle {
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
     pub settings: Settings,
+    /// What its handlers share.
+    pub values: SharedValues,
+    /// Its servers, by name.
+    pub servers: Vec<(String, Server)>,
+    /// What it does when something changes.
+    pub hooks: ProductHooks,
+}
+
+impl Product {
+    pub fn new(settings: Settings) -> Self {
+        Product { settings, values: SharedValues::default(), servers: Vec::new(), hooks: ProductHooks::default() }
+    }
 }
 
 /// Runs a daemon until a signal or its control API ends it.
@@ -241,8 +270,13 @@ struct CoreShared {
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
     pre_init: Mutex<Option<Listener>>,
+    /// What the product adds to the Core API.
+    routes: Vec<Route>,
+    servers: Arc<Servers>,
     /// This member is being rebuilt: its database may stop.
     is_rebuilding: AtomicBool,
+    /// What the product does when something changes.
+    hooks: Runner,
     control: mpsc::Sender<Internal>,
 }
 
@@ -253,7 +287,7 @@ impl Core {
                 // Never closed: the state, which is held here, has a sender.
                 Some(command) = self.commands.recv() => match command {
                     Command::Initialise { request, answer } => self.begin_initialise(request, answer),
-                    Command::Reset { answer } => self.begin_reset(answer),
+                    Command::Reset { force, answer } => self.begin_reset(force, answer),
                     Command::SetServerCertificate { new, answer } => {
                         // Here, so that no bootstrap or join begins with the one before.
                         answer.send(self.shared.set_server_certificate(new).await).ok();
@@ -301,7 +335,7 @@ impl Core {
         self.shared.changes.spawn("initialise", async move { shared.initialise(request, answer).await });
     }
 
-    fn begin_reset(&self, answer: oneshot::Sender<Result<(), NotNow>>) {
+    fn begin_reset(&self, force: bool, answer: oneshot::Sender<Result<(), NotNow>>) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Member(_) => {}
@@ -313,30 +347,32 @@ impl Core {
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
         tracing::warn!("this member was removed from its cluster and forgets it");
-        self.spawn_reset();
+        self.shared.changes.spawn("reset", async move {
+            if let Err(fatal) = shared.reset(force).await {
+                shared.control.send(Internal::Fatal(fatal)).await.ok();
+            }
+        });
     }
 
     /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
     fn begin_leave(&self) {
-        let shared = self.shared.clone();
-        if !matches!(shared.state.lifecycle(), Lifecycle::Member(_)) {
+        let state = &self.shared.state;
+        if !matches!(state.lifecycle(), Lifecycle::Member(_)) {
             return;
         }
-        if let Err(e) = shared.state.dir().mark_reset_keeping_database() {
-            tracing::error!(error = %crate::error::Chain(&e), "this member was removed from its cluster and cannot forget it");
-            return;
-        }
-        shared.state.set_lifecycle(Lifecycle::Resetting);
+        state.set_lifecycle(Lifecycle::Resetting);
         tracing::warn!(
             "this member was removed from its cluster while it was away, and forgets it; its data is in database.removed"
         );
-        self.spawn_reset();
-    }
-
-    fn spawn_reset(&self) {
         let shared = self.shared.clone();
-        self.shared.changes.spawn("reset", async move {
-            if let Err(fatal) = shared.reset().await {
+        self.shared.changes.spawn("leave", async move {
+            let dir = shared.state.dir().clone();
+            let left = match blocking("reset marker", move || dir.mark_reset_keeping_database()).await {
+                Ok(Ok(())) => shared.reset(true).await,
+                Ok(Err(e)) => Err(Fatal::new("cannot record that the cluster is to be forgotten").caused_by(e)),
+                Err(e) => Err(Fatal::new("cannot record that the cluster is to be forgotten").caused_by(e)),
+            };
+            if let Err(fatal) = left {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
             }
         });
@@ -346,7 +382,10 @@ impl Core {
     async fn stop(self) {
         let shared = self.shared;
         let drain = shared.state.settings().drain_timeout;
+        // Hooks that run end now, and with them what waits for them.
+        shared.state.stopping().cancel();
         shared.changes.shutdown(INIT_STOP_TIMEOUT).await;
+        shared.on_stop(drain).await;
         if let Ok(node) = shared.state.node()
             && node.db.status().is_leader()
             && node.db.status().voters.len() > 1
@@ -358,7 +397,7 @@ impl Core {
             }
         }
         self.control_socket.close(drain).await;
-        shared.close_pre_init().await;
+        tokio::join!(shared.close_pre_init(), shared.servers.stop());
         shared.requests.shutdown(drain).await;
         shared.state.set_lifecycle(Lifecycle::ShuttingDown);
         if let Some(running) = shared.running.lock().await.take() {
@@ -369,13 +408,38 @@ impl Core {
 
 impl CoreShared {
     /// Forgets the cluster: this member was removed.
-    async fn reset(&self) -> Result<(), Fatal> {
+    async fn reset(&self, force: bool) -> Result<(), Fatal> {
         if let Some(running) = self.running.lock().await.take() {
             running.stop(self.state.settings().drain_timeout).await;
         }
         self.forget().await?;
+        // Before it can join again.
+        if let Err(e) = self.hooks.run(&self.state, None, Event::PostRemove { force }).await {
+            tracing::error!(error = %crate::error::Chain(&e), "the removed member's product has not done its part");
+        }
         self.become_uninitialised().await;
         Ok(())
+    }
+
+    /// Has the product do what it does at a start. The daemon is ready after that.
+    fn begin_on_start(self: &Arc<Self>) {
+        let shared = self.clone();
+        self.changes.spawn("on_start", async move {
+            match shared.hooks.run(&shared.state, None, Event::OnStart).await {
+                Ok(()) => shared.state.set_started(),
+                Err(HookError::Stopped { .. }) => {}
+                Err(e) => shared.give_up(Fatal::new("the daemon was started in vain").caused_by(e)).await,
+            }
+        });
+    }
+
+    async fn on_stop(&self, limit: Duration) {
+        if !self.state.is_started() {
+            return;
+        }
+        if let Err(e) = self.hooks.run_within(&self.state, None, Event::OnStop, limit).await {
+            tracing::error!(error = %crate::error::Chain(&e), "the product has not done its part of the stop");
+        }
     }
 
     /// Removes what a cluster leaves in the state directory.
@@ -389,6 +453,7 @@ impl CoreShared {
 
     async fn become_uninitialised(&self) {
         self.state.set_lifecycle(Lifecycle::Uninitialised);
+        self.servers.close_members().await;
         if let Err(e) = self.open_pre_init().await {
             tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
         }
@@ -402,7 +467,7 @@ impl CoreShared {
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
-        let api = Api::new(ListenerKind::PreInit, &self.state, &self.requests);
+        let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
         *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())
     }

@@ -41,6 +41,7 @@ mod tests;
 mod transaction;
 mod verify;
 mod waiters;
+mod watch;
 mod writer;
 
 pub use command::{QueryResult, Statement, Value};
@@ -53,3 +54,4 @@ pub use rusqlite;
 pub use status::{RaftState, Status};
 pub use transaction::{Parameters, Transaction};
 pub use verify::{Verdict, Verification};
+pub use watch::Watch;

@@ -9,6 +9,8 @@
 // L0
 mod config;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod tasks;
 
 // L1
@@ -22,17 +24,32 @@ pub mod db;
 
 // L3
 mod cluster;
+mod hooks;
 mod state;
 
 // L4
 mod api;
+mod extension;
 
 // L5
+mod app;
 mod builder;
 mod daemon;
 mod listener;
+#[cfg(feature = "test-util")]
+pub mod testing;
 
+pub use api::{Caller, Notification};
+pub use app::{App, AppError};
+pub use axum;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
 pub use error::{Error, Fatal, Result};
-pub use state::State;
+pub use extension::{
+    Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
+    Server, Shared, WebSocket, WebSocketUpgrade, action,
+};
+pub use hooks::{Hooks, RoleStatus};
+pub use microcluster_client as client;
+pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
+pub use state::{Connect, MemberClient, State};

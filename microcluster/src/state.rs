@@ -1,14 +1,21 @@
 //! What handlers and hooks see of the daemon: its settings, what it is at the moment, and how to ask for a change of that.
 
+mod connect;
+mod shared_values;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{ConfigError, Node};
+use crate::cluster::{ConfigError, HookError, Node};
 use crate::config::Settings;
 use crate::db::{self, Database};
 use crate::error::Error;
@@ -17,16 +24,34 @@ use crate::tasks::TaskLost;
 use crate::tls::{CertificateCell, KeyPairError, SharedPair};
 use crate::token::{JoinToken, TokenError};
 
-/// The daemon as handlers see it. Cheap to clone.
+pub use connect::{Connect, MemberClient};
+pub(crate) use shared_values::SharedValues;
+
+/// The daemon as handlers and hooks see it. Cheap to clone.
 #[derive(Clone)]
-pub struct State(Arc<Shared>);
+pub struct State(Arc<Shared>, Option<Arc<HookCall>>);
+
+/// What is different for a hook that runs.
+struct HookCall {
+    /// This daemon as a member, where it is not seen as one yet.
+    node: Option<Arc<Node>>,
+    /// The hook is to end.
+    cancelled: CancellationToken,
+}
 
 struct Shared {
     settings: Settings,
+    values: SharedValues,
+    /// Where the APIs begin.
+    roots: BTreeSet<String>,
     dir: StateDir,
     lifecycle: watch::Sender<Lifecycle>,
     commands: mpsc::Sender<Command>,
     server_certificate: CertificateCell,
+    /// The product has done what it does at a start.
+    started: AtomicBool,
+    /// The daemon stops.
+    stopping: CancellationToken,
 }
 
 /// What the daemon is at the moment.
@@ -54,6 +79,8 @@ pub(crate) enum Command {
     },
     /// Forget the cluster. Answered before it is done: the answer travels over what is closed then.
     Reset {
+        /// As the hooks are told.
+        force: bool,
         answer: oneshot::Sender<Result<(), NotNow>>,
     },
     /// Take the key pair that an operator brings, before initialisation.
@@ -130,6 +157,8 @@ pub(crate) enum InitError {
     File(#[from] FileError),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] TlsError),
+    #[error("{reason}")]
+    Server { is_taken: bool, reason: String },
     #[error(
         "the server at {address} is not of the cluster that made the join token: its certificate is not the one in the token. Nothing was sent to it; is this the right token? If the certificate of the cluster was replaced since the token was made, make a new one with `microctl tokens add`, or take it anew from `microctl tokens list`"
     )]
@@ -141,6 +170,11 @@ pub(crate) enum InitError {
     Refused { code: u16, message: String, retry_after: Option<Duration> },
     #[error("the answer of the cluster cannot be used: {reason}")]
     BadAnswer { reason: String },
+    #[error("{0}")]
+    Hook(HookError),
+    /// A hook of another member failed; nothing of the join is left.
+    #[error("the cluster did not take this daemon in: {message}")]
+    NotTakenIn { code: u16, message: String },
     #[error("the join was given up: the cluster says that this daemon is not joining; try again")]
     Gone,
     #[error("the join takes long and goes on; see `microctl status`")]
@@ -156,12 +190,17 @@ pub(crate) enum InitError {
 impl State {
     pub(crate) fn new(
         settings: Settings,
+        values: SharedValues,
+        roots: BTreeSet<String>,
         dir: StateDir,
         server_certificate: CertificateCell,
         commands: mpsc::Sender<Command>,
     ) -> State {
         let lifecycle = watch::Sender::new(Lifecycle::Starting);
-        State(Arc::new(Shared { settings, dir, lifecycle, commands, server_certificate }))
+        let (started, stopping) = (AtomicBool::new(false), CancellationToken::new());
+        let shared =
+            Shared { settings, values, roots, dir, lifecycle, commands, server_certificate, started, stopping };
+        State(Arc::new(shared), None)
     }
 
     /// The member's name; none before initialisation.
@@ -182,12 +221,86 @@ impl State {
         &self.settings().version
     }
 
+    /// Completes when what works with this state is to end: in a hook when its time is over, and everywhere when
+    /// the daemon stops.
+    ///
+    /// ```
+    /// # async fn poll(state: &microcluster::State, mut ticks: tokio::time::Interval) -> microcluster::Result<()> {
+    /// loop {
+    ///     tokio::select! {
+    ///         () = state.cancelled() => return Ok(()),
+    ///         _ = ticks.tick() => println!("still here"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub async fn cancelled(&self) {
+        match &self.1 {
+            Some(call) => call.cancelled.cancelled().await,
+            None => self.0.stopping.cancelled().await,
+        }
+    }
+
     /// The replicated database.
     ///
     /// # Errors
     /// 503 while the daemon is not a member of a cluster.
     pub fn database(&self) -> Result<Database, Error> {
         Ok(self.node()?.database.clone())
+    }
+
+    /// The other members of the cluster.
+    ///
+    /// # Errors
+    /// 503 while the daemon is not a member of a cluster.
+    pub fn connect(&self) -> Result<Connect, Error> {
+        Ok(Connect { node: self.node()? })
+    }
+
+    /// Whether the daemon has an API extension, its own ones or the product's.
+    #[must_use]
+    pub fn has_extension(&self, name: &str) -> bool {
+        self.settings().extensions().iter().any(|extension| extension == name)
+    }
+
+    /// The value of this type that the product gave to [`crate::Builder::shared`].
+    #[must_use]
+    pub fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.0.values.find()
+    }
+
+    /// The state directory. What a product keeps in it under names of its own stays; a file that it shares with the cluster
+    /// belongs into the database.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        self.0.dir.path()
+    }
+
+    /// The addresses of the additional servers as they are set now, by name.
+    #[must_use]
+    pub fn servers(&self) -> BTreeMap<Name, Address> {
+        let mut servers = self.settings().servers.clone();
+        if let Ok(node) = self.node() {
+            servers.extend(node.config.current().servers.into_iter().map(|(name, server)| (name, server.address)));
+        }
+        servers
+    }
+
+    /// The certificate of the cluster, in PEM; none before initialisation.
+    #[must_use]
+    pub fn cluster_certificate(&self) -> Option<String> {
+        self.node().ok().map(|node| node.cluster_certificate.current().certificate.pem)
+    }
+
+    /// The daemon's own certificate, in PEM.
+    #[must_use]
+    pub fn server_certificate_pem(&self) -> String {
+        self.server_certificate().current().certificate.pem
+    }
+
+    /// Where the APIs begin.
+    pub(crate) fn roots(&self) -> &BTreeSet<String> {
+        &self.0.roots
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -210,12 +323,31 @@ impl State {
         self.0.lifecycle.send_replace(lifecycle);
     }
 
-    /// This daemon as a member.
+    /// This daemon as a member; in its hooks also while it becomes one.
     pub(crate) fn node(&self) -> Result<Arc<Node>, NotNow> {
-        match &*self.0.lifecycle.borrow() {
-            Lifecycle::Member(node) => Ok(node.clone()),
-            other => Err(other.not_now()),
+        match (&*self.0.lifecycle.borrow(), &self.1) {
+            (Lifecycle::Member(node), _) => Ok(node.clone()),
+            (other, call) => call.as_ref().and_then(|call| call.node.clone()).ok_or_else(|| other.not_now()),
         }
+    }
+
+    /// The same daemon, as a hook sees it.
+    pub(crate) fn for_hook(&self, node: Option<Arc<Node>>, cancelled: CancellationToken) -> State {
+        State(self.0.clone(), Some(Arc::new(HookCall { node, cancelled })))
+    }
+
+    /// Cancelled when the daemon begins to stop.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.0.stopping
+    }
+
+    /// Whether the product has done what it does at a start.
+    pub(crate) fn is_started(&self) -> bool {
+        self.0.started.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_started(&self) {
+        self.0.started.store(true, Ordering::Relaxed);
     }
 
     /// This daemon as a member or as a joiner: what other members of the cluster reach.
@@ -235,9 +367,9 @@ impl State {
     }
 
     /// Begins to forget the cluster.
-    pub(crate) async fn reset(&self) -> Result<(), NotNow> {
+    pub(crate) async fn reset(&self, force: bool) -> Result<(), NotNow> {
         let (answer, wait) = oneshot::channel();
-        self.send(Command::Reset { answer }).await?;
+        self.send(Command::Reset { force, answer }).await?;
         wait.await.unwrap_or(Err(NotNow::ShuttingDown))
     }
 
@@ -260,7 +392,7 @@ impl State {
             name: node.as_ref().map_or_else(machine_name, |node| node.name.to_string()),
             address: node.as_ref().map(|node| node.address),
             version: self.settings().version.clone(),
-            ready: node.is_some(),
+            ready: node.is_some() && self.is_started(),
             extensions: self.settings().extensions(),
         }
     }
@@ -302,4 +434,23 @@ impl From<NotNow> for Error {
 
 fn machine_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl State {
+    /// A daemon that is not initialised and that nobody runs.
+    pub(crate) fn for_test(path: &Path) -> State {
+        let dir = StateDir::open(path).unwrap();
+        let pair = crate::tls::KeyPair::generate(&crate::tls::Generate { name: "c1", addresses: &[] }).unwrap();
+        let (commands, _) = mpsc::channel(1);
+        State::new(
+            Settings::new(path.to_owned()),
+            SharedValues::default(),
+            BTreeSet::new(),
+            dir,
+            CertificateCell::new(pair),
+            commands,
+        )
+    }
 }

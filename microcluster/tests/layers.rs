@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first.
 const LAYERS: &[&[&str]] = &[
-    &["config", "error", "tasks"],
+    &["config", "error", "fuzz", "tasks"],
     &["state_dir", "tls", "token", "trust"],
     &["db"],
-    &["cluster", "state"],
-    &["api"],
-    &["builder", "daemon", "listener"],
+    &["cluster", "hooks", "state"],
+    &["api", "extension"],
+    &["app", "builder", "daemon", "listener"],
+    &["testing"],
 ];
 
 /// Modules of one layer that use each other, as (user, used). The other direction would be a loop.
@@ -19,8 +20,11 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("trust", "state_dir"),
     ("trust", "tls"),
     ("state", "cluster"),
+    ("hooks", "cluster"),
+    ("hooks", "state"),
     ("tls", "state_dir"),
     ("builder", "daemon"),
+    ("extension", "api"),
     ("daemon", "listener"),
 ];
 

@@ -27,5 +27,5 @@ pub use microctl::{Finished, microctl, microctl_command};
 pub use network::Network;
 pub use raw::{Answer, Caller, Payload, Protocol, Target};
 pub use seed::Seed;
-pub use wait::{DEADLINE, eventually};
+pub use wait::{DEADLINE, eventually, until};
 pub use writers::Writers;

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::{Client, TIMEOUT_DEFAULT, TIMEOUT_INIT};
 use crate::{
-    ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, Empty, Error, KeyPair, Member, Name, Secret,
+    ControlRequest, DaemonConfig, DaemonConfigUpdate, DaemonStatus, Empty, Error, Hook, KeyPair, Member, Name, Secret,
     ServerConfig, ServerStatus, SqlDump, SqlRequest, SqlResults, TokenRecord, TokenRequest, Verification,
 };
 
@@ -147,6 +147,15 @@ impl Client {
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
         self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+    }
+
+    /// Has a hook of the product run, on the member with that name or, for none, on the one that is asked.
+    ///
+    /// # Errors
+    /// See [`Error`]; what the hook answers when it fails.
+    pub async fn run_hook(&self, hook: &Hook, target: Option<&Name>) -> Result<(), Error> {
+        let target = target.map(|name| format!("?target={name}")).unwrap_or_default();
+        self.empty(Method::POST, &format!("/core/internal/hooks/{}{target}", hook.name()), hook).await
     }
 
     /// Replaces a certificate: `server` before initialisation, `cluster` or that of an additional server on all members.

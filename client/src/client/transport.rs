@@ -43,6 +43,32 @@ impl Connector {
     }
 }
 
+impl Connector {
+    async fn connect(&self) -> Result<Stream, ConnectError> {
+        let connecting = async {
+            match &*self.0 {
+                Way::Unix(path) => connect_unix(path).await,
+                Way::Tls(address, name, config) => connect_tls(*address, name.clone(), config).await,
+            }
+        };
+        let late = |_| ConnectError::Io(io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
+    }
+
+    /// A connection that speaks HTTP/1.1, which is what can be upgraded.
+    #[cfg(feature = "websocket")]
+    pub(super) async fn connect_http1(&self) -> Result<Stream, ConnectError> {
+        match &*self.0 {
+            Way::Unix(_) => self.connect().await,
+            Way::Tls(address, name, config) => {
+                let mut config = ClientConfig::clone(config);
+                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Connector::tls(*address, name.clone(), config).connect().await
+            }
+        }
+    }
+}
+
 impl tower::Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
     type Error = ConnectError;
@@ -53,19 +79,8 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
-        let way = Arc::clone(&self.0);
-        Box::pin(async move {
-            let connecting = async {
-                match &*way {
-                    Way::Unix(path) => connect_unix(path).await,
-                    Way::Tls(address, name, config) => connect_tls(*address, name.clone(), config).await,
-                }
-            };
-            match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-                Ok(stream) => stream.map(TokioIo::new),
-                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
-            }
-        })
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
 }
 
@@ -115,6 +130,7 @@ impl ConnectError {
 }
 
 /// An open connection.
+#[derive(Debug)]
 pub(super) enum Stream {
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),

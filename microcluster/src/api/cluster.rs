@@ -13,7 +13,7 @@ use super::forward;
 use super::routes::Connection;
 use crate::cluster::join::Claim;
 use crate::cluster::rebuild::{Readmission, RebuildRequest};
-use crate::cluster::{Membership, RemoveError};
+use crate::cluster::{ConfirmError, Confirmation, HookRefusal, Membership, RemoveError};
 use crate::error::Error;
 use crate::state::State;
 use crate::tasks::blocking;
@@ -61,9 +61,17 @@ pub(super) async fn joiner_confirm(
     state: State,
     PathName(name): PathName,
     Body(claim): Body<Claim>,
-) -> Result<Answer<Empty>, Error> {
-    state.node()?.confirm(name, claim.member_id, claim.secret).await?;
-    Ok(EMPTY)
+) -> Result<Answer<Confirmation>, Error> {
+    match state.node()?.confirm(name, claim.member_id, claim.secret).await {
+        Ok(()) => Ok(Answer(Confirmation::default())),
+        // An answer and no error: the joiner is to undo its join, not to ask again.
+        Err(ConfirmError::Hook { hook, .. }) => {
+            let refused = Error::from(hook);
+            let (code, message) = (refused.status().as_u16(), refused.message().to_owned());
+            Ok(Answer(Confirmation { refused: Some(HookRefusal { code, message }) }))
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// POST `/core/internal/cluster/{name}/drop`: an admitted joiner gives up.
@@ -96,7 +104,7 @@ pub(super) async fn membership_show(
 }
 
 /// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.
-pub(super) async fn member_reset(state: State, PathName(name): PathName) -> Result<Answer<Empty>, Error> {
+pub(super) async fn member_reset(state: State, PathName(name): PathName, flags: Flags) -> Result<Answer<Empty>, Error> {
     let own = state.node()?.name.clone();
     if own != name {
         return Err(Error::not_found(format!("this is the member {own}, not {name}")));
@@ -106,6 +114,6 @@ pub(super) async fn member_reset(state: State, PathName(name): PathName) -> Resu
     blocking("reset marker", move || dir.mark_reset())
         .await?
         .map_err(|e| Error::internal("the reset cannot be recorded").caused_by(e))?;
-    state.reset().await?;
+    state.reset(flags.has("force")).await?;
     Ok(EMPTY)
 }

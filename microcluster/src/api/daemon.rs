@@ -12,11 +12,12 @@ use super::extract::Body;
 use crate::cluster::own_config::Missing;
 use crate::db::RaftState;
 use crate::error::Error;
-use crate::state::{Lifecycle, State};
+use crate::state::{Lifecycle, NotNow, State};
 
 /// GET `/`: where the APIs begin.
-pub(super) async fn roots_list() -> Answer<[&'static str; 1]> {
-    Answer(["/core/1.0"])
+pub(super) async fn roots_list(state: State) -> Answer<Vec<String>> {
+    let core = ["/core/1.0".to_owned()];
+    Answer(core.into_iter().chain(state.roots().iter().cloned()).collect())
 }
 
 /// GET `/core/1.0`
@@ -27,6 +28,7 @@ pub(super) async fn server_show(state: State) -> Answer<ServerStatus> {
 /// GET `/core/1.0/ready`: start-up is done, and a member can do its work.
 pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
     match state.lifecycle() {
+        _ if !state.is_started() => Err(NotNow::Starting.into()),
         Lifecycle::Uninitialised => Ok(EMPTY),
         Lifecycle::Member(node) if node.has_quorum().await => Ok(EMPTY),
         Lifecycle::Member(_) => {
@@ -46,7 +48,7 @@ pub(super) async fn config_replace(
     state: State,
     Body(update): Body<DaemonConfigUpdate>,
 ) -> Result<Answer<Empty>, Error> {
-    state.node()?.config.change(update, Missing::Clear, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Clear, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
@@ -55,13 +57,14 @@ pub(super) async fn config_change(
     state: State,
     Body(update): Body<DaemonConfigUpdate>,
 ) -> Result<Answer<Empty>, Error> {
-    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Keep, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
 /// GET `/core/1.0/daemon/servers`
 pub(super) async fn servers_list(state: State) -> Result<Answer<BTreeMap<Name, ServerConfig>>, Error> {
-    Ok(Answer(state.node()?.config.current().servers))
+    state.node()?;
+    Ok(Answer(state.servers().into_iter().map(|(name, address)| (name, ServerConfig { address })).collect()))
 }
 
 /// PUT `/core/1.0/daemon/servers`
@@ -70,7 +73,7 @@ pub(super) async fn servers_replace(
     Body(servers): Body<BTreeMap<Name, ServerConfig>>,
 ) -> Result<Answer<Empty>, Error> {
     let update = DaemonConfigUpdate { servers: Some(servers), ..DaemonConfigUpdate::default() };
-    state.node()?.config.change(update, Missing::Keep, &state.settings().servers).await?;
+    state.node()?.change_config(update, Missing::Keep, &state.settings().servers).await?;
     Ok(EMPTY)
 }
 
@@ -90,7 +93,7 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
         name: node.name.clone(),
         address: node.address,
         version: state.version().into(),
-        ready: quorum,
+        ready: quorum && state.is_started(),
         role,
         leader,
         quorum,

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -14,18 +15,24 @@ use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_LENGTH, EXPECT};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
+use microcluster_client::Fingerprint;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 use tracing::Instrument;
 
-use super::extract::{BodyMax, drain, too_large};
+use super::caller::Caller;
+use super::envelope::log_error;
+use super::extract::{BodyBounds, drain, read_body, too_large};
 use super::forward::{self, Outcome};
 use super::proxy;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route};
 use super::table::table;
 use crate::error::Error;
-use crate::state::State;
+use crate::state::{NotNow, State};
 use crate::tasks::{Tasks, panic_message};
 
+/// Requests with a token that are looked into at the same time: anybody may send them.
+const TOKEN_REQUESTS_MAX: usize = 64;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The API of one listener. Cheap to clone.
@@ -35,6 +42,7 @@ pub(crate) struct Api {
     /// Numbers the requests; the start of the daemon tells those of two runs apart.
     requests: Arc<AtomicU64>,
     run: u32,
+    state: State,
 }
 
 /// All methods of one path on one listener.
@@ -43,23 +51,37 @@ struct PathRoutes {
     allow: HeaderValue,
     state: State,
     tasks: Tasks,
+    token_places: Arc<Semaphore>,
 }
 
 impl Api {
-    /// The routes that are served on a listener. `tasks` own the requests that go on without their client.
-    pub fn new(listener: ListenerKind, state: &State, tasks: &Tasks) -> Api {
-        let mut paths: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
-        for route in table().into_iter().filter(|route| route.listeners.contains(&listener)) {
-            paths.entry(route.path).or_default().push(route);
+    /// The Core API, with the routes that a product adds to it, as far as they are served on a listener. `tasks` own the
+    /// requests that go on without their client.
+    pub fn core(listener: ListenerKind, product: &[Route], state: &State, tasks: &Tasks) -> Api {
+        let routes = table().into_iter().chain(product.iter().cloned());
+        Api::of(routes.filter(|route| route.listeners.contains(&listener)), state, tasks)
+    }
+
+    /// These routes alone. No path may be there in two forms: that is checked where routes come from.
+    pub fn of(routes: impl IntoIterator<Item = Route>, state: &State, tasks: &Tasks) -> Api {
+        let mut paths: BTreeMap<String, Vec<Route>> = BTreeMap::new();
+        for route in routes {
+            paths.entry(route.path.clone().into_owned()).or_default().push(route);
         }
         let mut router = Router::new();
+        let token_places = Arc::new(Semaphore::new(TOKEN_REQUESTS_MAX));
         for (path, routes) in paths {
-            let (state, tasks) = (state.clone(), tasks.clone());
-            let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks });
-            router = router.route(path, any(move |request| path_routes.clone().call(request)));
+            let (state, tasks, token_places) = (state.clone(), tasks.clone(), token_places.clone());
+            let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks, token_places });
+            router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
         let router = router.fallback(unknown_path);
-        Api { router, requests: Arc::default(), run: rand::random() }
+        Api { router, requests: Arc::default(), run: rand::random(), state: state.clone() }
+    }
+
+    /// Whether a certificate is a member's, as far as it is known here.
+    pub fn is_member(&self, certificate: &Fingerprint) -> bool {
+        self.state.joined_node().is_ok_and(|node| node.trust.is_trusted(certificate))
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer.
@@ -71,9 +93,14 @@ impl Api {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let id = RequestId { run: self.run, number };
         let mut request = request.map(axum::body::Body::new);
+        let (method, uri, peer) = (request.method().clone(), request.uri().clone(), connection.peer);
         request.extensions_mut().insert(connection);
         request.extensions_mut().insert(id);
         let mut response = self.router.clone().call(request).await?;
+        // Here, so that the line names its request whatever the route.
+        if let Some(error) = response.extensions_mut().remove::<Arc<Error>>() {
+            tracing::error_span!("request", %id, %peer, %method, path = uri.path()).in_scope(|| log_error(&error));
+        }
         response.headers_mut().insert(REQUEST_ID, id.header());
         Ok(response)
     }
@@ -85,16 +112,19 @@ impl PathRoutes {
             Method::HEAD => &Method::GET,
             ref method => method,
         };
-        let Some(route) = self.routes.iter().find(|route| route.method == *method) else {
+        let is_meant = |route: &&Route| route.method.as_ref().is_none_or(|own| own == method);
+        let Some(route) = self.routes.iter().find(is_meant) else {
             return self.other_method(&request);
         };
         if !route.traced {
             return self.check_and_run(route, request).await;
         }
         let id = request.extensions().get::<RequestId>().copied().unwrap_or_default();
+        let peer = request.extensions().get::<Arc<Connection>>().map(|connection| connection.peer);
         let span = tracing::info_span!(
             "request",
             %id,
+            peer = peer.map(tracing::field::display),
             member = self.state.name().as_ref().map(|name| name.as_str()),
             method = %request.method(),
             path = request.uri().path(),
@@ -113,17 +143,27 @@ impl PathRoutes {
             }
             return e.into_response();
         }
-        request.extensions_mut().insert(BodyMax(route.body_max));
+        let time = connection.map_or(Duration::ZERO, |connection| connection.body_timeout);
+        request.extensions_mut().insert(BodyBounds { bytes: route.body_max, time });
+        let mut place = None;
+        if route.access == Access::Token {
+            (request, place) = match self.token_place(request).await {
+                Ok((request, place)) => (request, Some(place)),
+                Err(e) => return e.into_response(),
+            };
+        }
+        request.extensions_mut().insert(self.tasks.clone());
         let handler = route.handler.clone();
-        let (state, leader, target) = (self.state.clone(), route.leader, route.target);
+        let (state, leader, target, timeout) = (self.state.clone(), route.leader, route.target, route.timeout);
         let run = async move {
-            let place = match (leader, target) {
+            let _place = place;
+            let done = match (leader, target) {
                 (true, _) => forward::to_leader(&state, request).await,
                 (_, true) => proxy::to_target(&state, request).await,
                 (false, false) => Ok(Outcome::Here(request)),
             };
-            match place {
-                Ok(Outcome::Here(request)) => handler(request, state).await,
+            match done {
+                Ok(Outcome::Here(request)) => within(timeout, handler(request, state)).await,
                 Ok(Outcome::Answered(response)) => response,
                 Err(e) => e.into_response(),
             }
@@ -135,18 +175,37 @@ impl PathRoutes {
         }
         // What the handler held is dropped with it, so nobody sees a half-changed value.
         AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| {
-            tracing::error!(path = route.path, panic = panic_message(&*panic), "a handler panicked");
+            tracing::error!(path = &*route.path, panic = panic_message(&*panic), "a handler panicked");
             Error::internal("the request failed inside the daemon; its log says why").into_response()
         })
+    }
+
+    /// A place for a request that anybody may send. Its body is read before: who is slow with it holds up nobody.
+    async fn token_place(&self, request: Request) -> Result<(Request, OwnedSemaphorePermit), Error> {
+        let (head, body) = request.into_parts();
+        let mut reading = Request::new(body);
+        reading.extensions_mut().extend(head.extensions.clone());
+        let body = read_body(reading).await?;
+        let place = self.token_places.clone().try_acquire_owned().map_err(|_| {
+            Error::unavailable("too many machines ask to join at the same time; try again").retry_after(1)
+        })?;
+        Ok((Request::from_parts(head, body.into()), place))
     }
 
     async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
-        match route.phase {
-            Phase::Always => {}
-            Phase::Joining => drop(self.state.joined_node()?),
-            Phase::Member => drop(self.state.node()?),
+        let is_served = match route.phase {
+            Phase::Always => Ok(()),
+            Phase::Joining => self.state.joined_node().map(drop),
+            Phase::Member => self.state.node().map(drop),
+        };
+        match is_served {
+            Err(NotNow::ShuttingDown) if route.during_shutdown => {}
+            is_served => is_served?,
+        }
+        if let Some(check) = &route.check {
+            check(self.state.clone(), Caller::of(&self.state, connection)).await?;
         }
         // Said before the client has sent all of it.
         if length.is_some_and(|length| length > route.body_max) {
@@ -199,13 +258,23 @@ impl PathRoutes {
     }
 }
 
+/// Runs a handler for as long as it may take.
+async fn within(timeout: Option<Duration>, run: impl Future<Output = Response>) -> Response {
+    let Some(timeout) = timeout else { return run.await };
+    tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| {
+        let message =
+            format!("the request took longer than {timeout:?} and was given up; what it changed is not known");
+        Error::timeout(message).into_response()
+    })
+}
+
 async fn unknown_path(request: Request) -> Response {
     Error::not_found(format!("there is nothing at {}", request.uri().path())).into_response()
 }
 
 /// The methods of a path, as the `Allow` header lists them.
 fn allow(routes: &[Route]) -> HeaderValue {
-    let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+    let mut methods: Vec<&str> = routes.iter().filter_map(|route| Some(route.method.as_ref()?.as_str())).collect();
     if methods.contains(&"GET") {
         methods.push("HEAD");
     }

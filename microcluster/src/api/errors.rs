@@ -6,7 +6,7 @@ use microcluster_client as client;
 use crate::cluster::join::Refusal;
 use crate::cluster::rebuild::ReadmitError;
 use crate::cluster::tokens::{AddError, RevokeError};
-use crate::cluster::{AdmitError, ConfigError, ConfirmError, InstallError, RemoveError};
+use crate::cluster::{AdmitError, ConfigError, ConfirmError, HeartbeatError, HookError, InstallError, RemoveError};
 use crate::db;
 use crate::error::Error;
 use crate::state::{InitError, SetServerError};
@@ -15,6 +15,11 @@ use crate::tls::PairError;
 
 impl From<db::Error> for Error {
     fn from(error: db::Error) -> Error {
+        // A closure's own, if it is that.
+        let error = match error.downcast::<Error>() {
+            Ok(own) => return own,
+            Err(error) => error,
+        };
         let message = error.to_string();
         match error {
             db::Error::NoQuorum { .. } | db::Error::NotLeader { .. } | db::Error::Busy { .. } => {
@@ -61,6 +66,7 @@ impl From<ConfirmError> for Error {
                 Error::unavailable(message).retry_after(1)
             }
             ConfirmError::IsMember { .. } => Error::conflict(message),
+            ConfirmError::Hook { hook, .. } => hook.into(),
             ConfirmError::Database { source, .. } => source.into(),
         }
     }
@@ -88,6 +94,9 @@ impl From<RemoveError> for Error {
             RemoveError::Last { .. } => Error::conflict(message),
             RemoveError::Unreachable { .. } => Error::unavailable(message),
             RemoveError::Leads { .. } => Error::unavailable(message).retry_after(1),
+            RemoveError::PreRemove { hook, .. } | RemoveError::PostRemove { hook, .. } => {
+                Error::new(hook_status(&hook), message).caused_by(hook)
+            }
             RemoveError::Database { source, .. } => source.into(),
         }
     }
@@ -143,12 +152,14 @@ impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Error {
         let message = error.to_string();
         match error {
-            ConfigError::Fixed { .. } | ConfigError::AddressTwice { .. } | ConfigError::AddressTaken { .. } => {
-                Error::conflict(message)
-            }
+            ConfigError::Fixed { .. }
+            | ConfigError::AddressTwice { .. }
+            | ConfigError::AddressTaken { .. }
+            | ConfigError::Listen { .. } => Error::conflict(message),
             ConfigError::UnknownServer { .. } => Error::not_found(message),
             ConfigError::PortZero { .. } => Error::bad_request(message),
             ConfigError::Lost(lost) => lost.into(),
+            ConfigError::Hook(hook) => Error::new(hook_status(&hook), message).caused_by(hook),
             ConfigError::File(_) => Error::internal(message).caused_by(error),
         }
     }
@@ -160,6 +171,8 @@ impl From<InitError> for Error {
         match error {
             InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
             InitError::NotNow(reason) => reason.into(),
+            InitError::Server { is_taken: true, .. } => Error::conflict(message),
+            InitError::Server { is_taken: false, .. } => Error::internal(message),
             InitError::Listen { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Error::conflict(message)
             }
@@ -179,6 +192,10 @@ impl From<InitError> for Error {
             }
             InitError::StillJoining => Error::timeout(message),
             InitError::Database(source) => source.into(),
+            InitError::Hook(hook) => hook.into(),
+            InitError::NotTakenIn { code, .. } => {
+                Error::new(StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
+            }
             InitError::Open(_)
             | InitError::Config(_)
             | InitError::KeyPair(_)
@@ -186,6 +203,35 @@ impl From<InitError> for Error {
             | InitError::Tls(_)
             | InitError::BadAnswer { .. }
             | InitError::Lost(_) => Error::internal(message).caused_by(error),
+        }
+    }
+}
+
+impl From<HookError> for Error {
+    fn from(error: HookError) -> Error {
+        Error::new(hook_status(&error), error.to_string()).caused_by(error)
+    }
+}
+
+impl From<HeartbeatError> for Error {
+    fn from(error: HeartbeatError) -> Error {
+        match error {
+            HeartbeatError::NotLeader => Error::unavailable(error.to_string()).retry_after(1),
+            HeartbeatError::Database(source) => source.into(),
+            HeartbeatError::Hook(hook) => hook.into(),
+        }
+    }
+}
+
+/// The product says what a failure of its hook is; one that did not end is a fault of the daemon.
+fn hook_status(error: &HookError) -> StatusCode {
+    match error {
+        HookError::Failed { error, .. } => error.status(),
+        HookError::Panicked { .. } | HookError::TooLong { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        HookError::NoTurn { .. } | HookError::Stopped { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        HookError::Unknown { .. } => StatusCode::NOT_FOUND,
+        HookError::Elsewhere { code, .. } => {
+            code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
         }
     }
 }

@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
 
-use super::extract::{BodyMax, read_body};
+use super::extract::{BodyBounds, read_body};
 use crate::cluster::Node;
 use crate::db::{NodeId, Status};
 use crate::error::Error;
@@ -175,8 +175,8 @@ pub(super) async fn pass_on(client: &Client, request: Request) -> Result<Respons
 async fn buffered(request: Request) -> Result<(Parts, Bytes), Error> {
     let (mut head, body) = request.into_parts();
     let mut rest = Request::new(body);
-    if let Some(max) = head.extensions.get::<BodyMax>() {
-        rest.extensions_mut().insert(*max);
+    if let Some(bounds) = head.extensions.get::<BodyBounds>() {
+        rest.extensions_mut().insert(*bounds);
     }
     let body = read_body(rest).await?;
     // It is told anew: the body may have come in pieces.

@@ -1,14 +1,20 @@
 //! What a route is: path and method, where it is served, who may use it, and its handler.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
 use http::Method;
 use microcluster_client::Fingerprint;
 
+use super::caller::Caller;
+use crate::error::Error;
 use crate::state::State;
 
 /// Where a request can come in.
@@ -20,6 +26,8 @@ pub(crate) enum ListenerKind {
     Tls,
     /// The address that is open until initialisation.
     PreInit,
+    /// An additional server of the product.
+    Additional,
 }
 
 /// A connection that requests come in on.
@@ -28,6 +36,33 @@ pub(crate) struct Connection {
     pub listener: ListenerKind,
     /// The certificate that the client has proven to own.
     pub certificate: Option<Fingerprint>,
+    /// Who is at the other end, for the log.
+    pub peer: Peer,
+    /// How long the body of a request may take.
+    pub body_timeout: Duration,
+}
+
+/// Who is at the other end of a connection, as far as the system knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A process on this machine.
+    Process {
+        user: u32,
+        process: Option<i32>,
+    },
+    Network(SocketAddr),
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Process { user, process: Some(process) } => write!(f, "user {user}, process {process}"),
+            Peer::Process { user, process: None } => write!(f, "user {user}"),
+            Peer::Network(address) => address.fmt(f),
+            Peer::Unknown => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Who may use a route. Who can use the control socket may do everything.
@@ -54,16 +89,24 @@ pub(crate) enum Phase {
     Member,
 }
 
-pub(super) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+/// A product's own decision about a caller.
+pub(crate) type AccessCheck =
+    Arc<dyn Fn(State, Caller) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> + Send + Sync>;
 
 /// One row of the route table.
 #[derive(Clone)]
 pub(crate) struct Route {
-    pub method: Method,
-    pub path: &'static str,
-    pub listeners: &'static [ListenerKind],
+    /// None for all methods.
+    pub method: Option<Method>,
+    pub path: Cow<'static, str>,
+    pub listeners: Cow<'static, [ListenerKind]>,
     pub access: Access,
+    /// Asked beside `access`.
+    pub check: Option<AccessCheck>,
     pub phase: Phase,
+    /// Also while the daemon stops.
+    pub during_shutdown: bool,
     /// Only the leader can do it: others pass it on.
     pub leader: bool,
     /// With `?target=NAME` it is for that member: others pass it on.
@@ -72,9 +115,13 @@ pub(crate) struct Route {
     pub body_max: usize,
     /// Goes on when its client hangs up.
     pub detached: bool,
+    /// How long its handler may take.
+    pub timeout: Option<Duration>,
     /// Has a span and a line in the log. Not where the rate is high.
     pub traced: bool,
-    pub(super) handler: Handler,
+    pub handler: Handler,
+    /// The type of a handler of the Core API, for its name.
+    pub handler_type: &'static str,
 }
 
 pub(super) const EVERYWHERE: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
@@ -83,7 +130,7 @@ pub(super) const TLS: &[ListenerKind] = &[ListenerKind::Tls];
 pub(super) const UNIX: &[ListenerKind] = &[ListenerKind::Unix];
 
 /// Most bytes of a body, unless a route says otherwise.
-const BODY_MAX: usize = 1 << 20;
+pub(crate) const BODY_MAX: usize = 1 << 20;
 
 impl Route {
     /// A route for members of an initialised daemon. What changes something goes on without its client.
@@ -94,17 +141,26 @@ impl Route {
     {
         Route {
             detached: method != Method::GET,
-            method,
-            path,
-            listeners,
+            method: Some(method),
+            path: Cow::Borrowed(path),
+            listeners: Cow::Borrowed(listeners),
             access: Access::Member,
+            check: None,
             phase: Phase::Member,
+            during_shutdown: false,
             leader: false,
             target: false,
             body_max: BODY_MAX,
+            timeout: None,
             traced: true,
-            handler: Arc::new(move |request, state| Box::pin(handler.clone().call(request, state))),
+            handler: erase(handler),
+            handler_type: std::any::type_name::<H>(),
         }
+    }
+
+    /// The name of the handler's function.
+    pub(super) fn handler_name(&self) -> &'static str {
+        self.handler_type.rsplit("::").next().unwrap_or_default()
     }
 
     pub(super) fn access(mut self, access: Access) -> Route {
@@ -142,4 +198,19 @@ impl Route {
         self.traced = false;
         self
     }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// A handler as the table holds it.
+pub(crate) fn erase<H, T>(handler: H) -> Handler
+where
+    H: axum::handler::Handler<T, State>,
+    T: 'static,
+{
+    Arc::new(move |request, state| Box::pin(handler.clone().call(request, state)))
 }

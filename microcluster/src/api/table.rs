@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::routes::{Access, EVERYWHERE, Phase, Route, TLS, UNIX, UNIX_AND_TLS};
-use super::{certificates, cluster, control, daemon, database, internal, sql, tokens};
+use super::{certificates, cluster, control, daemon, database, internal, openapi, sql, tokens};
 
 /// Names, addresses, a token: little is needed to control a daemon.
 const CONTROL_BODY_MAX: usize = 64 << 10;
@@ -13,13 +13,14 @@ const CERTIFICATE_BODY_MAX: usize = 256 << 10;
 const SQL_BODY_MAX: usize = 16 << 20;
 
 /// All routes of the Core API.
-pub(super) fn table() -> Vec<Route> {
+pub(crate) fn table() -> Vec<Route> {
     use Access::{Open, Socket, Token};
     use Method as M;
     use Phase::{Always, Joining};
     vec![
         Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
+        Route::new(M::GET, "/core/1.0/openapi.json", EVERYWHERE, openapi::description_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
         Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show).target(),
         Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace).target(),
@@ -43,11 +44,18 @@ pub(super) fn table() -> Vec<Route> {
         Route::new(M::POST, "/core/control/shutdown", UNIX, control::daemon_shutdown).access(Socket).phase(Always),
         Route::new(M::GET, "/core/control/tokens", UNIX, tokens::tokens_list).access(Socket),
         Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add).access(Socket).body_max(CONTROL_BODY_MAX),
-        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit).access(Token).leader(),
+        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/confirm", TLS, cluster::joiner_confirm)
             .access(Token)
-            .leader(),
-        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
+        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
         // A removed member asks, so it need not be one; the handler looks at its certificate.
@@ -64,6 +72,7 @@ pub(super) fn table() -> Vec<Route> {
         Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
         Route::new(M::POST, "/core/internal/certificates", UNIX_AND_TLS, certificates::certificates_nudge),
         Route::new(M::POST, "/core/internal/heartbeat", UNIX_AND_TLS, internal::heartbeat_run),
+        Route::new(M::POST, "/core/internal/hooks/{hook}", UNIX_AND_TLS, internal::hook_run).target(),
         Route::new(M::POST, "/core/internal/truststore", UNIX_AND_TLS, internal::trust_nudge),
         Route::new(M::DELETE, "/core/internal/truststore/{name}", UNIX_AND_TLS, internal::trust_nudge_removed),
     ]
@@ -92,6 +101,7 @@ mod tests {
     const EXPECTED: &[(&str, &str, &str, Access, Phase, Done)] = &[
         ("/", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, Done::Here),
+        ("/core/1.0/openapi.json", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, Done::Here),
         ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
@@ -121,6 +131,7 @@ mod tests {
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/hooks/{hook}", "POST", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/internal/truststore", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/truststore/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Here),
     ];
@@ -131,6 +142,7 @@ mod tests {
             ListenerKind::Unix => 'u',
             ListenerKind::Tls => 't',
             ListenerKind::PreInit => 'p',
+            ListenerKind::Additional => 'a',
         };
         let table = table();
         assert_eq!(table.len(), EXPECTED.len(), "every route has a row in this test");
@@ -142,7 +154,8 @@ mod tests {
                 (false, false) => Done::Here,
                 (true, true) => panic!("{} is for the leader and for a target", route.path),
             };
-            let row = (route.path, route.method.as_str(), &*listeners, route.access, route.phase, done);
+            let method = route.method.as_ref().map_or("any", Method::as_str);
+            let row = (&*route.path, method, &*listeners, route.access, route.phase, done);
             assert_eq!(row, *expected);
         }
     }
@@ -152,13 +165,13 @@ mod tests {
         for route in table() {
             let is_socket = route.path.starts_with("/core/control");
             assert_eq!(route.access == Access::Socket, is_socket, "{}", route.path);
-            assert_eq!(route.listeners == UNIX, is_socket, "{}", route.path);
+            assert_eq!(*route.listeners == *UNIX, is_socket, "{}", route.path);
         }
     }
 
     #[test]
     fn a_path_and_method_stand_in_the_table_once() {
         let mut seen = HashSet::new();
-        assert!(table().iter().all(|route| seen.insert((route.path, route.method.clone()))));
+        assert!(table().iter().all(|route| seen.insert((route.path.clone(), route.method.clone()))));
     }
 }

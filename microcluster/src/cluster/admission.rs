@@ -1,7 +1,10 @@
 //! Taking a joiner in, on the leader: admit it by its token, confirm it, or drop it.
 
+use std::sync::Arc;
+
 use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
 
+use super::hook_calls::HookError;
 use super::join::{self, Admission, Refusal, Situation};
 use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
@@ -40,6 +43,9 @@ pub(crate) enum ConfirmError {
     Leaving { name: Name },
     #[error("{name} is a member already; remove it with `microctl cluster remove {name}`")]
     IsMember { name: Name },
+    /// Nothing of the join is left.
+    #[error("{hook}")]
+    Hook { name: Name, hook: HookError },
     #[error("cannot confirm the join of {name}")]
     Database { name: Name, source: db::Error },
 }
@@ -101,7 +107,7 @@ impl Node {
     }
 
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
-    pub async fn confirm(&self, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
+    pub async fn confirm(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
         let Some(row) = self.joining_row(&name, id, Some(&secret)).await? else {
             return Ok(());
@@ -110,6 +116,9 @@ impl Node {
         if !self.db.status().voters.contains(&id) {
             let peer = Peer { name: row.name.to_string(), address: row.address.to_string() };
             self.db.add_learner(id, peer).await.map_err(database)?;
+            if row.role == RowRole::Pending {
+                self.ask_products(&row).await?;
+            }
         }
         let _membership = self.membership.lock().await;
         // It took a while: the row can be gone by now.
@@ -121,12 +130,30 @@ impl Node {
         Ok(())
     }
 
-    /// Forgets a joiner that gave up before it was a member.
-    pub async fn drop_joiner(&self, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
+    /// Has the products of all members agree to a joiner that does not vote yet, and drops it where one does not. No lock
+    /// is held meanwhile: a hook may use the cluster as it likes.
+    async fn ask_products(self: &Arc<Self>, joiner: &MemberRow) -> Result<(), ConfirmError> {
+        let name = joiner.name.clone();
+        let database = |source| ConfirmError::Database { name: name.clone(), source };
+        let rows = self.rows().await.map_err(database)?;
+        let Err(hook) = self.tell_new_member(&rows, &joiner.local()).await else {
+            return Ok(());
+        };
+        tracing::warn!(member = %name, error = %hook, "a joining member is dropped: a hook failed");
+        let _membership = self.membership.lock().await;
+        // From here on asking again finds nothing: the joiner undoes its join, and its token is as it was.
+        if self.drop_pending(joiner.id).await.map_err(database)? {
+            return Err(ConfirmError::Hook { name, hook });
+        }
+        Ok(())
+    }
+
+    /// Forgets a joiner that gave up before it was a member, or before it has spent its token.
+    pub async fn drop_joiner(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
         let row = match self.joining_row(&name, id, Some(&secret)).await {
             Ok(Some(row)) => row,
-            Ok(None) => return Err(ConfirmError::IsMember { name }),
+            Ok(None) => return self.withdraw(name, id, secret).await,
             Err(ConfirmError::Gone { .. }) => return Ok(()),
             Err(e) => return Err(e),
         };
@@ -137,7 +164,31 @@ impl Node {
         Ok(())
     }
 
-    /// Gives a joiner that has caught up its role. The role in the row and the end of the token are
+    /// Removes a member whose join was not finished: its token is not spent.
+    async fn withdraw(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
+        let database = |source| ConfirmError::Database { name: name.clone(), source };
+        let membership = self.membership.lock().await;
+        let read = self.db.read(db::Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?)));
+        let (rows, tokens) = read.await.map_err(&database)?;
+        let Some(row) = rows.into_iter().find(|row| row.id == id && row.name == name) else {
+            return Ok(());
+        };
+        let token = tokens::find(&tokens, &secret).map(|token| token.id);
+        if token.is_none() || row.token_id != token || row.id == self.id {
+            return Err(ConfirmError::IsMember { name });
+        }
+        let from = row.role;
+        self.db.transaction(move |tx| members::change_role(tx, id, from, RowRole::Leaving)).await.map_err(&database)?;
+        tracing::warn!(member = %name, id, "a member gives up its join and is removed");
+        self.leave_raft(id).await.map_err(&database)?;
+        self.forget(&row).await.map_err(&database)?;
+        drop(membership);
+        // They were told that it joins. What fails there is in their logs: the join has failed already.
+        drop(self.tell_post_remove(true).await);
+        Ok(())
+    }
+
+    /// Gives a joiner that has caught up its role. The role in the row is
     /// written last: until then asking again leads here again.
     pub(super) async fn take_in(&self, row: &MemberRow) -> Result<(), db::Error> {
         let rows = self.rows().await?;
@@ -156,7 +207,9 @@ impl Node {
             self.ensure_voters(roles::next_voters(&raft.voters, &wanted, &members)).await?;
         }
         let role = RowRole::from(role);
-        let (id, from, token_id) = (row.id, row.role, row.token_id);
+        let (id, from) = (row.id, row.role);
+        // An invitation is spent by the joiner once its product has agreed; what a member is rebuilt with, at once.
+        let token_id = row.token_id.filter(|_| from == RowRole::Rebuilding);
         self.db
             .transaction(move |tx| {
                 members::change_role(tx, id, from, role)?;
@@ -166,6 +219,18 @@ impl Node {
         self.refresh_trust().await?;
         self.nudge();
         Ok(())
+    }
+
+    /// Spends the token by which this member has joined: its join is done.
+    pub async fn spend_own_token(&self) -> Result<(), db::Error> {
+        let id = self.id;
+        self.db
+            .transaction(move |tx| {
+                let rows = members::all_in(tx)?;
+                let token_id = rows.iter().find(|row| row.id == id).and_then(|row| row.token_id);
+                token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
+            })
+            .await
     }
 
     /// Deletes the row of a joiner and takes it out of Raft, unless it votes already; says whether

@@ -7,13 +7,17 @@
 //! | present | shows its token | inserts a `PENDING` row under a new id | the row is dropped after a while; the token is good for another try |
 //! | record | writes its join record | | the join goes on at the next start |
 //! | open | opens its database and its listener | | the same |
-//! | confirm | asks to be taken in | adds the learner, lets it vote, then marks the row and spends the token | asking again finishes what is missing |
+//! | confirm | asks to be taken in | adds the learner, has all members run `on_new_member`, lets it vote, then marks the row | asking again finishes what is missing |
 //! | await | waits to see itself as a member | | the same |
-//! | commit | writes `daemon.yaml`, removes the record | | it is a member |
+//! | commit | runs `post_join`, spends the token, writes `daemon.yaml`, removes the record | | it is a member |
 //!
 //! From the first confirm on the joiner may vote. It then must not throw its log away on its own: a
 //! cluster of two could never elect a leader again. Only the leader's word that it is no member
 //! (`Gone`) ends the join from there.
+//!
+//! When `on_new_member` fails on a member the leader drops the joiner before it votes. When `post_join` fails the joiner
+//! asks to be removed (`Withdraw`), and only then throws its log away. The token is spent by the joiner, last: in
+//! both cases it is good for another try.
 
 use std::fmt;
 
@@ -38,6 +42,9 @@ pub(crate) struct JoinRecord {
     pub cluster_key: Secret,
     /// Members that can be asked to be taken in; the first one answered last time.
     pub members: Vec<microcluster_client::MemberLocal>,
+    /// A member whose files were damaged comes in again: its product is not told.
+    #[serde(default)]
+    pub is_rebuild: bool,
 }
 
 /// What an admitted joiner shows to be confirmed or dropped.
@@ -57,6 +64,8 @@ pub(crate) enum Step {
     Confirm,
     Await,
     Commit,
+    /// The product does not want to be a member: have the leader remove this one.
+    Withdraw,
     /// Tell the leader and remove all traces here.
     Undo,
     /// It is a member.
@@ -73,6 +82,8 @@ pub(crate) enum Outcome {
     Done,
     /// The leader says that this is no member, and will not be.
     Gone,
+    /// The product refuses.
+    Refused,
     /// Not possible, or nobody can tell whether it was done, and the wait is over.
     Failed,
 }
@@ -80,7 +91,7 @@ pub(crate) enum Outcome {
 impl Step {
     /// The step that follows.
     pub fn next(self, outcome: Outcome) -> Step {
-        use Outcome::{Done, Failed, Gone};
+        use Outcome::{Done, Failed, Gone, Refused};
         match (self, outcome) {
             (step @ (Step::Joined | Step::NotJoined | Step::Suspended), _) => step,
             (Step::Record, Done) => Step::Open,
@@ -88,12 +99,14 @@ impl Step {
             (Step::Confirm, Done) => Step::Await,
             (Step::Await, Done) => Step::Commit,
             (Step::Commit, Done) => Step::Joined,
+            (Step::Commit, Refused) => Step::Withdraw,
+            (Step::Withdraw, Done) => Step::Undo,
             (Step::Undo, Done) => Step::NotJoined,
             // Nothing that votes exists yet: the leader drops the row by itself if it is not told.
-            (Step::Record | Step::Open, Failed) => Step::Undo,
+            (Step::Record | Step::Open, Failed | Refused) => Step::Undo,
             // It may vote by now; only the leader can tell.
-            (Step::Reopen | Step::Confirm | Step::Await | Step::Commit, Failed) => Step::Suspended,
-            (Step::Undo, Failed) => Step::Suspended,
+            (Step::Reopen | Step::Confirm | Step::Await | Step::Commit | Step::Withdraw | Step::Undo, Failed)
+            | (Step::Reopen | Step::Confirm | Step::Await | Step::Withdraw | Step::Undo, Refused) => Step::Suspended,
             (Step::Undo, Gone) => Step::NotJoined,
             (_, Gone) => Step::Undo,
         }
@@ -342,10 +355,12 @@ mod tests {
     /// A joiner that may vote throws its log away on the leader's word alone.
     #[test]
     fn after_a_confirm_only_the_leader_can_undo_the_join() {
-        for step in [Step::Reopen, Step::Confirm, Step::Await, Step::Commit] {
+        for step in [Step::Reopen, Step::Confirm, Step::Await, Step::Commit, Step::Withdraw] {
             assert_eq!(step.next(Outcome::Failed), Step::Suspended, "{step:?}");
         }
-        for step in [Step::Record, Step::Open, Step::Confirm, Step::Await] {
+        assert_eq!(Step::Commit.next(Outcome::Refused), Step::Withdraw, "the leader is asked first");
+        assert_eq!(Step::Withdraw.next(Outcome::Done), Step::Undo);
+        for step in [Step::Record, Step::Open, Step::Confirm, Step::Await, Step::Withdraw] {
             assert_eq!(step.next(Outcome::Gone), Step::Undo, "{step:?}");
         }
         for step in [Step::Record, Step::Open] {

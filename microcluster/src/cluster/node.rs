@@ -1,14 +1,15 @@
 //! This daemon as a member of a cluster: everything that members do is done through a `Node`.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use microcluster_client::{Address, Client, Member, MemberStatus, Name};
+use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
 use tokio::sync::Notify;
 
 use super::certificates::CertificateRow;
+use super::hook_calls::NodeHooks;
 use super::join::Versions;
 use super::liveness::Liveness;
 use super::members::{self, MemberRow};
@@ -64,6 +65,10 @@ pub(crate) struct Node {
     learned: Mutex<Arc<TrustSet>>,
     /// The connections that other members run Raft on.
     transports: Tasks,
+    /// What the product does when something changes.
+    pub(super) hooks: Arc<dyn NodeHooks>,
+    /// The roles as they were in the last heartbeat round, while this member leads.
+    pub(super) last_roles: Mutex<BTreeMap<Name, Role>>,
 }
 
 /// What a `Node` is made of.
@@ -76,11 +81,12 @@ pub(crate) struct NodeParts {
     pub peers: Peers,
     pub cluster_certificate: CertificateCell,
     pub dir: StateDir,
+    pub hooks: Arc<dyn NodeHooks>,
 }
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir } = parts;
+        let NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks } = parts;
         let learned = Mutex::new(trust.current());
         let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
@@ -105,6 +111,8 @@ impl Node {
             stranger: Notify::new(),
             learned,
             transports: Tasks::new("Raft transports"),
+            hooks,
+            last_roles: Mutex::default(),
         })
     }
 
@@ -153,11 +161,11 @@ impl Node {
     }
 
     /// This member's role and how many members there are, from the local replica.
-    pub async fn own_role(&self) -> Result<(microcluster_client::Role, u64), db::Error> {
+    pub async fn own_role(&self) -> Result<(Role, u64), db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
         let voters = self.db.status().voters;
         let own = rows.iter().find(|row| row.id == self.id);
-        let role = own.map_or(microcluster_client::Role::Pending, |row| row.role(&voters));
+        let role = own.map_or(Role::Pending, |row| row.role(&voters));
         Ok((role, rows.len() as u64))
     }
 

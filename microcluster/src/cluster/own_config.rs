@@ -1,12 +1,16 @@
 //! What this member is set to: `daemon.yaml`, changed by one request at a time and seen by everybody at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use microcluster_client::{Address, DaemonConfigUpdate, Name, ServerConfig};
+use microcluster_client::{Address, DaemonConfig, DaemonConfigUpdate, Hook, Name, ServerConfig};
+use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
+use super::hook_calls::HookError;
 use super::members;
 use super::node::Node;
 use crate::config::MemberConfig;
@@ -46,6 +50,10 @@ pub(crate) enum ConfigError {
     AddressTaken { name: Name, address: Address },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
+    #[error("the configuration is as it was: {0}")]
+    Hook(HookError),
+    #[error("the server {name} cannot listen on {address}: {source}")]
+    Listen { name: Name, address: Address, source: io::Error },
     #[error("cannot store the configuration")]
     File(#[from] FileError),
     #[error(transparent)]
@@ -73,30 +81,43 @@ impl OwnConfig {
         self.write(self.current()).await
     }
 
-    /// Changes what an update names; servers are those in `known`.
-    pub async fn change(
+    /// Changes what an update names; servers are those in `known`. What is changed is changed back when the product,
+    /// `agreed`, does not agree to it.
+    pub async fn change<F>(
         &self,
         update: DaemonConfigUpdate,
         missing: Missing,
-        known: &BTreeSet<Name>,
-    ) -> Result<(), ConfigError> {
+        known: &BTreeMap<Name, Address>,
+        agreed: impl FnOnce(DaemonConfig) -> F,
+    ) -> Result<(), ConfigError>
+    where
+        F: Future<Output = Result<(), HookError>>,
+    {
         let _changing = self.changing.lock().await;
         let present = self.current();
         let changed = changed(&present, update, missing, known)?;
         if changed == present {
             return Ok(());
         }
+        try_to_listen(&present, &changed, known).await?;
         // On disk first: what was seen once is there after a restart.
         self.write(changed.clone()).await?;
         tracing::info!(failure_domain = changed.failure_domain, servers = ?changed.servers, "the configuration was changed");
-        self.current.send_replace(changed);
-        Ok(())
+        self.current.send_replace(changed.clone());
+        // Still with the lock: what comes after this must not be undone with it.
+        let Err(refused) = agreed(changed.public()).await else {
+            return Ok(());
+        };
+        tracing::warn!(error = %refused, "the change of the configuration is undone: a hook failed");
+        self.current.send_replace(present.clone());
+        self.write(present).await?;
+        Err(ConfigError::Hook(refused))
     }
 
     async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
         let path = self.dir.daemon_config();
         blocking("daemon.yaml", move || -> Result<(), ConfigError> {
-            let unwritable = |e| FileError { action: "write", path: path.clone(), source: std::io::Error::other(e) };
+            let unwritable = |e| FileError { action: "write", path: path.clone(), source: io::Error::other(e) };
             let text = serde_norway::to_string(&config).map_err(unwritable)?;
             Ok(write_file(&path, text.as_bytes(), MODE_PUBLIC)?)
         })
@@ -124,6 +145,17 @@ pub(crate) async fn keep_own_row(node: Arc<Node>, tasks: Tasks) {
 }
 
 impl Node {
+    /// Changes what this member is set to, if its product agrees.
+    pub async fn change_config(
+        self: &Arc<Self>,
+        update: DaemonConfigUpdate,
+        missing: Missing,
+        known: &BTreeMap<Name, Address>,
+    ) -> Result<(), ConfigError> {
+        let agreed = |config| self.run_hook(Hook::OnDaemonConfigUpdate(config));
+        self.config.change(update, missing, known, agreed).await
+    }
+
     /// Writes this member's failure domain into its row; says whether there is one by now.
     async fn tell_failure_domain(&self, wanted: u64) -> Result<bool, db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
@@ -144,7 +176,7 @@ fn changed(
     present: &MemberConfig,
     update: DaemonConfigUpdate,
     missing: Missing,
-    known: &BTreeSet<Name>,
+    known: &BTreeMap<Name, Address>,
 ) -> Result<MemberConfig, ConfigError> {
     let fixed = |what, present: String, given: String| ConfigError::Fixed { what, present, given };
     if let Some(name) = update.name.filter(|name| *name != present.name) {
@@ -173,13 +205,14 @@ fn changed(
 fn check_servers(
     servers: &BTreeMap<Name, ServerConfig>,
     own: Address,
-    known: &BTreeSet<Name>,
+    known: &BTreeMap<Name, Address>,
 ) -> Result<(), ConfigError> {
-    let mut taken: BTreeMap<_, &Name> = BTreeMap::new();
+    let unmoved = known.iter().filter(|(name, _)| !servers.contains_key(*name));
+    let mut taken: BTreeMap<_, &Name> = unmoved.map(|(name, address)| (address.socket_addr(), name)).collect();
     for (name, ServerConfig { address }) in servers {
         let address = *address;
-        if !known.contains(name) {
-            return Err(ConfigError::UnknownServer { name: name.clone(), known: known.clone() });
+        if !known.contains_key(name) {
+            return Err(ConfigError::UnknownServer { name: name.clone(), known: known.keys().cloned().collect() });
         }
         if address.port() == 0 {
             return Err(ConfigError::PortZero { name: name.clone() });
@@ -189,6 +222,26 @@ fn check_servers(
         }
         if let Some(one) = taken.insert(address.socket_addr(), name) {
             return Err(ConfigError::AddressTwice { one: one.clone(), other: name.clone(), address });
+        }
+    }
+    Ok(())
+}
+
+/// Whether servers can listen where they are to be. They are opened after that, by who keeps them open.
+async fn try_to_listen(
+    present: &MemberConfig,
+    changed: &MemberConfig,
+    known: &BTreeMap<Name, Address>,
+) -> Result<(), ConfigError> {
+    let present = present.servers.values().map(|server| server.address);
+    let own: BTreeSet<SocketAddr> =
+        known.values().copied().chain(present).map(|address| address.socket_addr()).collect();
+    for (name, ServerConfig { address }) in &changed.servers {
+        let socket = address.socket_addr();
+        if !own.contains(&socket)
+            && let Err(source) = TcpListener::bind(socket).await
+        {
+            return Err(ConfigError::Listen { name: name.clone(), address: *address, source });
         }
     }
     Ok(())
@@ -219,8 +272,9 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn known() -> BTreeSet<Name> {
-        ["metrics", "gateway"].into_iter().map(|name| name.parse().unwrap()).collect()
+    fn known() -> BTreeMap<Name, Address> {
+        let known = [("metrics", "127.0.0.1:9443"), ("gateway", "127.0.0.1:9445")];
+        known.into_iter().map(|(name, address)| (name.parse().unwrap(), address.parse().unwrap())).collect()
     }
 
     fn apply(update: serde_json::Value, missing: Missing) -> Result<MemberConfig, ConfigError> {
@@ -277,8 +331,8 @@ mod tests {
         let gateway = json!({"servers": {"gateway": {"address": "127.0.0.1:9444"}}});
         let known = known();
         let (one, other) = tokio::join!(
-            config.change(update(gateway), Missing::Keep, &known),
-            config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known),
+            config.change(update(gateway), Missing::Keep, &known, |_| async { Ok(()) }),
+            config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known, |_| async { Ok(()) }),
         );
         one.unwrap();
         other.unwrap();

@@ -63,10 +63,16 @@ pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
     let mut changes = node.db.changes();
     let mut pending_since = HashMap::new();
     loop {
-        if node.db.status().is_leader()
-            && let Err(e) = node.reconcile(&mut pending_since).await
-        {
-            tracing::warn!(error = %e, "cannot put the cluster's membership in order; trying again");
+        if node.db.status().is_leader() {
+            match node.reconcile(&mut pending_since).await {
+                Ok(done) if done.iter().any(|action| matches!(action, Action::FinishRemoval(_))) => {
+                    // Beside this: a slow hook holds up nothing here.
+                    let node = node.clone();
+                    tasks.spawn("post_remove", async move { drop(node.tell_post_remove(false).await) });
+                }
+                Ok(_) => {}
+                Err(e) => tracing::warn!(error = %e, "cannot put the cluster's membership in order; trying again"),
+            }
         }
         tokio::select! {
             () = tasks.stopping() => return,
@@ -83,7 +89,7 @@ pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
 }
 
 impl Node {
-    async fn reconcile(&self, pending_since: &mut HashMap<NodeId, Instant>) -> Result<(), db::Error> {
+    async fn reconcile(&self, pending_since: &mut HashMap<NodeId, Instant>) -> Result<Vec<Action>, db::Error> {
         let (rows, token_rows) = self
             .db
             .read(Consistency::Local, |db| {
@@ -94,7 +100,7 @@ impl Node {
             .await?;
         if !rows.iter().any(|row| row.id == self.id) {
             // The cluster is being bootstrapped.
-            return Ok(());
+            return Ok(Vec::new());
         }
         let now = Instant::now();
         // One that catches up is not late, however long that takes.
@@ -103,19 +109,20 @@ impl Node {
         }
         let overdue = overdue(&rows, pending_since, now);
         if self.actions(&rows, &token_rows, &overdue).is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         // Something is to be done: look again with everything that is committed, while nobody else changes it.
         let _membership = self.membership.lock().await;
         let (rows, token_rows) =
             self.db.read(Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?))).await?;
-        for action in self.actions(&rows, &token_rows, &overdue) {
+        let actions = self.actions(&rows, &token_rows, &overdue);
+        for action in &actions {
             tracing::info!(?action, "putting the membership in order");
-            self.carry_out(action, &rows).await?;
+            self.carry_out(action.clone(), &rows).await?;
         }
         // One step at a time: there may be another one.
         self.nudge();
-        Ok(())
+        Ok(actions)
     }
 
     fn actions(&self, rows: &[MemberRow], tokens: &[TokenRow], overdue: &HashSet<NodeId>) -> Vec<Action> {
@@ -139,7 +146,7 @@ impl Node {
         match action {
             Action::FinishRemoval(id) if id == self.id => self.db.transfer_leadership().await,
             Action::FinishRemoval(id) => match row(id) {
-                Some(row) => self.finish_removal(row).await,
+                Some(row) => self.finish_removal(row, false).await,
                 None => Ok(()),
             },
             Action::TakeIn(id) => match row(id) {

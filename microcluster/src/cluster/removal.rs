@@ -2,11 +2,13 @@
 //! by whoever leads, however often that changes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use microcluster_client::{Empty, Name};
 
+use super::hook_calls::HookError;
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
 use super::roles::{self, Candidate, Candidates, FullRole};
@@ -29,45 +31,58 @@ pub(crate) enum RemoveError {
     Unreachable { name: Name },
     #[error("{name} is the leader, and no other member took over; try again")]
     Leads { name: Name },
+    #[error("{name} is not removed: {hook}; to remove it nevertheless use --force")]
+    PreRemove { name: Name, hook: HookError },
+    #[error("{name} was removed, but not everything that follows from that was done: {hook}")]
+    PostRemove { name: Name, hook: HookError },
     #[error("cannot remove {name}")]
     Database { name: Name, source: db::Error },
 }
 
 impl Node {
     /// Removes another member, or a joiner, from the cluster and tells it. With `force` it need not answer.
-    pub async fn remove(&self, name: &Name, force: bool) -> Result<(), RemoveError> {
+    pub async fn remove(self: &Arc<Self>, name: &Name, force: bool) -> Result<(), RemoveError> {
+        let database = |source| RemoveError::Database { name: name.clone(), source };
+        let rows = self.rows().await.map_err(database)?;
+        let row = removable(&rows, name, self.id)?;
+        // Before the lock, here and below: a hook may use the cluster as it likes.
+        let asked = self.tell_pre_remove(row, force).await;
+        asked.map_err(|hook| RemoveError::PreRemove { name: name.clone(), hook })?;
+        self.remove_row(name, force).await?;
+        let told = self.tell_post_remove(force).await;
+        told.map_err(|hook| RemoveError::PostRemove { name: name.clone(), hook })
+    }
+
+    async fn remove_row(&self, name: &Name, force: bool) -> Result<(), RemoveError> {
         let database = |source| RemoveError::Database { name: name.clone(), source };
         let _membership = self.membership.lock().await;
         let rows = self.rows().await.map_err(database)?;
-        let row = rows.iter().find(|row| row.name == *name);
-        let row = row.ok_or_else(|| RemoveError::NotFound { name: name.clone() })?;
-        let others = rows.iter().filter(|other| other.id != row.id && other.role.is_full()).count();
-        if row.role.is_full() && others == 0 {
-            return Err(RemoveError::Last { name: name.clone() });
-        }
-        if row.id == self.id {
-            return Err(RemoveError::Leads { name: name.clone() });
-        }
+        let row = removable(&rows, name, self.id)?;
         if !force && self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err() {
             return Err(RemoveError::Unreachable { name: name.clone() });
         }
         let (id, role) = (row.id, row.role);
-        let token_id = row.token_id.filter(|_| role == RowRole::Rebuilding);
+        let token_id = row.token_id.filter(|_| role != RowRole::Pending);
         self.db
             .transaction(move |tx| {
                 members::change_role(tx, id, role, RowRole::Leaving)?;
-                // Nobody was given that token, so nobody can revoke it.
+                // Nobody was given that of a rebuilt member, so nobody can revoke it; another one was used by now.
                 token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await
             .map_err(database)?;
-        self.finish_removal(row).await.map_err(database)
+        self.finish_removal(row, force).await.map_err(database)
     }
 
     /// Does what is left of a removal that was decided. The caller holds the membership lock.
-    pub(super) async fn finish_removal(&self, row: &MemberRow) -> Result<(), db::Error> {
+    pub(super) async fn finish_removal(&self, row: &MemberRow, force: bool) -> Result<(), db::Error> {
         self.leave_raft(row.id).await?;
-        self.tell_removed(row).await;
+        self.tell_removed(row, force).await;
+        self.forget(row).await
+    }
+
+    /// The last step: nobody trusts it any more.
+    pub(super) async fn forget(&self, row: &MemberRow) -> Result<(), db::Error> {
         let id = row.id;
         self.db.transaction(move |tx| members::delete(tx, id, RowRole::Leaving)).await?;
         self.refresh_trust().await?;
@@ -97,13 +112,27 @@ impl Node {
     }
 
     /// Tells a removed member to forget the cluster. It may be dead, so this may fail.
-    async fn tell_removed(&self, row: &MemberRow) {
+    async fn tell_removed(&self, row: &MemberRow, force: bool) {
         let client = self.peers.client(row.address).timeout(TELL_TIMEOUT).notification();
-        let path = format!("/core/internal/cluster/{}?force=1", row.name);
+        let path = format!("/core/internal/cluster/{}?force={}", row.name, u8::from(force));
         if let Err(e) = client.query::<Empty>(Method::PUT, &path, ()).await {
             tracing::warn!(member = %row.name, error = %e, "a removed member could not be told");
         }
     }
+}
+
+/// The row of a member that can be removed.
+fn removable<'a>(rows: &'a [MemberRow], name: &Name, leader: NodeId) -> Result<&'a MemberRow, RemoveError> {
+    let row = rows.iter().find(|row| row.name == *name);
+    let row = row.ok_or_else(|| RemoveError::NotFound { name: name.clone() })?;
+    let others = rows.iter().filter(|other| other.id != row.id && other.role.is_full()).count();
+    if row.role.is_full() && others == 0 {
+        return Err(RemoveError::Last { name: name.clone() });
+    }
+    if row.id == leader {
+        return Err(RemoveError::Leads { name: name.clone() });
+    }
+    Ok(row)
 }
 
 impl MemberRow {

@@ -96,6 +96,7 @@ impl CoreShared {
                 Err(e) => tracing::error!(error = %Chain(&e), "a certificate of the cluster is not in place here"),
             }
         }
+        self.servers.reload_certificates().await;
         tracing::info!("the certificates were read again");
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::Method;
-use microcluster_client::{Empty, MemberLocal};
+use microcluster_client::MemberLocal;
 
-use crate::cluster::Node;
 use crate::cluster::join::{Claim, JoinRecord};
+use crate::cluster::{Confirmation, HookRefusal, Node};
 use crate::error::Chain;
 use crate::state::{InitError, NotNow};
 use crate::tasks::Tasks;
@@ -35,7 +35,7 @@ async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node) -> Result<(), 
     let path = path.as_str();
     let ask = |member: MemberLocal| async move {
         let client = node.peers.client(member.address).timeout(TIMEOUT);
-        let answer = client.query::<Empty>(Method::POST, path, claim).await;
+        let answer = client.query::<Confirmation>(Method::POST, path, claim).await;
         (member, answer)
     };
     let mut to_ask: VecDeque<MemberLocal> = record.members.iter().cloned().collect();
@@ -45,7 +45,10 @@ async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node) -> Result<(), 
         asked.extend(to_ask.pop_front().map(ask));
         tokio::select! {
             Some((member, answer)) = asked.next() => match answer {
-                Ok(Empty {}) => return Ok(()),
+                Ok(Confirmation { refused: None }) => return Ok(()),
+                Ok(Confirmation { refused: Some(HookRefusal { code, message }) }) => {
+                    return Err(InitError::NotTakenIn { code, message });
+                }
                 Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
                 Err(e) => {
                     tracing::debug!(member = %member.name, error = %Chain(&e), "not confirmed yet");

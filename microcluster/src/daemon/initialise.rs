@@ -1,5 +1,6 @@
 //! Bootstrap, and the frame around bootstrap and join: what is asked for, answered, and undone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use super::CoreShared;
 use super::certificates::ensure_server_carries;
 use super::member::{Identity, open_node, versions};
+use super::servers::OpenServerError;
 use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
@@ -17,6 +19,7 @@ use crate::cluster::members::{self, NewMember, RowRole};
 use crate::config::MemberConfig;
 use crate::db::{self, NodeId, Peer};
 use crate::error::{Chain, Fatal};
+use crate::hooks::Event;
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
 use crate::tasks::blocking;
@@ -58,9 +61,14 @@ impl CoreShared {
 
     async fn bootstrap_or_join(&self, request: InitRequest) -> Result<(), InitError> {
         let prepared = self.prepare(&request).await;
-        let (tcp, server) = match prepared {
+        let agreed = match prepared {
+            Ok(prepared) => self.ask_product(&request).await.map(|()| prepared),
+            Err(e) => Err(e),
+        };
+        let (tcp, server) = match agreed {
             Ok(prepared) => prepared,
             Err(e) => {
+                self.servers.close_members().await;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
                 return Err(e);
             }
@@ -83,7 +91,24 @@ impl CoreShared {
         let tcp =
             listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?;
         let server = ensure_server_carries(&self.state, &request.name).await?;
+        // They answer that there is no member yet; what matters is that they can be opened.
+        self.servers.open_all(&BTreeMap::new()).await?;
         Ok((tcp, server))
+    }
+
+    /// Has the product agree before anything is changed here or told to anybody.
+    async fn ask_product(&self, request: &InitRequest) -> Result<(), InitError> {
+        let (bootstrap, config) = (request.token.is_none(), request.config.clone());
+        self.run_hook(None, Event::PreInit { bootstrap, config: config.clone() }).await?;
+        if !bootstrap {
+            self.run_hook(None, Event::PreJoin { config }).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a hook of a bootstrap or a join.
+    pub(super) async fn run_hook(&self, node: Option<&Arc<Node>>, event: Event) -> Result<(), InitError> {
+        self.hooks.run(&self.state, node.cloned(), event).await.map_err(InitError::Hook)
     }
 
     async fn bootstrap(&self, request: &InitRequest, tcp: TcpListener, server: &KeyPair) -> Result<(), InitError> {
@@ -101,11 +126,12 @@ impl CoreShared {
         let trust = Trust::new([trusted].into_iter().collect());
         let config = MemberConfig::new(FIRST_ID, name.clone(), address);
         let identity = Identity { config, is_member: false, trust, cluster };
-        let node = open_node(&self.state, identity).await?;
+        let node = open_node(&self.state, &self.hooks, identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
-        // The place of the product's post_bootstrap hook: everything is there, nothing is promised yet.
+        // Everything is there, nothing is promised yet.
+        self.run_hook(Some(&node), Event::PostBootstrap { config: request.config.clone() }).await?;
         node.config.store().await?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
@@ -171,6 +197,14 @@ impl CoreShared {
     /// Stops the daemon.
     pub(super) async fn give_up(&self, fatal: Fatal) {
         self.control.send(super::Internal::Fatal(fatal)).await.ok();
+    }
+}
+
+impl From<OpenServerError> for InitError {
+    fn from(error: OpenServerError) -> Self {
+        let in_use = |source: &std::io::Error| source.kind() == std::io::ErrorKind::AddrInUse;
+        let is_taken = matches!(&error, OpenServerError::Listen { source, .. } if in_use(source));
+        InitError::Server { is_taken, reason: Chain(&error).to_string() }
     }
 }
 

@@ -12,13 +12,14 @@ use super::confirm::confirm;
 use super::initialise::is_passing;
 use super::member::{Identity, open_node, versions};
 use super::present::present;
-use crate::cluster::Node;
 use crate::cluster::certificates::CLUSTER;
 use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
 use crate::cluster::members;
+use crate::cluster::{HookError, Node};
 use crate::config::MemberConfig;
 use crate::db::Consistency;
 use crate::error::Chain;
+use crate::hooks::Event;
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle, NotNow};
 use crate::state_dir::{FileError, MODE_SECRET, read_file, remove_file, sync_directory, write_file};
@@ -30,6 +31,8 @@ use crate::trust::{Trust, TrustSet, TrustedMember};
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a confirmed joiner waits to see itself as a member.
 const AWAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member may take to have one removed that has just joined.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a member may take to forget a joiner that gives up.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -40,6 +43,8 @@ struct Joining<'a> {
     /// The bound address, until it is served.
     tcp: Option<TcpListener>,
     node: Option<Arc<Node>>,
+    /// The product has agreed to what it has become.
+    is_agreed: bool,
     /// Why it is being undone or suspended.
     cause: Option<InitError>,
 }
@@ -51,6 +56,7 @@ impl CoreShared {
             Ok(record) => self.carry_on(record, Step::Record, Some(tcp)).await,
             Err(e) => {
                 drop(tcp);
+                self.servers.close_members().await;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
                 Err(e)
             }
@@ -89,6 +95,7 @@ impl CoreShared {
             cluster_cert: answer.cluster_cert,
             cluster_key: answer.cluster_key,
             members: answer.cluster_members,
+            is_rebuild: false,
         })
     }
 
@@ -98,7 +105,7 @@ impl CoreShared {
         first: Step,
         tcp: Option<TcpListener>,
     ) -> Result<(), InitError> {
-        let mut joining = Joining { core: self, record, tcp, node: None, cause: None };
+        let mut joining = Joining { core: self, record, tcp, node: None, is_agreed: false, cause: None };
         let mut step = first;
         while !step.is_final() {
             tracing::debug!(?step, member = %joining.record.name, "joining");
@@ -141,6 +148,7 @@ impl Joining<'_> {
             Step::Confirm => self.confirm().await,
             Step::Await => self.await_membership().await,
             Step::Commit => self.commit().await,
+            Step::Withdraw => self.withdraw().await,
             Step::Undo => {
                 self.undo().await;
                 Ok(())
@@ -151,8 +159,16 @@ impl Joining<'_> {
             Ok(()) => Outcome::Done,
             Err(e) => {
                 tracing::warn!(?step, error = %Chain(&e), "a join does not go on");
-                let outcome = if matches!(e, InitError::Gone) { Outcome::Gone } else { Outcome::Failed };
-                self.cause = Some(e);
+                let outcome = match e {
+                    InitError::Gone | InitError::NotTakenIn { .. } => Outcome::Gone,
+                    InitError::Hook(HookError::Stopped { .. }) => Outcome::Failed,
+                    InitError::Hook(_) => Outcome::Refused,
+                    _ => Outcome::Failed,
+                };
+                // What a withdrawal runs into is not why it is one.
+                if step != Step::Withdraw {
+                    self.cause = Some(e);
+                }
                 outcome
             }
         }
@@ -187,7 +203,7 @@ impl Joining<'_> {
         })
         .await??;
         let identity = Identity { config, is_member: false, trust: Trust::new(trusted), cluster };
-        let node = open_node(&self.core.state, identity).await?;
+        let node = open_node(&self.core.state, &self.core.hooks, identity).await?;
         if let Err(e) = self.core.serve(&node, tcp).await {
             // The next try opens it again.
             node.db.shutdown().await;
@@ -233,9 +249,15 @@ impl Joining<'_> {
     }
 
     /// From here on this is a member's state directory.
-    async fn commit(&self) -> Result<(), InitError> {
+    async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
-        // The place of the product's post_join hook: it is a member, and nobody was told yet.
+        if !self.is_agreed && !self.record.is_rebuild {
+            let event = Event::PostJoin { config: self.record.config.clone() };
+            self.core.run_hook(Some(&node), event).await?;
+        }
+        self.is_agreed = true;
+        // From here on the join is not undone any more.
+        node.spend_own_token().await?;
         node.config.store().await?;
         let dir = self.core.state.dir().clone();
         blocking("join record", move || {
@@ -248,11 +270,35 @@ impl Joining<'_> {
         Ok(())
     }
 
+    /// Asks the members in turn to remove this one, until one says that it is done: until then this log is needed.
+    async fn withdraw(&self) -> Result<(), InitError> {
+        let node = self.node()?;
+        let path = format!("/core/internal/cluster/{}/drop", self.record.name);
+        while !self.core.changes.is_stopping() {
+            if node.db.status().is_leader()
+                && let Err(e) = node.db.transfer_leadership().await
+            {
+                // Only another one can remove this one.
+                tracing::warn!(error = %e, "leadership was not handed over");
+            }
+            for member in &self.record.members {
+                let client = node.peers.client(member.address).timeout(WITHDRAW_TIMEOUT);
+                match client.query::<Empty>(Method::POST, &path, self.claim()).await {
+                    Ok(Empty {}) => return Ok(()),
+                    // Its certificate is nobody's any more: it was removed.
+                    Err(e) if e.code() == Some(403) => return Ok(()),
+                    Err(e) => tracing::debug!(member = %member.name, error = %Chain(&e), "not removed yet"),
+                }
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        Err(InitError::NotNow(NotNow::ShuttingDown))
+    }
+
     /// Tells the cluster, best effort, and leaves nothing here.
     async fn undo(&self) {
-        if !matches!(self.cause, Some(InitError::Gone))
-            && let Some(node) = &self.node
-        {
+        let is_known = matches!(self.cause, Some(InitError::Gone | InitError::NotTakenIn { .. } | InitError::Hook(_)));
+        if !is_known && let Some(node) = &self.node {
             let path = format!("/core/internal/cluster/{}/drop", self.record.name);
             for member in &self.record.members {
                 let client = node.peers.client(member.address).timeout(DROP_TIMEOUT);

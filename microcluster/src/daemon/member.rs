@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use super::servers::keep_servers;
 use super::{CoreShared, Internal};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::Versions;
@@ -16,6 +17,7 @@ use crate::cluster::{
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
+use crate::hooks::Runner;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::tasks::Tasks;
@@ -62,7 +64,7 @@ pub(super) fn versions(state: &State) -> Versions {
 }
 
 /// Opens the database of a node.
-pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<Node>, InitError> {
+pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity) -> Result<Arc<Node>, InitError> {
     let Identity { config, is_member, trust, cluster } = identity;
     let own = state.server_certificate().current().identity();
     let peers = Peers::new(&own, trust.clone())?;
@@ -77,8 +79,8 @@ pub(super) async fn open_node(state: &State, identity: Identity) -> Result<Arc<N
     .await?;
     let versions = versions(state);
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    let role_counts = state.settings().role_counts;
-    Ok(Node::new(NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir }))
+    let (role_counts, hooks) = (state.settings().role_counts, hooks.of_node(state));
+    Ok(Node::new(NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks }))
 }
 
 impl CoreShared {
@@ -87,12 +89,13 @@ impl CoreShared {
         let own = self.state.server_certificate().clone();
         let resolver = ClusterResolver { cluster: node.cluster_certificate.clone(), own: own.clone() };
         let config = tls::server_config(resolver).map_err(|e| InitError::Tls(e.into()))?;
-        let api = Api::new(ListenerKind::Tls, &self.state, &self.requests);
+        let api = Api::core(ListenerKind::Tls, &self.routes, &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Tls, api);
         let tasks = Tasks::new("keepers");
         let interval = self.state.settings().heartbeat_interval;
         tasks.spawn("trust", keep_trust(node.clone(), self.state.dir().truststore(), tasks.clone()));
         tasks.spawn("certificates", keep_certificates(node.clone(), own, tasks.clone()));
+        tasks.spawn("servers", keep_servers(self.servers.clone(), node.clone(), tasks.clone()));
         tasks.spawn("own row", keep_own_row(node.clone(), tasks.clone()));
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));

@@ -97,6 +97,7 @@ impl CoreShared {
             cluster_cert: welcome.cluster_cert,
             cluster_key: welcome.cluster_key,
             members: welcome.cluster_members,
+            is_rebuild: true,
         };
         self.write_record(&record).await?;
         self.is_rebuilding.store(false, Ordering::Relaxed);

@@ -9,12 +9,16 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::certificates::load_or_make_server;
 use super::member::{Identity, open_node};
 use super::rebuild::Damaged;
+use super::servers::{OpenServerError, Servers};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
 use crate::config::MemberConfig;
 use crate::db;
+use crate::error::Chain;
+use crate::extension::{self, Described};
+use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -38,7 +42,10 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { settings } = product;
+    let Product { mut settings, values, servers, hooks } = product;
+    let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
+    let Described { core: routes, roots, additional } = described;
+    settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
     let voters = settings.role_counts.voters;
     if voters.is_multiple_of(2) {
         return Err(StartError::Voters { voters });
@@ -46,25 +53,27 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
-        group_id(group)
-            .map_err(|e| StartError::Group { group: group.into(), reason: crate::error::Chain(&e).to_string() })
+        group_id(group).map_err(|e| StartError::Group { group: group.into(), reason: Chain(&e).to_string() })
     });
     let group = group.transpose()?;
     let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
     let (control, internal) = mpsc::channel(COMMANDS_MAX);
-    let state = State::new(settings, dir, CertificateCell::new(server), commands_in);
+    let state = State::new(settings, values, roots, dir, CertificateCell::new(server), commands_in);
     let requests = Tasks::new("requests");
     let socket = state.dir().control_socket();
-    let api = Api::new(ListenerKind::Unix, &state, &requests);
+    let api = Api::core(ListenerKind::Unix, &routes, &state, &requests);
     let control_socket =
         Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket { path: socket, source })?;
     let shared = Arc::new(CoreShared {
         state: state.clone(),
+        servers: Arc::new(Servers::new(additional, state.clone(), requests.clone())),
+        routes,
         requests,
         changes: Tasks::new("bootstrap, join, reset or rebuild"),
         running: Mutex::new(None),
         pre_init: Mutex::new(None),
         is_rebuilding: AtomicBool::new(false),
+        hooks: Runner::new(hooks, state.settings().hook_timeout),
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
@@ -73,6 +82,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         core.stop().await;
         return Err(e);
     }
+    shared.begin_on_start();
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
     Ok(Handle { control, state, done: wait })
@@ -84,6 +94,7 @@ impl CoreShared {
         match found {
             Found::Nothing => {
                 self.open_pre_init().await?;
+                self.servers.open_pre_init().await.map_err(server_failed)?;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
                 tracing::info!("waiting to be initialised");
             }
@@ -99,7 +110,7 @@ impl CoreShared {
 
     async fn be_member(self: &Arc<Self>, found: FoundMember) -> Result<(), StartError> {
         let FoundMember { config, cluster, trusted } = found;
-        let MemberConfig { id, name, address, .. } = config.clone();
+        let MemberConfig { id, name, address, servers: config_servers, .. } = config.clone();
         let socket = address.socket_addr();
         let tcp = listener::bind(socket).await.map_err(|source| StartError::Listen { address: socket, source })?;
         let others = trusted.iter().filter(|member| member.name != name).map(|member| member.address).collect();
@@ -113,7 +124,7 @@ impl CoreShared {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
             other => StartError::Tls { reason: other.to_string() },
         };
-        let node = match open_node(&self.state, identity).await {
+        let node = match open_node(&self.state, &self.hooks, identity).await {
             Err(InitError::Open(e @ db::OpenError::Damaged { .. })) if !damaged.others.is_empty() => {
                 tracing::error!(error = %e, "rebuilding this member from the others");
                 drop(tcp);
@@ -125,10 +136,16 @@ impl CoreShared {
             opened => opened.map_err(failed)?,
         };
         self.serve(&node, tcp).await.map_err(failed)?;
+        let moved = config_servers.into_iter().map(|(name, server)| (name, server.address)).collect();
+        self.servers.open_all(&moved).await.map_err(server_failed)?;
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "started as a member");
         Ok(())
     }
+}
+
+fn server_failed(error: OpenServerError) -> StartError {
+    StartError::Server { reason: Chain(&error).to_string() }
 }
 
 /// Reads the state directory, and clears away what a crash has left in it.
@@ -219,7 +236,10 @@ impl From<TaskLost> for StartError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{almost, cases};
     use crate::state_dir::{MODE_PUBLIC, write_file};
     use crate::tls::{Generate, SharedPair};
 
@@ -233,6 +253,7 @@ mod tests {
             cluster_cert: "c".into(),
             cluster_key: "k".into(),
             members: vec![],
+            is_rebuild: false,
         }
     }
 
@@ -284,5 +305,75 @@ mod tests {
         assert!(matches!(found, Found::Nothing));
         assert!(!dir.daemon_config().exists());
         assert_eq!(first.fingerprint(), second.fingerprint(), "the identity stays");
+    }
+
+    /// What a member's directory holds, by the names of its files.
+    fn whole_member() -> [(&'static str, Vec<u8>); 6] {
+        static MADE: std::sync::LazyLock<[(&str, Vec<u8>); 6]> = std::sync::LazyLock::new(|| {
+            let pair = KeyPair::generate(&Generate { name: "c2", addresses: &[] }).unwrap();
+            let (certificate, key) = (pair.certificate.pem.clone(), pair.key_pem().expose().to_owned());
+            let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
+            let pending =
+                serde_json::json!({"certificate": certificate, "key": key, "authority": "", "is_shared": false});
+            [
+                ("daemon.yaml", serde_norway::to_string(&config).unwrap().into_bytes()),
+                ("joining.json", serde_json::to_vec(&record()).unwrap()),
+                ("server.crt", certificate.clone().into()),
+                ("server.key", key.clone().into()),
+                ("cluster.crt", certificate.into()),
+                ("cluster.pair", pending.to_string().into()),
+            ]
+        });
+        MADE.clone()
+    }
+
+    proptest! {
+        #![proptest_config(cases(150))]
+
+        /// Whatever is in a file of the directory: the daemon starts or says which file it cannot use, and quotes no key.
+        #[test]
+        fn any_file_is_used_or_named(
+            (name, content) in (0_usize..6).prop_flat_map(|which| {
+                let (name, content) = whole_member()[which].clone();
+                let anything = proptest::collection::vec(any::<u8>(), 0..200);
+                (Just(name), prop_oneof![3 => almost(Just(content)), 1 => anything])
+            }),
+        ) {
+            let parent = tempfile::tempdir().unwrap();
+            for (file, content) in whole_member() {
+                std::fs::write(parent.path().join(file), content).unwrap();
+            }
+            std::fs::write(parent.path().join(name), content).unwrap();
+            if let Err(e) = load(parent.path()) {
+                let (message, stem) = (Chain(&e).to_string(), name.split('.').next().unwrap());
+                prop_assert!(message.contains(stem), "{} for {}", message, name);
+                let key = String::from_utf8(whole_member()[3].1.clone()).unwrap();
+                prop_assert!(!message.contains(&key.lines().nth(1).unwrap()[..20]), "{}", message);
+            }
+        }
+
+        #[test]
+        fn what_a_member_and_a_joiner_store_is_read_as_the_same(
+            id in any::<u64>(), failure_domain in any::<u64>(), secret in any::<String>(), certificate in any::<String>(),
+            settings in proptest::collection::btree_map(any::<String>(), any::<String>(), 0..4),
+            address in any::<(std::net::IpAddr, u16)>(),
+        ) {
+            let address = std::net::SocketAddr::from(address).into();
+            let mut config = MemberConfig::new(id, "c2".parse().unwrap(), address);
+            config.failure_domain = failure_domain;
+            config.servers.insert("metrics".parse().unwrap(), microcluster_client::ServerConfig { address });
+            let yaml = serde_norway::to_string(&config).unwrap();
+            prop_assert_eq!(serde_norway::from_str::<MemberConfig>(&yaml).unwrap(), config);
+            let record = JoinRecord {
+                id,
+                config: settings.into_iter().collect(),
+                secret: secret.into(),
+                cluster_cert: certificate.clone(),
+                members: vec![microcluster_client::MemberLocal { name: "c1".parse().unwrap(), address, certificate }],
+                ..record()
+            };
+            let json = serde_json::to_string(&record).unwrap();
+            prop_assert_eq!(serde_json::from_str::<JoinRecord>(&json).unwrap(), record);
+        }
     }
 }

@@ -26,6 +26,7 @@ use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
 use super::transaction::{Closures, Parameters, Transaction};
+use super::watch::Watch;
 use super::writer::{Shared, Writer};
 use super::{dump, janitor, schema, state_file};
 
@@ -393,6 +394,28 @@ impl Database {
     /// The index of the last applied entry: changes after each write that shows here.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.shared.applied.subscribe()
+    }
+
+    /// Wakes up when a committed entry has written to one of these tables, on any member, also through triggers and foreign
+    /// keys. Nothing goes over the network for it.
+    ///
+    /// ```no_run
+    /// # async fn example(database: microcluster::db::Database) -> Result<(), microcluster::db::Error> {
+    /// use microcluster::db::Consistency;
+    ///
+    /// let mut watch = database.watch(["kv"]);
+    /// loop {
+    ///     let count: Option<i64> =
+    ///         database.query_row(Consistency::Local, "SELECT count(*) FROM kv", (), |row| row.get(0)).await?;
+    ///     println!("{count:?}");
+    ///     watch.changed().await?;
+    /// }
+    /// # }
+    /// ```
+    pub fn watch<T: AsRef<str>>(&self, tables: impl IntoIterator<Item = T>) -> Watch {
+        let tables = tables.into_iter().map(|table| table.as_ref().to_lowercase()).collect();
+        let clock = Arc::clone(&self.inner.shared.tables);
+        Watch::new(tables, clock, self.changes(), self.inner.cancelled.clone())
     }
 
     /// Why this member's files must not be used any more, once they must not: it has to be rebuilt from the others.

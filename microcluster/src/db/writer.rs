@@ -19,6 +19,7 @@ use super::readers::Readers;
 use super::state_file;
 use super::status::Heard;
 use super::waiters::Waiters;
+use super::watch::{TableClock, Written};
 
 /// How many jobs may wait. openraft hands over one at a time; the rest is for snapshots.
 const JOBS_MAX: usize = 16;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub readers: Readers,
     pub gate: WriteGate,
     pub digests: Digests,
+    /// When each table was written last.
+    pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
     /// This member hands the leadership over, and takes nothing in that would show its followers that it leads.
@@ -90,6 +93,7 @@ impl Writer {
             readers: Readers::new(path.clone()),
             gate: WriteGate::default(),
             digests: Digests::default(),
+            tables: Arc::default(),
             applied: watch::Sender::new(applied),
             handing_over: AtomicBool::new(false),
             heard: Heard::default(),
@@ -185,6 +189,7 @@ impl State {
                 self.applier.apply(group)?
             };
             if let Some(entry) = group.last() {
+                self.shared.tables.advance(entry.log_id.index, self.applier.take_written());
                 if is_mark(entry) {
                     self.shared.digests.start(entry.log_id.index, &self.shared.readers);
                 }
@@ -217,7 +222,9 @@ impl State {
         self.shared.readers.switch(path);
         state_file::remove(&old)?;
         let position = self.applier.position().clone();
-        self.shared.applied.send_replace(position.last_applied.map_or(0, |log_id| log_id.index));
+        let index = position.last_applied.map_or(0, |log_id| log_id.index);
+        self.shared.tables.advance(index, Written { everything: true, ..Written::default() });
+        self.shared.applied.send_replace(index);
         Ok(position)
     }
 }

@@ -127,7 +127,7 @@ impl KeyPair {
         &self.certified.cert
     }
 
-    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
+    pub fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
     }
 }

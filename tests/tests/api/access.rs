@@ -15,6 +15,7 @@ type Row = (&'static str, &'static str, [u16; 4]);
 const ROUTES: &[Row] = &[
     ("GET /", "", [200, 200, 200, 200]),
     ("GET /core/1.0", "", [200, 200, 200, 200]),
+    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200]),
     ("GET /core/1.0/ready", "", [200, 200, 403, 403]),
     ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403]),
     ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403]),
@@ -43,6 +44,7 @@ const ROUTES: &[Row] = &[
     ("PATCH /core/internal/database", "", [200, 200, 403, 403]),
     ("POST /core/internal/certificates", "", [200, 200, 403, 403]),
     ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403]),
+    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403]),
     ("POST /core/internal/truststore", "{}", [400, 400, 403, 403]),
     ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403]),
     ("GET /core/internal", "", [404, 404, 404, 404]),

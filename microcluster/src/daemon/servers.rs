@@ -1,0 +1,247 @@
+//! The additional servers of a product: opened, moved to other addresses and closed, each with the certificate that it
+//! is to present.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use microcluster_client::{Address, Name};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::Mutex;
+
+use crate::api::{Api, ListenerKind};
+use crate::cluster::Node;
+use crate::error::Chain;
+use crate::extension::Additional;
+use crate::listener::{self, Listener};
+use crate::state::State;
+use crate::state_dir::FileError;
+use crate::tasks::{TaskLost, Tasks, blocking};
+use crate::tls::{self, Generate, KeyPair, KeyPairError, LoadError, SharedPair};
+
+/// How often it is looked whether a key pair was put into `certificates/` or replaced there, and how soon an address that
+/// could not be bound is tried again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The additional servers, open or not.
+pub(super) struct Servers {
+    described: Vec<Additional>,
+    state: State,
+    /// The requests that go on without their clients.
+    requests: Tasks,
+    open: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    servers: BTreeMap<Name, Open>,
+    /// The daemon stops: nothing is opened any more.
+    is_over: bool,
+}
+
+/// A server that listens.
+struct Open {
+    address: Address,
+    listener: Listener,
+    certificate: Arc<ServerCertificate>,
+}
+
+/// Why a server was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenServerError {
+    #[error("the server {name} cannot listen on {address}")]
+    Listen { name: Name, address: Address, source: io::Error },
+    #[error("the certificate of the server {name} cannot be used")]
+    Load { name: Name, source: LoadError },
+    #[error("the certificate of the server {name} cannot be made")]
+    Make { name: Name, source: KeyPairError },
+    #[error("the certificate of the server {name} cannot be stored")]
+    Store { name: Name, source: FileError },
+    #[error("TLS cannot be set up for the server {name}")]
+    Tls { name: Name, source: rustls::Error },
+    #[error(transparent)]
+    Lost(#[from] TaskLost),
+}
+
+impl Servers {
+    pub fn new(described: Vec<Additional>, state: State, requests: Tasks) -> Servers {
+        Servers { described, state, requests, open: Mutex::default() }
+    }
+
+    /// Opens those that are open before bootstrap and join.
+    pub async fn open_pre_init(&self) -> Result<(), OpenServerError> {
+        let mut open = self.open.lock().await;
+        for server in self.described.iter().filter(|server| server.pre_init) {
+            self.ensure(&mut open, server, server.address).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens all of them, where the product wants them or an operator has put them.
+    pub async fn open_all(&self, moved: &BTreeMap<Name, Address>) -> Result<(), OpenServerError> {
+        let mut open = self.open.lock().await;
+        for server in &self.described {
+            let address = moved.get(&server.name).copied().unwrap_or(server.address);
+            self.ensure(&mut open, server, address).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes those that are for members alone: this daemon is none any more.
+    pub async fn close_members(&self) {
+        let is_kept = |name: &Name| self.described.iter().any(|server| server.pre_init && server.name == *name);
+        let mut open = self.open.lock().await;
+        let closing: Vec<Name> = open.servers.keys().filter(|name| !is_kept(name)).cloned().collect();
+        let closing: Vec<_> = closing.into_iter().filter_map(|name| open.servers.remove_entry(&name)).collect();
+        drop(open);
+        join_all(closing.into_iter().map(|(name, server)| self.close(name, server))).await;
+    }
+
+    /// Closes all of them for good.
+    pub async fn stop(&self) {
+        let servers = {
+            let mut open = self.open.lock().await;
+            open.is_over = true;
+            std::mem::take(&mut open.servers)
+        };
+        join_all(servers.into_iter().map(|(name, server)| self.close(name, server))).await;
+    }
+
+    /// Reads the certificates of the servers again. One that cannot be used is left aside: the one in use goes on.
+    pub async fn reload_certificates(&self) {
+        for (name, server) in &self.open.lock().await.servers {
+            let (dir, own) = (self.state.dir().clone(), name.clone());
+            match blocking("server certificate", move || tls::load(&dir, own.as_str())).await {
+                Ok(Ok(pair)) => server.certificate.set(name, pair),
+                Ok(Err(e)) => server.certificate.complain(name, &e),
+                Err(lost) => tracing::error!(error = %lost, "a certificate was not read again"),
+            }
+        }
+    }
+
+    /// Has a server listen on an address, and nowhere else.
+    async fn ensure(&self, open: &mut Opened, server: &Additional, address: Address) -> Result<(), OpenServerError> {
+        let name = &server.name;
+        if open.is_over || open.servers.get(name).is_some_and(|present| present.address == address) {
+            return Ok(());
+        }
+        let listen = |source| OpenServerError::Listen { name: name.clone(), address, source };
+        let tcp = listener::bind(address.socket_addr()).await.map_err(listen)?;
+        let certificate = match open.servers.get(name) {
+            Some(present) => Arc::clone(&present.certificate),
+            None => Arc::new(self.certificate(server, address).await?),
+        };
+        let config = tls::server_config(Resolver(Arc::clone(&certificate)))
+            .map_err(|source| OpenServerError::Tls { name: name.clone(), source })?;
+        let api = Api::of(server.routes.iter().cloned(), &self.state, &self.requests);
+        let listener = Listener::tls(tcp, config, ListenerKind::Additional, api);
+        tracing::info!(server = %name, %address, "a server is open");
+        let before = open.servers.insert(name.clone(), Open { address, listener, certificate });
+        if let Some(before) = before {
+            self.close(name.clone(), before).await;
+        }
+        Ok(())
+    }
+
+    /// What a server presents.
+    async fn certificate(&self, server: &Additional, address: Address) -> Result<ServerCertificate, OpenServerError> {
+        let (dir, name, dedicated) = (self.state.dir().clone(), server.name.clone(), server.dedicated);
+        let own = blocking("server certificate", move || -> Result<Option<KeyPair>, OpenServerError> {
+            let found = tls::load(&dir, name.as_str());
+            let found = found.map_err(|source| OpenServerError::Load { name: name.clone(), source })?;
+            if found.is_some() || !dedicated {
+                return Ok(found);
+            }
+            let pair = KeyPair::generate(&Generate { name: name.as_str(), addresses: &[address.ip()] });
+            let pair = pair.map_err(|source| OpenServerError::Make { name: name.clone(), source })?;
+            tls::install(&dir, name.as_str(), &SharedPair::own(pair.clone()), false)
+                .map_err(|source| OpenServerError::Store { name, source })?;
+            Ok(Some(pair))
+        })
+        .await??;
+        Ok(ServerCertificate { state: self.state.clone(), own: RwLock::new(own), complaint: RwLock::default() })
+    }
+
+    async fn close(&self, name: Name, server: Open) {
+        let described = self.described.iter().find(|described| described.name == name);
+        let drain = described.and_then(|described| described.drain_timeout);
+        server.listener.close(drain.unwrap_or(self.state.settings().drain_timeout)).await;
+        tracing::info!(server = %name, address = %server.address, "a server is closed");
+    }
+}
+
+/// Keeps the servers of a member where its configuration says and with the certificates that are in place, until the tasks
+/// are stopped.
+pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: Tasks) {
+    let mut config = node.config.watch();
+    loop {
+        let moved = config.borrow_and_update().servers.clone();
+        let moved = moved.into_iter().map(|(name, server)| (name, server.address)).collect();
+        if let Err(e) = servers.open_all(&moved).await {
+            tracing::error!(error = %Chain(&e), "a server is not open; trying again");
+        }
+        servers.reload_certificates().await;
+        tokio::select! {
+            () = tasks.stopping() => return,
+            changed = config.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
+
+/// The certificate of a server: its own, or that of the cluster, or that of the daemon.
+struct ServerCertificate {
+    state: State,
+    own: RwLock<Option<KeyPair>>,
+    /// What is wrong with the files, once it was said.
+    complaint: RwLock<String>,
+}
+
+impl ServerCertificate {
+    fn set(&self, name: &Name, pair: Option<KeyPair>) {
+        // Nothing that holds the locks can panic, so a poisoned value is a whole one.
+        let mut own = self.own.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fingerprint = |pair: &Option<KeyPair>| pair.as_ref().map(KeyPair::fingerprint);
+        if fingerprint(&own) != fingerprint(&pair) {
+            tracing::info!(server = %name, own = pair.is_some(), "a server presents another certificate");
+            *own = pair;
+        }
+        self.complaint.write().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
+    }
+
+    /// Says what is wrong, once.
+    fn complain(&self, name: &Name, error: &LoadError) {
+        let text = Chain(error).to_string();
+        let mut said = self.complaint.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if *said != text {
+            tracing::error!(server = %name, error = text, "a certificate cannot be used; the one in use is kept");
+            *said = text;
+        }
+    }
+
+    fn current(&self) -> KeyPair {
+        let own = self.own.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        own.unwrap_or_else(|| match self.state.joined_node() {
+            Ok(node) => node.cluster_certificate.current(),
+            Err(_) => self.state.server_certificate().current(),
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Resolver(Arc<ServerCertificate>);
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.current().certified())
+    }
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}

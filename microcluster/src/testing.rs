@@ -1,0 +1,251 @@
+//! Clusters in one process, for a product's own tests: on free ports of loopback, in temporary directories, with mutual TLS.
+//!
+//! Enabled by the feature `test-util`. What goes wrong is a panic: that is how a test fails.
+//!
+//! ```no_run
+//! use microcluster::testing::Cluster;
+//!
+//! # async fn example() {
+//! let mut cluster = Cluster::start(3, |builder| builder.schema(["CREATE TABLE t (a)"])).await;
+//! cluster.member(0).state().database().unwrap().execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+//! cluster.member_mut(0).kill();
+//! cluster.member(1).state().database().unwrap().execute("INSERT INTO t VALUES (2)", ()).await.unwrap();
+//! # }
+//! ```
+#![allow(clippy::expect_used, clippy::missing_panics_doc)]
+
+use std::fmt;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use microcluster_client::{Address, Client, Name};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::app::App;
+use crate::builder::{Builder, Daemon};
+use crate::daemon::{Handle, StartError};
+use crate::state::State;
+
+/// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
+const DEADLINE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(10);
+/// How often the leader of a test cluster looks after the others.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long the tasks of a member that is killed may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Describe = Arc<dyn Fn(Builder) -> Builder + Send + Sync>;
+
+/// Several daemons of a product, `n1`, `n2` and so on.
+pub struct Cluster {
+    members: Vec<Member>,
+    describe: Describe,
+}
+
+/// One daemon, with a runtime of its own, so that it can be killed.
+pub struct Member {
+    name: Name,
+    address: Address,
+    dir: TempDir,
+    describe: Describe,
+    running: Option<(Runtime, Handle)>,
+}
+
+impl Cluster {
+    /// Bootstraps a cluster and joins the other members to it. `describe` makes the product's daemon out of the one it is given.
+    pub async fn start(size: usize, describe: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Cluster {
+        let mut cluster = Cluster { members: Vec::new(), describe: Arc::new(describe) };
+        for _ in 0..size {
+            cluster.add().await;
+        }
+        cluster
+    }
+
+    /// A member, counted from 0.
+    #[must_use]
+    pub fn member(&self, index: usize) -> &Member {
+        &self.members[index]
+    }
+
+    /// A member to stop, kill and start, counted from 0.
+    pub fn member_mut(&mut self, index: usize) -> &mut Member {
+        &mut self.members[index]
+    }
+
+    /// All members, running or not.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter()
+    }
+
+    /// Adds a member: it bootstraps if it is the first, else it joins through one that runs.
+    pub async fn add(&mut self) -> &mut Member {
+        let mut member = Member::new(&format!("n{}", self.members.len() + 1), self.describe.clone());
+        member.start().await;
+        match self.members.iter().find(|other| other.running.is_some()) {
+            None => {
+                let app = member.app();
+                let begun = app.bootstrap(member.name.clone(), member.address, Default::default());
+                begun.await.expect("a bootstrap");
+            }
+            Some(other) => {
+                let token = other.app().new_join_token(member.name.clone(), None).await.expect("a token");
+                let app = member.app();
+                let joined = app.join(member.name.clone(), member.address, token, Default::default());
+                joined.await.expect("a join");
+            }
+        }
+        self.members.push(member);
+        self.members.last_mut().expect("it was added")
+    }
+
+    /// The place of the member that leads, once there is one that runs.
+    pub async fn leader(&self) -> usize {
+        eventually("a member leads", async || {
+            let leads = |member: &Member| {
+                let status = member.running.as_ref()?.1.state().database().ok()?.status();
+                (status.is_leader() && status.has_quorum).then_some(())
+            };
+            self.members.iter().position(|member| leads(member).is_some()).ok_or("none")
+        })
+        .await
+    }
+}
+
+impl Member {
+    /// A daemon that does not run yet and is no member of anything.
+    fn new(name: &str, describe: Describe) -> Member {
+        let dir = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
+        Member { name: name.parse().expect("a name"), address: address_free(), dir, describe, running: None }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Its cluster address.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon as its handlers and hooks see it.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        self.running.as_ref().expect("it runs").1.state()
+    }
+
+    /// The daemon from outside.
+    #[must_use]
+    pub fn app(&self) -> App {
+        App::new(self.dir())
+    }
+
+    /// A client of it, by its control socket.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.app().local_client()
+    }
+
+    /// Starts it, again or for the first time.
+    pub async fn start(&mut self) {
+        assert!(self.running.is_none(), "{} runs already", self.name);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let handle = eventually("the daemon starts", async || {
+            let builder = (self.describe)(Daemon::builder(self.dir()).heartbeat_interval(HEARTBEAT));
+            match runtime.spawn(builder.start()).await.expect("the start does not panic") {
+                // One that was killed a moment ago still goes.
+                Err(held @ StartError::Held { .. }) => Err(held),
+                Err(e) => panic!("{} does not start: {}", self.name, crate::error::Chain(&e)),
+                Ok(handle) => Ok(handle),
+            }
+        })
+        .await;
+        self.running = Some((runtime, handle));
+    }
+
+    /// Stops it as a signal does, and waits until it has stopped.
+    pub async fn stop(&mut self) {
+        let (runtime, handle) = self.running.take().expect("it runs");
+        handle.shutdown().await;
+        handle.wait().await.expect("it stops without an error");
+        runtime.shutdown_background();
+    }
+
+    /// Ends it in the middle of what it does.
+    pub fn kill(&mut self) {
+        let (runtime, handle) = self.running.take().expect("it runs");
+        drop(handle);
+        end(runtime);
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some((runtime, _)) = self.running.take() {
+            end(runtime);
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.members).finish()
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("name", &self.name)
+            .field("runs", &self.running.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits until `condition` is `Ok` and returns what it holds.
+///
+/// # Panics
+/// After a minute, with what was waited for and the last reason why it was not there.
+pub async fn eventually<T, E: fmt::Display, F: AsyncFnMut() -> Result<T, E>>(what: &str, mut condition: F) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match condition().await {
+            Ok(held) => return held,
+            Err(reason) if Instant::now() >= deadline => {
+                panic!("{what}: not within {} s; the last time: {reason}", DEADLINE.as_secs())
+            }
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// An address that nobody uses: on an address of loopback that no other test and no outgoing connection has, so that the
+/// port stays free until a daemon, or its next run, takes it.
+#[must_use]
+pub fn address_free() -> Address {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let process = std::process::id().to_be_bytes();
+    let last = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 250;
+    let ip = Ipv4Addr::new(127, 16 + process[2] % 200, process[3], last);
+    let reserved = TcpListener::bind((ip, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    Address::from(reserved.and_then(|listener| listener.local_addr()).expect("a free port"))
+}
+
+/// Drops the tasks of a runtime where they wait. On a thread of its own: a runtime must not be waited for inside another one.
+fn end(runtime: Runtime) {
+    let ended = std::thread::spawn(move || runtime.shutdown_timeout(KILL_TIMEOUT)).join();
+    ended.expect("the runtime ends");
+}

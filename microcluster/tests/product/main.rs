@@ -1,0 +1,7 @@
+//! Daemons of a product in this process: its hooks, and its upgrades.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod hooks;
+mod hooks_undone;
+mod member;
+mod recorder;

@@ -1,0 +1,73 @@
+//! Websockets of a product: through the socket, over TLS, to another member, and when a daemon stops.
+
+use std::time::{Duration, Instant};
+
+use microcluster::axum::extract::ws;
+use microcluster::testing::Cluster;
+use microcluster::{Builder, Endpoint, Notification, Resources, Response, Server, State, WebSocketUpgrade, action};
+use microcluster_client::{Client, Error, Message};
+
+/// Says who it is, then sends everything back.
+async fn echo(state: State, Notification(passed_on): Notification, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(move |mut socket| async move {
+        let name = state.name().map(|name| name.to_string()).unwrap_or_default();
+        let greeting = format!("{name} {passed_on}");
+        if socket.send(ws::Message::text(greeting)).await.is_err() {
+            return;
+        }
+        while let Some(Ok(message)) = socket.recv().await {
+            if socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn product(builder: Builder) -> Builder {
+    let echo = Endpoint::new("echo").get(action(echo).proxy_target());
+    builder.server("echo", Server::core_api().serve_unix().resources(Resources::at("1.0").endpoint(echo)))
+}
+
+async fn exchange(client: &Client) -> String {
+    let mut socket = client.websocket("/1.0/echo").await.unwrap();
+    let Message::Text(greeting) = socket.next().await.unwrap().unwrap() else { panic!("no text") };
+    for text in ["one", "two"] {
+        socket.send(Message::text(text)).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(text));
+    }
+    socket.close().await.unwrap();
+    greeting.to_string()
+}
+
+#[tokio::test]
+async fn a_websocket_goes_over_the_socket_tls_and_to_another_member() {
+    let cluster = Cluster::start(2, product).await;
+    let (one, two) = (cluster.member(0), cluster.member(1));
+    assert_eq!(exchange(&one.client()).await, "n1 false");
+    assert_eq!(exchange(&one.app().remote_client(two.address()).unwrap()).await, "n2 false");
+    assert_eq!(exchange(&one.client().target(two.name().clone())).await, "n2 true");
+}
+
+#[tokio::test]
+async fn a_refused_websocket_says_why() {
+    let cluster = Cluster::start(1, product).await;
+    let client = cluster.member(0).client();
+    let missing = client.websocket("/1.0/nothing").await.unwrap_err();
+    assert!(
+        matches!(&missing, Error::Status { code: 404, message, .. } if message.contains("/1.0/nothing")),
+        "{missing:?}"
+    );
+    let plain = client.query::<()>(http::Method::GET, "/1.0/echo", ()).await.unwrap_err();
+    assert!(matches!(plain.code(), Some(400..=426)), "{plain:?}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_open_websockets_at_once() {
+    let mut cluster = Cluster::start(1, product).await;
+    let mut socket = cluster.member(0).client().websocket("/1.0/echo").await.unwrap();
+    socket.next().await.unwrap().unwrap();
+    let begun = Instant::now();
+    cluster.member_mut(0).stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "it does not wait for the drain: {:?}", begun.elapsed());
+    assert!(matches!(socket.next().await, None | Some(Err(_) | Ok(Message::Close(_)))));
+}
