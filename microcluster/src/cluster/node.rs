@@ -1,6 +1,6 @@
 //! This daemon as a member of a cluster: everything that members do is done through a `Node`.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::trust::{Trust, TrustSet};
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long a list waits for the leader before it shows what this member has.
-const LINEARIZE_TIMEOUT: Duration = Duration::from_secs(1);
+const LINEARIZE_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// This daemon as a member, or as a joiner that has been admitted.
 pub(crate) struct Node {
@@ -154,20 +154,25 @@ impl Node {
         &self.transports
     }
 
-    /// The members with their live status, by name.
+    /// The members with their live status, by name. The rows are as of now if a majority can be asked in time, else as this
+    /// replica has them: a list is needed most when something is down.
     pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
         self.members_among(|_| true).await
     }
 
     async fn members_among(&self, wanted: impl Fn(&MemberRow) -> bool) -> Result<Vec<Member>, db::Error> {
-        let mut rows = self.rows_as_fresh_as_possible().await?;
-        let raft = self.db.status();
+        let mut known = self.db.read(Consistency::Local, members::all).await?;
+        known.retain(&wanted);
+        // At the same time: who is down and who leads no more delay the list together as long as one of them.
+        let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
+        let mut rows = self.db.read(Consistency::Local, members::all).await?;
         let highest = upgrade::highest(&rows);
         rows.retain(wanted);
-        let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
-        let cluster = self.db.read(Consistency::Local, db::level).await?;
-        let members = rows.into_iter().zip(statuses).map(|(row, status)| {
-            let status = match status {
+        let new: Vec<MemberRow> = rows.iter().filter(|row| !statuses.contains_key(&row.id)).cloned().collect();
+        statuses.extend(self.probe_all(&new).await);
+        let (raft, cluster) = (self.db.status(), self.db.read(Consistency::Local, db::level).await?);
+        let members = rows.into_iter().map(|row| {
+            let status = match statuses.get(&row.id).copied().unwrap_or(MemberStatus::Unreachable) {
                 MemberStatus::Online => upgrade::shown(row.level(), highest, cluster),
                 status => status,
             };
@@ -188,6 +193,16 @@ impl Node {
         let own = rows.iter().find(|row| row.id == self.id);
         let role = own.map_or(Role::Pending, |row| row.role(&voters));
         Ok((role, rows.len() as u64))
+    }
+
+    /// Whether a majority can be reached, through the leader unless that is this member: one that follows hears of a leader
+    /// also when that one is without a majority itself.
+    pub async fn has_quorum(&self) -> bool {
+        let status = self.db.status();
+        if !status.has_quorum || status.is_leader() {
+            return status.has_quorum;
+        }
+        matches!(tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await, Ok(Ok(())))
     }
 
     /// A client of the leader, if there is one and it is another member.
@@ -261,15 +276,17 @@ impl Node {
         self.db.set_voters(voters).await
     }
 
-    /// The rows as of now if a majority can be asked, else as this replica has them: a list is needed
-    /// most when something is down.
-    async fn rows_as_fresh_as_possible(&self) -> Result<Vec<MemberRow>, db::Error> {
+    /// Has this replica get what is committed, if a majority can be asked in time.
+    async fn catch_up(&self) {
         if self.db.status().has_quorum
             && let Ok(Err(e)) = tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await
         {
             tracing::debug!(error = %e, "listing the members from the local replica");
         }
-        self.db.read(Consistency::Local, members::all).await
+    }
+
+    async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
+        join_all(rows.iter().map(async |row| (row.id, self.probe(row).await))).await.into_iter().collect()
     }
 
     async fn probe(&self, row: &MemberRow) -> MemberStatus {

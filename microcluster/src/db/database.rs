@@ -96,7 +96,7 @@ pub(super) struct Inner {
     pub(super) peers: Arc<Peers>,
     pub(super) timings: Timings,
     log: LogStore,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     writer: Arc<Writer>,
     forwarder: Forwarder,
     closures: Closures,
@@ -153,7 +153,7 @@ impl Database {
         let (sequencer, task) =
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
-        let (read_index, task) = ReadIndex::new(raft.clone(), cancelled.clone());
+        let (read_index, task) = ReadIndex::new(raft.clone(), Arc::clone(&shared), cancelled.clone());
         tasks.spawn(task);
         tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, cancelled.clone()));
 
