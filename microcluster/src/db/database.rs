@@ -529,7 +529,7 @@ fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStor
     // Everything the cluster knows is in there, the secrets of join tokens included: it is for the daemon's user alone.
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(folder)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(folder)?;
-    std::fs::create_dir_all(&state_dir).map_err(folder)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&state_dir).map_err(folder)?;
     let log = LogStore::open(&dir.join("log"), LogOptions::default()).map_err(|error| match &error {
         LogError::Damaged { .. } => damaged(chain(&error)),
         _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },
