@@ -26,7 +26,7 @@ use crate::tasks::blocking;
 use crate::tls::{KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustSet, TrustedMember};
 
-/// How long the leader may take to let the joiner catch up, for one try.
+/// How long the leader may take to let the joiner catch up, for one try, beside the hooks of the members.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two tries to be confirmed: at first, and at most.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -218,10 +218,11 @@ impl Joining<'_> {
     async fn confirm(&self) -> Result<(), InitError> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/confirm", self.record.name);
+        let timeout = CONFIRM_TIMEOUT + self.core.state.settings().hook_timeout;
         let mut pause = RETRY_PAUSE.0;
         while !self.core.changes.is_stopping() {
             for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
+                let client = node.peers.client(member.address).timeout(timeout);
                 match client.query::<Confirmation>(Method::POST, &path, self.claim()).await {
                     Ok(Confirmation { refused: None }) => return Ok(()),
                     Ok(Confirmation { refused: Some(HookRefusal { code, message }) }) => {
@@ -295,6 +296,7 @@ impl Joining<'_> {
     async fn withdraw(&self) -> Result<(), InitError> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/drop", self.record.name);
+        let timeout = CONFIRM_TIMEOUT + self.core.state.settings().hook_timeout;
         let mut pause = RETRY_PAUSE.0;
         while !self.core.changes.is_stopping() {
             if node.db.status().is_leader()
@@ -304,7 +306,7 @@ impl Joining<'_> {
                 tracing::warn!(error = %e, "leadership was not handed over");
             }
             for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
+                let client = node.peers.client(member.address).timeout(timeout);
                 match client.query::<Empty>(Method::POST, &path, self.claim()).await {
                     Ok(Empty {}) => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.
