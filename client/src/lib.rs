@@ -38,6 +38,8 @@
 mod client;
 mod error;
 mod names;
+#[cfg(feature = "schema")]
+mod schema;
 mod secret;
 mod tls;
 mod types;

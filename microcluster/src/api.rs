@@ -12,6 +12,7 @@ mod errors;
 mod extract;
 mod forward;
 mod internal;
+mod openapi;
 mod proxy;
 mod routes;
 mod sql;
@@ -23,6 +24,6 @@ pub(crate) use dispatch::Api;
 pub(crate) use envelope::Answer;
 pub(crate) use extract::{parse_json, read_body};
 pub(crate) use routes::Access as CoreAccess;
-pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Phase, Route, erase};
+pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, erase};
 #[cfg(test)]
 pub(crate) use table::table;

@@ -60,6 +60,20 @@ impl Builder {
         self
     }
 
+    /// How many members vote: an odd number, 3 unless it is set. A majority of them is needed for every write, so 3 survive
+    /// the loss of one and 5 of two. It is to be the same on all members: whoever leads goes by its own.
+    pub fn voters(mut self, count: usize) -> Self {
+        self.product.settings.role_counts.voters = count;
+        self
+    }
+
+    /// How many members stand by to replace a voter that does not answer: 3 unless it is set. Those beyond are spare and
+    /// replace a voter when there is no stand-by. It is to be the same on all members.
+    pub fn stand_bys(mut self, count: usize) -> Self {
+        self.product.settings.role_counts.stand_bys = count;
+        self
+    }
+
     /// The group, by name or number, that may use the control socket beside the daemon's own user.
     pub fn socket_group(mut self, group: impl Into<Option<String>>) -> Self {
         self.product.settings.socket_group = group.into();

@@ -11,6 +11,20 @@ use serde::{Deserialize, Serialize};
 /// API extensions of the daemon itself: what a client may rely on beyond the endpoints.
 const EXTENSIONS_INTERNAL: [&str; 2] = ["internal:runtime_extension_v1", "internal:rename_core_endpoints"];
 
+/// How many members of a cluster have which role; all others are spare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RoleCounts {
+    pub voters: usize,
+    pub stand_bys: usize,
+}
+
+impl Default for RoleCounts {
+    /// Three voters survive the loss of one; stand-bys have the log and replace a voter at once.
+    fn default() -> Self {
+        RoleCounts { voters: 3, stand_bys: 3 }
+    }
+}
+
 /// What the product and the operator set, fixed while the daemon runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -18,6 +32,7 @@ pub(crate) struct Settings {
     /// Version of the product.
     pub version: String,
     pub heartbeat_interval: Duration,
+    pub role_counts: RoleCounts,
     /// Group that may use the control socket, by name or number.
     pub socket_group: Option<String>,
     pub pre_init_listen: Option<SocketAddr>,
@@ -38,6 +53,7 @@ impl Settings {
             state_dir,
             version: env!("CARGO_PKG_VERSION").into(),
             heartbeat_interval: Duration::from_secs(10),
+            role_counts: RoleCounts::default(),
             socket_group: None,
             pre_init_listen: None,
             schema: Vec::new(),

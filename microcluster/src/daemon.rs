@@ -53,6 +53,12 @@ pub enum StartError {
         /// The state directory.
         path: PathBuf,
     },
+    /// The number of voters is even: one more survives no more losses, and one less no fewer.
+    #[error("there cannot be {voters} voters; choose an odd number, such as 3")]
+    Voters {
+        /// The number.
+        voters: usize,
+    },
     /// The state directory, or a file in it, cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
     File {
@@ -244,6 +250,8 @@ enum Internal {
     Reload,
     /// The member's files are damaged, and why.
     Rebuild(String),
+    /// This member was removed while it could not be told.
+    Removed,
     /// The database cannot go on.
     DatabaseStopped,
     Fatal(Fatal),
@@ -295,6 +303,7 @@ impl Core {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => self.shared.reload_certificates().await,
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
+                    Internal::Removed => self.begin_leave(),
                     Internal::DatabaseStopped if self.shared.is_rebuilding.load(Ordering::Relaxed) => {}
                     Internal::DatabaseStopped => {
                         break Err(Fatal::new("the database stopped; the log says why"));
@@ -342,6 +351,29 @@ impl Core {
         }
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
+        tracing::warn!("this member was removed from its cluster and forgets it");
+        self.spawn_reset(force);
+    }
+
+    /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
+    fn begin_leave(&self) {
+        let shared = self.shared.clone();
+        if !matches!(shared.state.lifecycle(), Lifecycle::Member(_)) {
+            return;
+        }
+        if let Err(e) = shared.state.dir().mark_reset_keeping_database() {
+            tracing::error!(error = %crate::error::Chain(&e), "this member was removed from its cluster and cannot forget it");
+            return;
+        }
+        shared.state.set_lifecycle(Lifecycle::Resetting);
+        tracing::warn!(
+            "this member was removed from its cluster while it was away, and forgets it; its data is in database.removed"
+        );
+        self.spawn_reset(true);
+    }
+
+    fn spawn_reset(&self, force: bool) {
+        let shared = self.shared.clone();
         self.shared.changes.spawn("reset", async move {
             if let Err(fatal) = shared.reset(force).await {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
@@ -380,7 +412,6 @@ impl Core {
 impl CoreShared {
     /// Forgets the cluster: this member was removed.
     async fn reset(&self, force: bool) -> Result<(), Fatal> {
-        tracing::warn!("this member was removed from its cluster and forgets it");
         if let Some(running) = self.running.lock().await.take() {
             running.stop(self.state.settings().drain_timeout).await;
         }

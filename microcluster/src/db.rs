@@ -41,6 +41,7 @@ mod tests;
 mod transaction;
 mod verify;
 mod waiters;
+mod watch;
 mod writer;
 
 pub use command::{QueryResult, Statement, Value};
@@ -54,3 +55,4 @@ pub(crate) use schema::{Level, Upgrade, level, level_in};
 pub use status::{RaftState, Status};
 pub use transaction::{Parameters, Transaction};
 pub use verify::{Verdict, Verification};
+pub use watch::Watch;

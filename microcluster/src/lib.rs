@@ -9,6 +9,8 @@
 // L0
 mod config;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod tasks;
 
 // L1

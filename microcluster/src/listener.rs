@@ -1,6 +1,11 @@
 //! Listeners: accept loops with bounds, and connections that are drained when the listener is closed.
 
 mod accept;
+mod limits;
+mod patience;
+mod places;
+#[cfg(test)]
+mod tests;
 mod unix;
 
 use std::io;
@@ -12,6 +17,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use self::limits::Limits;
 pub(crate) use self::unix::group_id;
 use crate::api::{Api, ListenerKind};
 use crate::tasks::Tasks;
@@ -26,18 +32,12 @@ pub(crate) struct Listener {
 impl Listener {
     /// Opens the control socket, for a group beside the owner if one is given.
     pub fn unix(path: PathBuf, group: Option<u32>, api: Api) -> io::Result<Listener> {
-        let listener = unix::bind(&path, group)?;
-        let tasks = Tasks::new("control connections");
-        tasks.spawn("control socket", accept::unix_loop(listener, api, tasks.clone()));
-        Ok(Listener { tasks, socket: Some(path) })
+        Listener::unix_within(Limits::default(), path, group, api)
     }
 
     /// Serves TLS on a bound address.
     pub fn tls(tcp: TcpListener, config: rustls::ServerConfig, kind: ListenerKind, api: Api) -> Listener {
-        let tasks = Tasks::new("TLS connections");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        tasks.spawn("TLS listener", accept::tls_loop(tcp, acceptor, kind, api, tasks.clone()));
-        Listener { tasks, socket: None }
+        Listener::tls_within(Limits::default(), tcp, config, kind, api)
     }
 
     /// Takes no more connections, lets requests go on up to `drain`, then ends them.
@@ -49,6 +49,26 @@ impl Listener {
             }
         }
         self.tasks.shutdown(drain).await;
+    }
+
+    fn unix_within(limits: Limits, path: PathBuf, group: Option<u32>, api: Api) -> io::Result<Listener> {
+        let listener = unix::bind(&path, group)?;
+        let tasks = Tasks::new("control connections");
+        tasks.spawn("control socket", accept::unix_loop(listener, limits, api, tasks.clone()));
+        Ok(Listener { tasks, socket: Some(path) })
+    }
+
+    fn tls_within(
+        limits: Limits,
+        tcp: TcpListener,
+        config: rustls::ServerConfig,
+        kind: ListenerKind,
+        api: Api,
+    ) -> Listener {
+        let tasks = Tasks::new("TLS connections");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        tasks.spawn("TLS listener", accept::tls_loop(tcp, acceptor, kind, limits, api, tasks.clone()));
+        Listener { tasks, socket: None }
     }
 }
 

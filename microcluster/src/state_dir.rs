@@ -16,6 +16,11 @@ const PENDING: &str = "pair";
 /// Extension of the mark of a key pair that came from the cluster.
 const SHARED: &str = "shared";
 
+/// What the marker says when the database is to be left aside.
+const KEEP_DATABASE: &str = "keep the database";
+
+/// Where the files of a member are left that has found out that it was removed.
+const REMOVED: &str = "database.removed";
 /// Where the files of a member that was rebuilt are left.
 const DAMAGED: &str = "database.damaged";
 
@@ -181,11 +186,26 @@ impl StateDir {
         write_file(&self.path.join(RESET_MARKER), b"", MODE_PUBLIC)
     }
 
+    /// The same, but for the database: it is left in `database.removed`, in place of an earlier one, and no reset touches it
+    /// there.
+    pub fn mark_reset_keeping_database(&self) -> Result<(), FileError> {
+        write_file(&self.path.join(RESET_MARKER), KEEP_DATABASE.as_bytes(), MODE_PUBLIC)
+    }
+
     /// Removes all that belongs to a cluster; the member's own identity stays. A marker makes a
     /// reset that was interrupted continue at the next start: half of a member must not come back.
     pub fn reset(&self) -> Result<(), FileError> {
         let marker = self.path.join(RESET_MARKER);
-        self.mark_reset()?;
+        let decided = read_file(&marker)?;
+        if decided.is_none() {
+            self.mark_reset()?;
+        }
+        if decided.as_deref() == Some(KEEP_DATABASE) && self.database().exists() {
+            let kept = self.path.join(REMOVED);
+            remove_directory(&kept)?;
+            fs::rename(self.database(), &kept).map_err(failed("rename", &self.database()))?;
+            sync_directory(&self.path)?;
+        }
         let _installing = self.installing();
         remove_file(&self.daemon_config())?;
         remove_file(&self.join_record())?;
@@ -368,6 +388,28 @@ mod tests {
         assert_eq!(files(&dir.certificates()), ["own.ca", "own.crt", "own.key"], "what the operator brought stays");
         assert_eq!(files(&dir.truststore()), [""; 0]);
         assert!(!dir.is_resetting());
+    }
+
+    #[test]
+    fn a_reset_that_keeps_the_database_keeps_it_however_often_it_is_begun() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        let kept = dir.path().join(REMOVED).join("log");
+        for content in ["first", "second"] {
+            fs::create_dir_all(dir.database()).unwrap();
+            fs::write(dir.database().join("log"), content).unwrap();
+            dir.mark_reset_keeping_database().unwrap();
+            // Interrupted after the first step, and begun again.
+            dir.reset().unwrap();
+            dir.mark_reset_keeping_database().unwrap();
+            dir.reset().unwrap();
+            assert_eq!(fs::read_to_string(&kept).unwrap(), content);
+            assert!(!dir.database().exists() && !dir.is_resetting());
+        }
+        fs::create_dir_all(dir.database()).unwrap();
+        dir.reset().unwrap();
+        assert!(!dir.database().exists());
+        assert_eq!(fs::read_to_string(&kept).unwrap(), "second", "another cluster's end is no concern of it");
     }
 
     #[test]

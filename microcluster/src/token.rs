@@ -88,6 +88,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::almost;
 
     fn token() -> JoinToken {
         JoinToken {
@@ -156,6 +157,30 @@ mod tests {
         #[test]
         fn any_content_is_a_token_or_an_error(content in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = JoinToken::decode(&STANDARD.encode(content));
+        }
+
+        #[test]
+        fn a_token_that_is_almost_right_is_a_token_or_refused_without_its_secret(
+            content in almost(Just(STANDARD.decode(token().encode().expose()).unwrap())),
+            text in almost(Just(token().encode().into_string().into_bytes())),
+        ) {
+            if let Err(e) = JoinToken::decode(&STANDARD.encode(&content)) {
+                // A run of digits that long is of the secret or of the fingerprint.
+                let message = e.to_string();
+                let longest = message.split(|c: char| !c.is_ascii_hexdigit()).map(str::len).max();
+                prop_assert!(longest < Some(16), "{}", message);
+            }
+            let _ = JoinToken::decode(&String::from_utf8_lossy(&text));
+        }
+
+        #[test]
+        fn any_token_round_trips(
+            secret in "[0-9a-f]{64}", certificate in any::<[u8; 8]>(),
+            addresses in proptest::collection::vec(any::<(std::net::IpAddr, u16)>(), 1..8),
+        ) {
+            let join_addresses = addresses.into_iter().map(|address| std::net::SocketAddr::from(address).into()).collect();
+            let token = JoinToken { secret: secret.into(), fingerprint: Fingerprint::of_der(&certificate), join_addresses };
+            prop_assert_eq!(JoinToken::decode(token.encode().expose()).unwrap(), token);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use microcluster_client::{Address, Fingerprint, FingerprintError, MemberLocal, Name};
 use tokio::sync::watch;
 
-use crate::state_dir::{FileError, MODE_PUBLIC, read_file, remove_file, sync_directory, write_file};
+use crate::state_dir::{FileError, MODE_PUBLIC, remove_file, sync_directory, write_file};
 
 /// How much of a name its file's name holds; from there on the fingerprint tells members apart.
 const STEM_NAME_MAX: usize = 160;
@@ -65,7 +65,8 @@ impl TrustSet {
                 path: path.clone(),
                 source: std::io::Error::other(e),
             })?;
-            if read_file(&path)?.as_deref() != Some(&text) {
+            // What cannot be read, and be it no text, is replaced.
+            if !fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
                 write_file(&path, text.as_bytes(), MODE_PUBLIC)?;
             }
         }
@@ -92,10 +93,11 @@ impl TrustSet {
             if path.extension().is_none_or(|extension| extension != "yaml") {
                 continue;
             }
-            let Some(text) = read_file(&path)? else {
-                continue;
+            let content = match fs::read(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                read => read.map_err(|source| FileError { action: "read", path: path.clone(), source })?,
             };
-            let parsed = serde_norway::from_str::<MemberLocal>(&text)
+            let parsed = serde_norway::from_slice::<MemberLocal>(&content)
                 .map_err(|e| e.to_string())
                 .and_then(|member| TrustedMember::new(member).map_err(|e| e.to_string()));
             match parsed {
@@ -159,7 +161,10 @@ impl Trust {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{almost, cases};
     use crate::tls::{Generate, KeyPair};
 
     fn member(name: &str) -> TrustedMember {
@@ -195,5 +200,45 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(dir.path().join("c4.yaml"), "name: [").unwrap();
         assert_eq!(TrustSet::load(dir.path()).unwrap(), new);
+    }
+
+    /// YAML that grows when its references are followed, and YAML without a bottom.
+    #[test]
+    fn a_file_that_would_grow_without_end_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..30 {
+            let below = format!("*a{}", level - 1);
+            bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
+        }
+        bomb.push_str("name: c1\naddress: 127.0.0.1:9001\ncertificate: *a29\n");
+        fs::write(dir.path().join("c1.yaml"), bomb).unwrap();
+        fs::write(dir.path().join("c2.yaml"), "[".repeat(100_000)).unwrap();
+        assert!(TrustSet::load(dir.path()).unwrap().is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        /// One file cannot keep the others from being read.
+        #[test]
+        fn any_file_is_a_member_or_is_left_out(
+            damaged in prop_oneof![
+                almost(Just(serde_norway::to_string(&member("c2").public()).unwrap().into_bytes())),
+                proptest::collection::vec(any::<u8>(), 0..200),
+                "[a-z:{}\\[\\]&*!|>'\" \n-]{0,80}".prop_map(String::into_bytes),
+            ],
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let good = member("c1");
+            [good.clone()].into_iter().collect::<TrustSet>().store(dir.path()).unwrap();
+            fs::write(dir.path().join("c2.yaml"), damaged).unwrap();
+            let loaded = TrustSet::load(dir.path()).unwrap();
+            prop_assert_eq!(loaded.get(&good.fingerprint), Some(&good));
+            prop_assert!(loaded.iter().count() <= 2);
+            // And does not keep the cache from being written anew.
+            loaded.store(dir.path()).unwrap();
+            prop_assert_eq!(TrustSet::load(dir.path()).unwrap(), loaded);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser};
-use microcluster::Daemon;
+use microcluster::{Builder, Daemon};
 use microcluster_client::Address;
 
 use crate::cli::parse_duration;
@@ -28,13 +28,19 @@ struct Microclusterd {
     options: Options,
 }
 
-/// What can be said of a daemon apart from its state directory.
+/// What can be said of a daemon apart from its state directory. A product flattens it into its own command line.
 #[derive(Debug, Args)]
-struct Options {
+pub struct Options {
     /// How often the leader looks after the other members
     #[arg(long, value_name = "DURATION", default_value = "10s", env = "MICROCLUSTERD_HEARTBEAT")]
     #[arg(value_parser = heartbeat)]
     heartbeat: Duration,
+    /// How many members vote, an odd number; the same on all members
+    #[arg(long, value_name = "COUNT", default_value_t = 3, env = "MICROCLUSTERD_VOTERS", value_parser = voters)]
+    voters: usize,
+    /// How many members stand by to replace a voter; the same on all members
+    #[arg(long, value_name = "COUNT", default_value_t = 3, env = "MICROCLUSTERD_STAND_BYS")]
+    stand_bys: usize,
     /// Group that may use the control socket
     #[arg(long, value_name = "NAME", env = "MICROCLUSTERD_SOCKET_GROUP")]
     socket_group: Option<String>,
@@ -57,11 +63,13 @@ pub(crate) struct DemoDaemon {
 /// Runs `microclusterd` with the arguments of the process.
 pub fn main() -> ExitCode {
     let Microclusterd { state_dir, options } = Microclusterd::parse();
-    options.main(state_dir)
+    options.run(state_dir, |builder| builder.version(env!("CARGO_PKG_VERSION")))
 }
 
 impl Options {
-    fn main(self, state_dir: PathBuf) -> ExitCode {
+    /// Sets up the log and runs a daemon until a signal or its control API ends it. `describe` makes the product's daemon out of
+    /// the one it is given. What goes wrong is printed, and the exit code says so.
+    pub fn run(self, state_dir: PathBuf, describe: impl FnOnce(Builder) -> Builder) -> ExitCode {
         let run = || {
             self.log.init();
             tokio::runtime::Builder::new_multi_thread()
@@ -69,15 +77,26 @@ impl Options {
                 .enable_all()
                 .build()
                 .context("the asynchronous runtime does not start")?
-                .block_on(serve(state_dir, self))
+                .block_on(async { Ok(describe(self.builder(state_dir)).run().await?) })
         };
-        match run() {
+        let ended: anyhow::Result<()> = run();
+        match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("Error: {error:#}");
                 ExitCode::FAILURE
             }
         }
+    }
+
+    fn builder(self, state_dir: PathBuf) -> Builder {
+        let Options { heartbeat, voters, stand_bys, socket_group, pre_init_listen, .. } = self;
+        Daemon::builder(state_dir)
+            .heartbeat_interval(heartbeat)
+            .voters(voters)
+            .stand_bys(stand_bys)
+            .socket_group(socket_group)
+            .pre_init_listen(pre_init_listen.map(Address::socket_addr))
     }
 }
 
@@ -108,7 +127,7 @@ impl DemoDaemon {
             }
             process::exit(0);
         });
-        self.options.main(self.dir)
+        self.options.run(self.dir, |builder| builder)
     }
 }
 
@@ -119,15 +138,9 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Runs the daemon until it is stopped.
-async fn serve(state_dir: PathBuf, options: Options) -> anyhow::Result<()> {
-    let Options { heartbeat, socket_group, pre_init_listen, .. } = options;
-    Daemon::builder(state_dir)
-        .version(env!("CARGO_PKG_VERSION"))
-        .heartbeat_interval(heartbeat)
-        .socket_group(socket_group)
-        .pre_init_listen(pre_init_listen.map(Address::socket_addr))
-        .run()
-        .await?;
-    Ok(())
+fn voters(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>().map_err(|e| e.to_string())? {
+        count if count % 2 == 1 => Ok(count),
+        _ => Err("an even number of voters survives no more losses than one less; the usual is 3".into()),
+    }
 }

@@ -43,9 +43,9 @@ impl Daemon {
         Daemon { name, address: address_free(), root, arguments: Vec::new(), process: None }
     }
 
-    /// Gives it more arguments, for its next start.
+    /// Gives it these arguments beside those that every daemon has, from its next start on.
     pub fn arguments<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
-        self.arguments.extend(arguments.into_iter().map(str::to_owned));
+        self.arguments = arguments.into_iter().map(str::to_owned).collect();
     }
 
     /// A daemon that runs and is not initialised.

@@ -11,6 +11,7 @@ use crate::{Address, Name, Secret};
 
 /// One member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Member {
     /// Its name.
     pub name: Name,
@@ -43,6 +44,7 @@ pub struct Member {
 
 /// What is needed to find and trust a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemberLocal {
     /// Its name.
     pub name: Name,
@@ -57,6 +59,7 @@ macro_rules! text_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum $name {
             $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)*
         }
@@ -128,6 +131,7 @@ text_enum! {
 
 /// A heartbeat: what the leader tells about the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct HeartbeatInfo {
     /// Asks the leader for a round at once.
@@ -141,5 +145,6 @@ pub struct HeartbeatInfo {
     pub cluster_members: BTreeMap<Address, Member>,
     /// Who leads.
     #[serde(with = "lenient::empty_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Address>"))]
     pub leader_address: Option<Address>,
 }

@@ -11,6 +11,7 @@ use crate::{Address, Name, Secret};
 
 /// Bootstrap or join. Everything may be missing on the wire; what is needed depends on which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct ControlRequest {
     /// Begin a new cluster.
@@ -23,9 +24,11 @@ pub struct ControlRequest {
     pub join_token: Secret,
     /// The cluster address of the new member.
     #[serde(with = "lenient::empty_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Address>"))]
     pub address: Option<Address>,
     /// The name of the new member.
     #[serde(with = "lenient::empty_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Name>"))]
     pub name: Option<Name>,
 }
 
@@ -54,6 +57,7 @@ impl ControlRequest {
 
 /// A join token that has not been used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenRecord {
     /// The name that the joining member must have.
     pub name: Name,
@@ -66,11 +70,13 @@ pub struct TokenRecord {
 
 /// Asks for a join token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenRequest {
     /// The name that the joining member must have.
     pub name: Name,
     /// How long it is valid, in nanoseconds on the wire; none (0) for ever.
     #[serde(default, with = "lenient::nanoseconds")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::nanoseconds"))]
     pub expire_after: Option<Duration>,
 }
 

@@ -11,12 +11,14 @@ use crate::{Address, Name, Secret};
 
 /// What a daemon says of itself to anybody.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct ServerStatus {
     /// The member's name; before initialisation the name of the machine.
     pub name: String,
     /// The cluster address; none before initialisation.
     #[serde(with = "lenient::empty_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Address>"))]
     pub address: Option<Address>,
     /// The version of the product.
     pub version: String,
@@ -29,6 +31,7 @@ pub struct ServerStatus {
 
 /// What a daemon says of itself to members and on its own machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DaemonStatus {
     /// The member's name.
     pub name: Name,
@@ -55,6 +58,7 @@ pub struct DaemonStatus {
 
 /// The member that leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Leader {
     /// Its name.
     pub name: Name,
@@ -64,6 +68,7 @@ pub struct Leader {
 
 /// The replicated database of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DatabaseStatus {
     /// What Raft does here: leader, follower, candidate, learner, shutdown.
     pub state: String,
@@ -77,6 +82,7 @@ pub struct DatabaseStatus {
 
 /// When a certificate expires.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateExpiry {
     /// `cluster`, `server`, or the name of an additional server.
     pub name: String,
@@ -86,6 +92,7 @@ pub struct CertificateExpiry {
 
 /// The configuration of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DaemonConfig {
     /// The member's name, fixed.
     pub name: Name,
@@ -101,13 +108,16 @@ pub struct DaemonConfig {
 
 /// A change of a daemon's configuration. What is none stays when it is patched, and is cleared when all of it is replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DaemonConfigUpdate {
     /// The member's name. It is fixed: another one is refused.
     #[serde(with = "lenient::empty_none", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Name>"))]
     pub name: Option<Name>,
     /// Its cluster address. It is fixed: another one is refused.
     #[serde(with = "lenient::empty_none", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::schema::empty_or::<Address>"))]
     pub address: Option<Address>,
     /// All additional servers by name.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +129,7 @@ pub struct DaemonConfigUpdate {
 
 /// The configuration of an additional server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ServerConfig {
     /// Where it listens.
     pub address: Address,
@@ -126,6 +137,7 @@ pub struct ServerConfig {
 
 /// A certificate with its private key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct KeyPair {
     /// The certificate, PEM.
@@ -139,6 +151,7 @@ pub struct KeyPair {
 
 /// Whether the members hold the same, at one index of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verification {
     /// The log index at which the members were compared.
     pub index: u64,
@@ -150,6 +163,7 @@ pub struct Verification {
 
 /// What a comparison found out about one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemberVerdict {
     /// The member's name.
     pub name: String,
@@ -164,6 +178,7 @@ pub struct MemberVerdict {
 
 /// What a member holds, next to the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The same as most members.

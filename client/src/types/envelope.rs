@@ -18,6 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Envelope", description = "The JSON object around every answer."))]
 pub struct Envelope<T> {
     /// `sync` for a result, `error` for a failure.
     #[serde(rename = "type")]
@@ -38,6 +40,8 @@ pub struct Envelope<T> {
 
 /// The kind of an [`Envelope`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(description = "The kind of an answer."))]
 #[serde(rename_all = "lowercase")]
 pub enum EnvelopeType {
     /// A result.
@@ -78,6 +82,7 @@ impl Envelope<Empty> {
 
 /// An answer without content: `{}`; anything is accepted when it is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Empty {}
 
 impl<'de> Deserialize<'de> for Empty {

@@ -30,6 +30,7 @@ use serde::forward_to_deserialize_any;
 /// # Ok::<(), microcluster_client::InitConfigError>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct InitConfig(BTreeMap<String, String>);
 

@@ -7,6 +7,7 @@ use super::lenient;
 
 /// Statements to run as one atomic transaction.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SqlRequest {
     /// One or more statements.
     pub query: String,
@@ -42,6 +43,7 @@ impl SqlRequest {
 
 /// How fresh the rows of a read have to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// Everything acknowledged before the request, on any member.
@@ -60,6 +62,7 @@ impl Consistency {
 
 /// The results of a request, one for each statement.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SqlResults {
     /// The results; `null` when there was no statement.
     #[serde(rename = "Results")]
@@ -77,6 +80,7 @@ impl IntoIterator for SqlResults {
 
 /// The result of one statement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SqlResult {
     /// Whether there are rows.
     #[serde(rename = "type")]
@@ -91,6 +95,7 @@ pub struct SqlResult {
 
 /// Whether a statement returned rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SqlResultType {
     /// It returned rows.
@@ -116,6 +121,7 @@ impl SqlResult {
 
 /// The database as SQL.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SqlDump {
     /// Statements that restore it.
     pub text: String,

@@ -1,5 +1,8 @@
 //! Members: list, show, remove; and what a joiner and a removed member are told.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use microcluster_client::{Empty, JoinRequest, JoinResponse, Member};
@@ -7,9 +10,10 @@ use microcluster_client::{Empty, JoinRequest, JoinResponse, Member};
 use super::envelope::{Answer, EMPTY};
 use super::extract::{Body, Flags, PathName};
 use super::forward;
+use super::routes::Connection;
 use crate::cluster::join::Claim;
 use crate::cluster::rebuild::{Readmission, RebuildRequest};
-use crate::cluster::{ConfirmError, Confirmation, HookRefusal, RemoveError};
+use crate::cluster::{ConfirmError, Confirmation, HookRefusal, Membership, RemoveError};
 use crate::error::Error;
 use crate::state::State;
 use crate::tasks::blocking;
@@ -87,6 +91,16 @@ pub(super) async fn member_readmit(
     Body(request): Body<RebuildRequest>,
 ) -> Result<Answer<Readmission>, Error> {
     Ok(Answer(state.node()?.readmit(name, request).await?))
+}
+
+/// GET `/core/internal/membership`: whether the owner of the certificate that the caller shows is a member. A member that was
+/// removed while it was down cannot learn it otherwise; a stranger learns what it knows.
+pub(super) async fn membership_show(
+    state: State,
+    Extension(connection): Extension<Arc<Connection>>,
+) -> Result<Answer<Membership>, Error> {
+    let certificate = connection.certificate.ok_or_else(|| Error::forbidden("no certificate was shown"))?;
+    Ok(Answer(Membership { is_member: state.node()?.is_member(certificate).await? }))
 }
 
 /// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.

@@ -53,7 +53,10 @@ fn parse(request: ControlRequest) -> Result<InitRequest, Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{almost, cases};
 
     #[test]
     fn a_request_must_be_whole() {
@@ -72,5 +75,28 @@ mod tests {
         }
         let json = r#"{"bootstrap":true,"name":"c1","address":"127.0.0.1:9001"}"#;
         assert!(parse(serde_json::from_str(json).unwrap()).unwrap().token.is_none());
+    }
+
+    proptest! {
+        #![proptest_config(cases(1000))]
+
+        /// What comes through has a name, and an address that others can connect to; everything else is a 400.
+        #[test]
+        fn a_request_that_is_almost_right_is_whole_or_refused(
+            json in almost(prop_oneof![
+                Just(br#"{"bootstrap":true,"name":"c1","address":"127.0.0.1:9001"}"#.to_vec()),
+                Just(br#"{"join_token":"eyJzZWNyZXQiOiIifQ==","name":"c1","address":"[::1]:9001","config":{"a":"b"}}"#.to_vec()),
+            ]),
+        ) {
+            if let Ok(request) = serde_json::from_slice::<ControlRequest>(&json) {
+                match parse(request.clone()) {
+                    Ok(init) => {
+                        prop_assert_eq!((Some(&init.name), Some(init.address)), (request.name.as_ref(), request.address));
+                        prop_assert!(init.address.port() != 0 && init.token.is_none() == request.bootstrap);
+                    }
+                    Err(e) => prop_assert_eq!(e.status().as_u16(), 400),
+                }
+            }
+        }
     }
 }

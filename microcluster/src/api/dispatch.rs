@@ -15,11 +15,14 @@ use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_LENGTH, EXPECT};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
+use microcluster_client::Fingerprint;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 use tracing::Instrument;
 
 use super::caller::Caller;
-use super::extract::{BodyMax, drain, too_large};
+use super::envelope::log_error;
+use super::extract::{BodyBounds, drain, read_body, too_large};
 use super::forward::{self, Outcome};
 use super::proxy;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route};
@@ -28,6 +31,8 @@ use crate::error::Error;
 use crate::state::{NotNow, State};
 use crate::tasks::{Tasks, panic_message};
 
+/// Requests with a token that are looked into at the same time: anybody may send them.
+const TOKEN_REQUESTS_MAX: usize = 64;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The API of one listener. Cheap to clone.
@@ -37,6 +42,7 @@ pub(crate) struct Api {
     /// Numbers the requests; the start of the daemon tells those of two runs apart.
     requests: Arc<AtomicU64>,
     run: u32,
+    state: State,
 }
 
 /// All methods of one path on one listener.
@@ -45,6 +51,7 @@ struct PathRoutes {
     allow: HeaderValue,
     state: State,
     tasks: Tasks,
+    token_places: Arc<Semaphore>,
 }
 
 impl Api {
@@ -62,13 +69,19 @@ impl Api {
             paths.entry(route.path.clone().into_owned()).or_default().push(route);
         }
         let mut router = Router::new();
+        let token_places = Arc::new(Semaphore::new(TOKEN_REQUESTS_MAX));
         for (path, routes) in paths {
-            let (state, tasks) = (state.clone(), tasks.clone());
-            let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks });
+            let (state, tasks, token_places) = (state.clone(), tasks.clone(), token_places.clone());
+            let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks, token_places });
             router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
         let router = router.fallback(unknown_path);
-        Api { router, requests: Arc::default(), run: rand::random() }
+        Api { router, requests: Arc::default(), run: rand::random(), state: state.clone() }
+    }
+
+    /// Whether a certificate is a member's, as far as it is known here.
+    pub fn is_member(&self, certificate: &Fingerprint) -> bool {
+        self.state.joined_node().is_ok_and(|node| node.trust.is_trusted(certificate))
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer.
@@ -80,9 +93,14 @@ impl Api {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let id = RequestId { run: self.run, number };
         let mut request = request.map(axum::body::Body::new);
+        let (method, uri, peer) = (request.method().clone(), request.uri().clone(), connection.peer);
         request.extensions_mut().insert(connection);
         request.extensions_mut().insert(id);
         let mut response = self.router.clone().call(request).await?;
+        // Here, so that the line names its request whatever the route.
+        if let Some(error) = response.extensions_mut().remove::<Arc<Error>>() {
+            tracing::error_span!("request", %id, %peer, %method, path = uri.path()).in_scope(|| log_error(&error));
+        }
         response.headers_mut().insert(REQUEST_ID, id.header());
         Ok(response)
     }
@@ -102,9 +120,11 @@ impl PathRoutes {
             return self.check_and_run(route, request).await;
         }
         let id = request.extensions().get::<RequestId>().copied().unwrap_or_default();
+        let peer = request.extensions().get::<Arc<Connection>>().map(|connection| connection.peer);
         let span = tracing::info_span!(
             "request",
             %id,
+            peer = peer.map(tracing::field::display),
             member = self.state.name().as_ref().map(|name| name.as_str()),
             method = %request.method(),
             path = request.uri().path(),
@@ -123,17 +143,26 @@ impl PathRoutes {
             }
             return e.into_response();
         }
-        request.extensions_mut().insert(BodyMax(route.body_max));
+        let time = connection.map_or(Duration::ZERO, |connection| connection.body_timeout);
+        request.extensions_mut().insert(BodyBounds { bytes: route.body_max, time });
+        let mut place = None;
+        if route.access == Access::Token {
+            (request, place) = match self.token_place(request).await {
+                Ok((request, place)) => (request, Some(place)),
+                Err(e) => return e.into_response(),
+            };
+        }
         request.extensions_mut().insert(self.tasks.clone());
         let handler = route.handler.clone();
         let (state, leader, target, timeout) = (self.state.clone(), route.leader, route.target, route.timeout);
         let run = async move {
-            let place = match (leader, target) {
+            let _place = place;
+            let done = match (leader, target) {
                 (true, _) => forward::to_leader(&state, request).await,
                 (_, true) => proxy::to_target(&state, request).await,
                 (false, false) => Ok(Outcome::Here(request)),
             };
-            match place {
+            match done {
                 Ok(Outcome::Here(request)) => within(timeout, handler(request, state)).await,
                 Ok(Outcome::Answered(response)) => response,
                 Err(e) => e.into_response(),
@@ -149,6 +178,18 @@ impl PathRoutes {
             tracing::error!(path = &*route.path, panic = panic_message(&*panic), "a handler panicked");
             Error::internal("the request failed inside the daemon; its log says why").into_response()
         })
+    }
+
+    /// A place for a request that anybody may send. Its body is read before: who is slow with it holds up nobody.
+    async fn token_place(&self, request: Request) -> Result<(Request, OwnedSemaphorePermit), Error> {
+        let (head, body) = request.into_parts();
+        let mut reading = Request::new(body);
+        reading.extensions_mut().extend(head.extensions.clone());
+        let body = read_body(reading).await?;
+        let place = self.token_places.clone().try_acquire_owned().map_err(|_| {
+            Error::unavailable("too many machines ask to join at the same time; try again").retry_after(1)
+        })?;
+        Ok((Request::from_parts(head, body.into()), place))
     }
 
     async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {

@@ -15,6 +15,11 @@ use crate::tls::PairError;
 
 impl From<db::Error> for Error {
     fn from(error: db::Error) -> Error {
+        // A closure's own, if it is that.
+        let error = match error.downcast::<Error>() {
+            Ok(own) => return own,
+            Err(error) => error,
+        };
         let message = error.to_string();
         match error {
             db::Error::NoQuorum { .. } | db::Error::NotLeader { .. } | db::Error::Busy { .. } => {

@@ -13,16 +13,16 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::state::State;
 
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Bytes of a refused request that are still read, and for how long.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The bound on the body of a request, from its route.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BodyMax(pub usize);
+/// The bounds on the body of a request, from its route and its connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BodyBounds {
+    pub bytes: usize,
+    pub time: Duration,
+}
 
 /// The body as a JSON object. The content type does not matter: clients of the Go daemon send none.
 pub(super) struct Body<T>(pub T);
@@ -80,10 +80,10 @@ impl Flags {
 
 /// Reads the whole body, up to the bound of its route.
 pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
-    let max = request.extensions().get::<BodyMax>().map_or(0, |max| max.0);
+    let BodyBounds { bytes: max, time } = request.extensions().get().copied().unwrap_or_default();
     let mut body = request.into_body();
     let read = Limited::new(&mut body, max).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+    match tokio::time::timeout(time, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if is_over_limit(&*e) => {
             drain(&mut body).await;
@@ -91,7 +91,7 @@ pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
         }
         Ok(Err(e)) => Err(Error::bad_request("the body of the request ended early").caused_by(e)),
         Err(_) => {
-            let late = format!("the body of the request did not come within {} s", BODY_TIMEOUT.as_secs());
+            let late = format!("the body of the request did not come within {time:?}");
             Err(Error::new(StatusCode::REQUEST_TIMEOUT, late))
         }
     }
@@ -158,9 +158,18 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use microcluster_client::{SqlRequest, TokenRequest};
+    use std::collections::BTreeMap;
+
+    use microcluster_client::{
+        ControlRequest, DaemonConfigUpdate, HeartbeatInfo, JoinRequest, KeyPair, MemberLocal, ServerConfig, SqlRequest,
+        TokenRequest,
+    };
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::cluster::join::Claim;
+    use crate::cluster::rebuild::RebuildRequest;
+    use crate::fuzz::{almost, cases};
 
     #[test]
     fn only_objects_are_bodies() {
@@ -189,5 +198,79 @@ mod tests {
         for query in ["", "?schema=0", "?schema", "?schema=", "?xschema=1"] {
             assert!(!flags(query).has("schema"), "{query}");
         }
+    }
+
+    /// A body of every route that takes one.
+    const BODIES: [&str; 9] = [
+        r#"{"bootstrap":true,"config":{"a":"b"},"join_token":"eyJ9","address":"127.0.0.1:9001","name":"c1"}"#,
+        r#"{"name":"c2","expire_after":10800000000000}"#,
+        r#"{"name":"c2","address":"[::1]:9002","certificate":"-----BEGIN","schema_internal_version":1,"extensions":["x"],"secret":"ab"}"#,
+        r#"{"cert":"-----BEGIN","key":"-----BEGIN","ca":""}"#,
+        r#"{"name":"c1","address":"127.0.0.1:9001","servers":{"metrics":{"address":"127.0.0.1:9443"}},"failure-domain":7}"#,
+        r#"{"query":"SELECT ?1; SELECT 2","parameters":[1,-9223372036854775808,1.5,"x",null,true],"consistency":"local"}"#,
+        r#"{"begin_round":true,"cluster_members":{"127.0.0.1:9001":{"name":"c1","address":"127.0.0.1:9001","certificate":"x","role":"voter","last_heartbeat":"2026-01-01T00:00:00Z","status":"ONLINE"}},"leader_address":""}"#,
+        r#"{"member_id":3,"secret":"ab"}"#,
+        r#"{"metrics":{"address":"127.0.0.1:9443"}}"#,
+    ];
+
+    fn refused_or_read<T: DeserializeOwned>(body: &[u8]) -> Result<(), TestCaseError> {
+        if let Err(e) = parse_object::<T>(body) {
+            prop_assert_eq!(e.status(), StatusCode::BAD_REQUEST);
+            prop_assert!(!e.message().is_empty());
+        }
+        Ok(())
+    }
+
+    fn as_every_body(body: &[u8]) -> Result<(), TestCaseError> {
+        refused_or_read::<ControlRequest>(body)?;
+        refused_or_read::<TokenRequest>(body)?;
+        refused_or_read::<JoinRequest>(body)?;
+        refused_or_read::<KeyPair>(body)?;
+        refused_or_read::<DaemonConfigUpdate>(body)?;
+        refused_or_read::<SqlRequest>(body)?;
+        refused_or_read::<HeartbeatInfo>(body)?;
+        refused_or_read::<Claim>(body)?;
+        refused_or_read::<RebuildRequest>(body)?;
+        refused_or_read::<MemberLocal>(body)?;
+        refused_or_read::<BTreeMap<Name, ServerConfig>>(body)
+    }
+
+    proptest! {
+        #![proptest_config(cases(1000))]
+
+        #[test]
+        fn any_body_is_an_object_or_a_bad_request(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            as_every_body(&body)?;
+            let braced = [b"{".as_slice(), &body, b"}"].concat();
+            as_every_body(&braced)?;
+        }
+
+        #[test]
+        fn a_body_that_is_almost_right_is_an_object_or_a_bad_request(
+            body in almost(proptest::sample::select(&BODIES[..]).prop_map(|body| body.as_bytes().to_vec())),
+        ) {
+            as_every_body(&body)?;
+        }
+
+        #[test]
+        fn any_query_has_a_flag_or_not(query in "[a-z=&%;?1]{0,60}") {
+            if let Ok(uri) = format!("/core?{query}").parse() {
+                let flags = Flags(uri);
+                prop_assert!(!flags.has("schema") || query.contains("schema="));
+            }
+        }
+    }
+
+    #[test]
+    fn every_sample_is_a_body() {
+        assert!(parse_object::<ControlRequest>(BODIES[0].as_bytes()).is_ok());
+        assert!(parse_object::<TokenRequest>(BODIES[1].as_bytes()).is_ok());
+        assert!(parse_object::<JoinRequest>(BODIES[2].as_bytes()).is_ok());
+        assert!(parse_object::<KeyPair>(BODIES[3].as_bytes()).is_ok());
+        assert!(parse_object::<DaemonConfigUpdate>(BODIES[4].as_bytes()).is_ok());
+        assert!(parse_object::<SqlRequest>(BODIES[5].as_bytes()).is_ok());
+        assert!(parse_object::<HeartbeatInfo>(BODIES[6].as_bytes()).is_ok());
+        assert!(parse_object::<Claim>(BODIES[7].as_bytes()).is_ok());
+        assert!(parse_object::<BTreeMap<Name, ServerConfig>>(BODIES[8].as_bytes()).is_ok());
     }
 }

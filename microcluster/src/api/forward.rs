@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE, USER_AGENT};
 use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
 
-use super::extract::{BodyMax, read_body};
+use super::extract::{BodyBounds, read_body};
 use crate::cluster::Node;
 use crate::db::Status;
 use crate::error::Error;
@@ -69,8 +69,8 @@ async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<St
 pub(super) async fn pass_on(client: &Client, request: Request) -> Result<Response, Error> {
     let (mut head, body) = request.into_parts();
     let mut rest = Request::new(body);
-    if let Some(max) = head.extensions.remove::<BodyMax>() {
-        rest.extensions_mut().insert(max);
+    if let Some(bounds) = head.extensions.remove::<BodyBounds>() {
+        rest.extensions_mut().insert(bounds);
     }
     let body = read_body(rest).await?;
     keep_end_to_end(&mut head.headers);

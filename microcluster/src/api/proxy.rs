@@ -130,6 +130,17 @@ mod tests {
         assert_eq!(named("?target=../x").unwrap_err().status(), 400);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_query_names_a_member_or_nobody_or_is_refused(query in "[a-zA-Z0-9=&%.;_-]{0,60}(target=[!-~]{0,20})?") {
+            if let Ok(uri) = format!("/core/1.0/x?{query}").parse()
+                && let Ok(Some(name)) = target(&uri)
+            {
+                assert!(query.contains(&format!("target={name}")), "{query}");
+            }
+        }
+    }
+
     type Answered = Result<hyper::Response<Body>, Infallible>;
 
     /// Serves HTTP/1.1 on one end of a pipe and returns the other.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,33 @@ pub(crate) struct Connection {
     pub listener: ListenerKind,
     /// The certificate that the client has proven to own.
     pub certificate: Option<Fingerprint>,
+    /// Who is at the other end, for the log.
+    pub peer: Peer,
+    /// How long the body of a request may take.
+    pub body_timeout: Duration,
+}
+
+/// Who is at the other end of a connection, as far as the system knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A process on this machine.
+    Process {
+        user: u32,
+        process: Option<i32>,
+    },
+    Network(SocketAddr),
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Process { user, process: Some(process) } => write!(f, "user {user}, process {process}"),
+            Peer::Process { user, process: None } => write!(f, "user {user}"),
+            Peer::Network(address) => address.fmt(f),
+            Peer::Unknown => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Who may use a route. Who can use the control socket may do everything.
@@ -94,6 +122,8 @@ pub(crate) struct Route {
     /// Has a span and a line in the log. Not where the rate is high.
     pub traced: bool,
     pub handler: Handler,
+    /// The type of a handler of the Core API, for its name.
+    pub handler_type: &'static str,
 }
 
 pub(super) const EVERYWHERE: &[ListenerKind] = &[ListenerKind::Unix, ListenerKind::Tls, ListenerKind::PreInit];
@@ -126,7 +156,13 @@ impl Route {
             timeout: None,
             traced: true,
             handler: erase(handler),
+            handler_type: std::any::type_name::<H>(),
         }
+    }
+
+    /// The name of the handler's function.
+    pub(super) fn handler_name(&self) -> &'static str {
+        self.handler_type.rsplit("::").next().unwrap_or_default()
     }
 
     pub(super) fn access(mut self, access: Access) -> Route {

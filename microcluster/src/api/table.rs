@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::routes::{Access, EVERYWHERE, Phase, Route, TLS, UNIX, UNIX_AND_TLS};
-use super::{certificates, cluster, control, daemon, database, internal, sql, tokens};
+use super::{certificates, cluster, control, daemon, database, internal, openapi, sql, tokens};
 
 /// Names, addresses, a token: little is needed to control a daemon.
 const CONTROL_BODY_MAX: usize = 64 << 10;
@@ -20,6 +20,7 @@ pub(crate) fn table() -> Vec<Route> {
     vec![
         Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
+        Route::new(M::GET, "/core/1.0/openapi.json", EVERYWHERE, openapi::description_show).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0/ready", EVERYWHERE, daemon::ready_show).phase(Always),
         Route::new(M::GET, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_show).target(),
         Route::new(M::PUT, "/core/1.0/daemon/config", UNIX_AND_TLS, daemon::config_replace).target(),
@@ -43,13 +44,22 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::POST, "/core/control/shutdown", UNIX, control::daemon_shutdown).access(Socket).phase(Always),
         Route::new(M::GET, "/core/control/tokens", UNIX, tokens::tokens_list).access(Socket),
         Route::new(M::POST, "/core/control/tokens", UNIX, tokens::token_add).access(Socket).body_max(CONTROL_BODY_MAX),
-        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit).access(Token).leader(),
+        Route::new(M::POST, "/core/internal/cluster", UNIX_AND_TLS, cluster::joiner_admit)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/confirm", TLS, cluster::joiner_confirm)
             .access(Token)
-            .leader(),
-        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop).access(Token).leader(),
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
+        Route::new(M::POST, "/core/internal/cluster/{name}/drop", TLS, cluster::joiner_drop)
+            .access(Token)
+            .leader()
+            .body_max(CONTROL_BODY_MAX),
         Route::new(M::POST, "/core/internal/cluster/{name}/rebuild", TLS, cluster::member_readmit).leader(),
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
+        // A removed member asks, so it need not be one; the handler looks at its certificate.
+        Route::new(M::GET, "/core/internal/membership", TLS, cluster::membership_show).access(Open),
         Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump).phase(Current),
         // The database takes a write with its first poll and finishes it, waited for or not.
         Route::new(M::POST, "/core/internal/sql", UNIX_AND_TLS, sql::statements_run)
@@ -92,6 +102,7 @@ mod tests {
     const EXPECTED: &[(&str, &str, &str, Access, Phase, Done)] = &[
         ("/", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0", "GET", "utp", Access::Open, Phase::Always, Done::Here),
+        ("/core/1.0/openapi.json", "GET", "utp", Access::Open, Phase::Always, Done::Here),
         ("/core/1.0/ready", "GET", "utp", Access::Member, Phase::Always, Done::Here),
         ("/core/1.0/daemon/config", "GET", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/1.0/daemon/config", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
@@ -114,6 +125,7 @@ mod tests {
         ("/core/internal/cluster/{name}/drop", "POST", "t", Access::Token, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/membership", "GET", "t", Access::Open, Phase::Member, Done::Here),
         ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Current, Done::Here),
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Current, Done::Here),
         ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),

@@ -1,6 +1,5 @@
 //! Taking a joiner in, on the leader: admit it by its token, confirm it, or drop it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
@@ -9,7 +8,7 @@ use super::hook_calls::HookError;
 use super::join::{self, Admission, Refusal, Situation};
 use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
-use super::roles::{self, FullRole};
+use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId, Peer};
 use crate::tls::{Certificate, CertificateError};
@@ -194,16 +193,20 @@ impl Node {
     pub(super) async fn take_in(&self, row: &MemberRow) -> Result<(), db::Error> {
         let rows = self.rows().await?;
         let raft = self.db.status();
-        let mut members: BTreeMap<NodeId, Option<FullRole>> =
-            rows.iter().filter(|row| row.role.is_full()).map(|row| (row.id, Some(row.full_role()))).collect();
-        members.insert(row.id, raft.voters.contains(&row.id).then_some(FullRole::Voter));
-        let assigned = roles::assign(roles::POLICY_DEFAULT, &members);
-        let role = RowRole::from(assigned.get(&row.id).copied().unwrap_or(FullRole::Spare));
-        if role == RowRole::Voter {
-            let mut voters = raft.voters;
-            voters.insert(row.id);
-            self.ensure_voters(voters).await?;
+        let unreachable = self.unreachable();
+        let full = rows.iter().filter(|row| row.role.is_full());
+        let mut members: Candidates = full.map(|row| (row.id, row.candidate(&raft.voters, &unreachable))).collect();
+        let is_voter = raft.voters.contains(&row.id);
+        // It has just caught up, so it answers.
+        let joiner = Candidate { is_reachable: true, ..row.candidate(&raft.voters, &unreachable) };
+        members.insert(row.id, Candidate { role: is_voter.then_some(FullRole::Voter), ..joiner });
+        let assigned = roles::assign(self.role_counts, self.id, &members);
+        let role = assigned.get(&row.id).copied().unwrap_or(FullRole::Spare);
+        if role == FullRole::Voter {
+            let wanted = roles::voters(&assigned);
+            self.ensure_voters(roles::next_voters(&raft.voters, &wanted, &members)).await?;
         }
+        let role = RowRole::from(role);
         let (id, from) = (row.id, row.role);
         // An invitation is spent by the joiner once its product has agreed; what a member is rebuilt with, at once.
         let token_id = row.token_id.filter(|_| from == RowRole::Rebuilding);

@@ -80,6 +80,7 @@ impl Node {
             is_alive.then_some(row.id)
         });
         let alive: Vec<NodeId> = join_all(pings).await.into_iter().flatten().collect();
+        self.note_heartbeat(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), &alive);
         if !alive.is_empty() {
             let ids: Vec<String> = alive.iter().map(ToString::to_string).collect();
             let sql = format!("UPDATE core_cluster_members SET last_heartbeat = ?1 WHERE id IN ({})", ids.join(", "));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
@@ -11,11 +11,12 @@ use tokio::sync::{Notify, watch};
 use super::certificates::CertificateRow;
 use super::hook_calls::NodeHooks;
 use super::join::Versions;
+use super::liveness::Liveness;
 use super::members::{self, MemberRow};
 use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
-use crate::config::MemberConfig;
+use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub name: Name,
     pub address: Address,
     pub versions: Versions,
+    /// How many members are to have which role, when this one leads.
+    pub(super) role_counts: RoleCounts,
     /// The database with the right to write the cluster's own tables.
     pub db: Database,
     /// The database as everybody else may use it.
@@ -52,6 +55,8 @@ pub(crate) struct Node {
     pub(super) membership: tokio::sync::Mutex<()>,
     /// Joiners that catch up: the reconciler leaves them alone.
     confirming: Mutex<HashSet<NodeId>>,
+    /// Who answers the heartbeats of this member, when it leads.
+    liveness: Mutex<Liveness>,
     /// Something may have to be put in order.
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
@@ -77,6 +82,7 @@ pub(crate) struct Node {
 pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
+    pub role_counts: RoleCounts,
     pub external_schema: Vec<String>,
     pub db: Database,
     pub trust: Trust,
@@ -88,7 +94,18 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { config, versions, external_schema, db, trust, peers, cluster_certificate, dir, hooks } = parts;
+        let NodeParts {
+            config,
+            versions,
+            role_counts,
+            external_schema,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+            dir,
+            hooks,
+        } = parts;
         let learned = Mutex::new(trust.current());
         let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
@@ -96,6 +113,7 @@ impl Node {
             name,
             address,
             versions,
+            role_counts,
             db: db.core(),
             database: db,
             trust,
@@ -107,6 +125,7 @@ impl Node {
             installed: tokio::sync::Mutex::new(Vec::new()),
             membership: tokio::sync::Mutex::new(()),
             confirming: Mutex::new(HashSet::new()),
+            liveness: Mutex::default(),
             disorder: Notify::new(),
             stranger: Notify::new(),
             learned,
@@ -212,6 +231,25 @@ impl Node {
     pub(super) fn confirming(&self) -> MutexGuard<'_, HashSet<NodeId>> {
         // Nothing that holds the lock can panic, so a poisoned value is a whole one.
         self.confirming.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Notes who has answered a heartbeat; who is silent for long may have to be replaced.
+    pub(super) fn note_heartbeat(&self, asked: &[NodeId], alive: &[NodeId]) {
+        let term = self.db.status().term;
+        if self.liveness().note(term, asked, alive, Instant::now()) {
+            tracing::info!(unreachable = ?self.unreachable(), "other members can be reached than before");
+            self.nudge();
+        }
+    }
+
+    /// Members that have been silent for long, as this one has found while it leads.
+    pub(super) fn unreachable(&self) -> BTreeSet<NodeId> {
+        self.liveness().unreachable(self.db.status().term)
+    }
+
+    fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        self.liveness.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Changes the voters unless they are these already; finishes a change that was interrupted.

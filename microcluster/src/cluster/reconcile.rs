@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
-use super::roles::{self, FullRole, Policy};
+use super::roles::{self, Candidates};
 use super::tokens::{self, TokenRow};
+use crate::config::RoleCounts;
 use crate::db::{self, Consistency, NodeId};
 use crate::tasks::Tasks;
 
@@ -50,7 +51,11 @@ struct View<'a> {
     confirming: &'a HashSet<NodeId>,
     /// Joiners that have had their time.
     overdue: &'a HashSet<NodeId>,
-    policy: Policy,
+    /// Members that do not answer.
+    unreachable: &'a BTreeSet<NodeId>,
+    /// This member.
+    leader: NodeId,
+    role_counts: RoleCounts,
 }
 
 /// Puts the membership in order whenever this member leads, until the tasks are stopped.
@@ -115,6 +120,8 @@ impl Node {
             tracing::info!(?action, "putting the membership in order");
             self.carry_out(action.clone(), &rows).await?;
         }
+        // One step at a time: there may be another one.
+        self.nudge();
         Ok(actions)
     }
 
@@ -128,7 +135,9 @@ impl Node {
             learners: &raft.learners,
             confirming: &self.confirming(),
             overdue,
-            policy: roles::POLICY_DEFAULT,
+            unreachable: &self.unreachable(),
+            leader: self.id,
+            role_counts: self.role_counts,
         })
     }
 
@@ -191,8 +200,9 @@ fn plan(view: &View<'_>) -> Vec<Action> {
     let known: BTreeSet<NodeId> = view.rows.iter().map(|row| row.id).collect();
     let nodes = view.voters.union(view.learners);
     actions.extend(nodes.filter(|id| !known.contains(id)).map(|id| Action::DropOrphan(*id)));
-    if actions.is_empty() && view.confirming.is_empty() {
-        // Roles are given when nobody is on the way in or out: those steps give roles themselves.
+    let comes_in = |row: &MemberRow| row.role.is_joining() && view.voters.contains(&row.id);
+    if actions.is_empty() && !view.rows.iter().any(comes_in) {
+        // A joiner that votes already has no role yet, and must not lose its vote for that.
         actions.extend(plan_roles(view));
     }
     actions
@@ -201,21 +211,13 @@ fn plan(view: &View<'_>) -> Vec<Action> {
 fn plan_roles(view: &View<'_>) -> Vec<Action> {
     let is_in =
         |row: &&MemberRow| row.role.is_full() && (view.voters.contains(&row.id) || view.learners.contains(&row.id));
-    let present = |row: &MemberRow| match row.full_role() {
-        // Raft is the truth about who votes.
-        _ if view.voters.contains(&row.id) => FullRole::Voter,
-        FullRole::Voter => FullRole::StandBy,
-        role => role,
-    };
-    let members: BTreeMap<NodeId, Option<FullRole>> =
-        view.rows.iter().filter(is_in).map(|row| (row.id, Some(present(row)))).collect();
-    let assigned = roles::assign(view.policy, &members);
-    let voters: BTreeSet<NodeId> =
-        assigned.iter().filter(|(_, role)| **role == FullRole::Voter).map(|(id, _)| *id).collect();
-    let is_joining = |row: &MemberRow| row.role.is_joining();
+    let members: Candidates =
+        view.rows.iter().filter(is_in).map(|row| (row.id, row.candidate(view.voters, view.unreachable))).collect();
+    let assigned = roles::assign(view.role_counts, view.leader, &members);
+    let voters = roles::voters(&assigned);
     let mut actions = Vec::new();
-    if !voters.is_empty() && (voters != *view.voters || view.is_joint) && !view.rows.iter().any(is_joining) {
-        actions.push(Action::SetVoters(voters));
+    if !voters.is_empty() && (voters != *view.voters || view.is_joint) {
+        actions.push(Action::SetVoters(roles::next_voters(view.voters, &voters, &members)));
     }
     let changes: BTreeMap<NodeId, (RowRole, RowRole)> = view
         .rows
@@ -268,6 +270,7 @@ mod tests {
         learners: Vec<NodeId>,
         confirming: Vec<NodeId>,
         overdue: Vec<NodeId>,
+        unreachable: Vec<NodeId>,
     }
 
     impl World {
@@ -280,6 +283,7 @@ mod tests {
                 learners: learners.to_vec(),
                 confirming: vec![],
                 overdue: vec![],
+                unreachable: vec![],
             }
         }
 
@@ -292,7 +296,9 @@ mod tests {
                 learners: &self.learners.iter().copied().collect(),
                 confirming: &self.confirming.iter().copied().collect(),
                 overdue: &self.overdue.iter().copied().collect(),
-                policy: roles::POLICY_DEFAULT,
+                unreachable: &self.unreachable.iter().copied().collect(),
+                leader: 1,
+                role_counts: RoleCounts::default(),
             })
         }
     }
@@ -340,6 +346,27 @@ mod tests {
         let world = World::new(&[(1, Voter), (2, Voter), (4, StandBy)], &[1, 2], &[4]);
         let expected = [Action::SetVoters([1, 2, 4].into()), Action::SetRoles([(4, (StandBy, Voter))].into())];
         assert_eq!(world.plan(), expected);
+    }
+
+    #[test]
+    fn a_silent_voter_is_replaced_also_while_somebody_joins_and_stays_where_it_is_when_it_is_back() {
+        let rows = [(1, Voter), (2, Voter), (3, Voter), (4, StandBy), (9, Pending)];
+        let mut world = World::new(&rows, &[1, 2, 3], &[4, 9]);
+        world.unreachable = vec![3];
+        world.confirming = vec![9];
+        let roles = [(3, (Voter, StandBy)), (4, (StandBy, Voter))].into();
+        assert_eq!(world.plan(), [Action::SetVoters([1, 2, 4].into()), Action::SetRoles(roles)]);
+        let mut world = World::new(&[(1, Voter), (2, Voter), (3, StandBy), (4, Voter)], &[1, 2, 4], &[3]);
+        assert_eq!(world.plan(), []);
+        world.unreachable = vec![3];
+        assert_eq!(world.plan(), []);
+    }
+
+    #[test]
+    fn a_voter_that_nobody_can_replace_stays() {
+        let mut world = World::new(&[(1, Voter), (2, Voter), (3, Voter)], &[1, 2, 3], &[]);
+        world.unreachable = vec![3];
+        assert_eq!(world.plan(), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Removing a member, on the leader. The mark in its row is the decision; what follows is finished
 //! by whoever leads, however often that changes.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use microcluster_client::{Empty, Name};
 use super::hook_calls::HookError;
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
-use super::roles::{self, FullRole};
+use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId};
 
@@ -96,14 +96,14 @@ impl Node {
         let raft = self.db.status();
         if raft.voters.contains(&id) {
             let rows = self.rows().await?;
-            let remaining: BTreeMap<NodeId, Option<FullRole>> = rows
+            let unreachable = self.unreachable();
+            let remaining: Candidates = rows
                 .iter()
                 .filter(|row| row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id))
-                .map(|row| (row.id, Some(row.full_role())))
+                .map(|row| (row.id, row.candidate(&raft.voters, &unreachable)))
                 .collect();
-            let assigned = roles::assign(roles::POLICY_DEFAULT, &remaining);
-            let voters = assigned.into_iter().filter(|(_, role)| *role == FullRole::Voter);
-            self.ensure_voters(voters.map(|(id, _)| id).collect()).await?;
+            let assigned = roles::assign(self.role_counts, self.id, &remaining);
+            self.ensure_voters(roles::voters(&assigned)).await?;
         }
         if self.db.status().nodes.contains_key(&id) {
             self.db.remove_node(id).await?;
@@ -136,13 +136,16 @@ fn removable<'a>(rows: &'a [MemberRow], name: &Name, leader: NodeId) -> Result<&
 }
 
 impl MemberRow {
-    /// The role of a member that is in.
-    pub(super) fn full_role(&self) -> FullRole {
-        match self.role {
-            RowRole::Voter => FullRole::Voter,
-            RowRole::StandBy => FullRole::StandBy,
+    /// A member that is in, as one that is to have a role.
+    pub(super) fn candidate(&self, voters: &BTreeSet<NodeId>, unreachable: &BTreeSet<NodeId>) -> Candidate {
+        let role = match self.role {
+            // Raft is the truth about who votes.
+            _ if voters.contains(&self.id) => FullRole::Voter,
+            RowRole::Voter | RowRole::StandBy => FullRole::StandBy,
             RowRole::Spare | RowRole::Pending | RowRole::Rebuilding | RowRole::Leaving => FullRole::Spare,
-        }
+        };
+        let is_reachable = !unreachable.contains(&self.id);
+        Candidate { role: Some(role), failure_domain: self.failure_domain, is_reachable }
     }
 }
 

@@ -167,6 +167,7 @@ impl CoreShared {
     pub(super) async fn become_member(&self, node: &Arc<Node>) {
         self.state.set_lifecycle(Lifecycle::Member(node.clone()));
         self.close_pre_init().await;
+        self.watch_membership(node).await;
         node.nudge();
         // It may have been found out while it was coming in.
         let damage = node.db.damage().borrow().clone();

@@ -13,7 +13,7 @@ use crate::cluster::join::Versions;
 use crate::cluster::rebuild::keep_verified;
 use crate::cluster::{
     Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust,
-    keep_upgraded, schema,
+    keep_upgraded, removal_found, schema,
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
@@ -80,8 +80,19 @@ pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity)
     .await?;
     let (versions, external_schema) = (versions(state), state.settings().schema.clone());
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    let hooks = hooks.of_node(state);
-    Ok(Node::new(NodeParts { config, versions, external_schema, db, trust, peers, cluster_certificate, dir, hooks }))
+    let (role_counts, hooks) = (state.settings().role_counts, hooks.of_node(state));
+    Ok(Node::new(NodeParts {
+        config,
+        versions,
+        role_counts,
+        external_schema,
+        db,
+        trust,
+        peers,
+        cluster_certificate,
+        dir,
+        hooks,
+    }))
 }
 
 impl CoreShared {
@@ -106,6 +117,18 @@ impl CoreShared {
         tasks.spawn("database watch", watch);
         *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
         Ok(())
+    }
+
+    /// Has this member leave when it was removed and nobody could tell it.
+    pub(super) async fn watch_membership(&self, node: &Arc<Node>) {
+        if let Some(running) = &*self.running.lock().await {
+            let (node, control, tasks) = (node.clone(), self.control.clone(), running.tasks.clone());
+            running.tasks.spawn("membership", async move {
+                if removal_found(node, tasks).await {
+                    control.send(Internal::Removed).await.ok();
+                }
+            });
+        }
     }
 
     /// Ends what runs for a member, if anything does.

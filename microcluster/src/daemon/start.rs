@@ -46,6 +46,10 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
     let Described { core: routes, roots, additional } = described;
     settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
+    let voters = settings.role_counts.voters;
+    if voters.is_multiple_of(2) {
+        return Err(StartError::Voters { voters });
+    }
     let path = settings.state_dir.clone();
     let (dir, server, found) = blocking("state directory", move || load(&path)).await??;
     let group = settings.socket_group.as_deref().map(|group| {
@@ -236,7 +240,10 @@ impl From<TaskLost> for StartError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{almost, cases};
     use crate::state_dir::{MODE_PUBLIC, write_file};
     use crate::tls::{Generate, SharedPair};
 
@@ -302,5 +309,75 @@ mod tests {
         assert!(matches!(found, Found::Nothing));
         assert!(!dir.daemon_config().exists());
         assert_eq!(first.fingerprint(), second.fingerprint(), "the identity stays");
+    }
+
+    /// What a member's directory holds, by the names of its files.
+    fn whole_member() -> [(&'static str, Vec<u8>); 6] {
+        static MADE: std::sync::LazyLock<[(&str, Vec<u8>); 6]> = std::sync::LazyLock::new(|| {
+            let pair = KeyPair::generate(&Generate { name: "c2", addresses: &[] }).unwrap();
+            let (certificate, key) = (pair.certificate.pem.clone(), pair.key_pem().expose().to_owned());
+            let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
+            let pending =
+                serde_json::json!({"certificate": certificate, "key": key, "authority": "", "is_shared": false});
+            [
+                ("daemon.yaml", serde_norway::to_string(&config).unwrap().into_bytes()),
+                ("joining.json", serde_json::to_vec(&record()).unwrap()),
+                ("server.crt", certificate.clone().into()),
+                ("server.key", key.clone().into()),
+                ("cluster.crt", certificate.into()),
+                ("cluster.pair", pending.to_string().into()),
+            ]
+        });
+        MADE.clone()
+    }
+
+    proptest! {
+        #![proptest_config(cases(150))]
+
+        /// Whatever is in a file of the directory: the daemon starts or says which file it cannot use, and quotes no key.
+        #[test]
+        fn any_file_is_used_or_named(
+            (name, content) in (0_usize..6).prop_flat_map(|which| {
+                let (name, content) = whole_member()[which].clone();
+                let anything = proptest::collection::vec(any::<u8>(), 0..200);
+                (Just(name), prop_oneof![3 => almost(Just(content)), 1 => anything])
+            }),
+        ) {
+            let parent = tempfile::tempdir().unwrap();
+            for (file, content) in whole_member() {
+                std::fs::write(parent.path().join(file), content).unwrap();
+            }
+            std::fs::write(parent.path().join(name), content).unwrap();
+            if let Err(e) = load(parent.path()) {
+                let (message, stem) = (Chain(&e).to_string(), name.split('.').next().unwrap());
+                prop_assert!(message.contains(stem), "{} for {}", message, name);
+                let key = String::from_utf8(whole_member()[3].1.clone()).unwrap();
+                prop_assert!(!message.contains(&key.lines().nth(1).unwrap()[..20]), "{}", message);
+            }
+        }
+
+        #[test]
+        fn what_a_member_and_a_joiner_store_is_read_as_the_same(
+            id in any::<u64>(), failure_domain in any::<u64>(), secret in any::<String>(), certificate in any::<String>(),
+            settings in proptest::collection::btree_map(any::<String>(), any::<String>(), 0..4),
+            address in any::<(std::net::IpAddr, u16)>(),
+        ) {
+            let address = std::net::SocketAddr::from(address).into();
+            let mut config = MemberConfig::new(id, "c2".parse().unwrap(), address);
+            config.failure_domain = failure_domain;
+            config.servers.insert("metrics".parse().unwrap(), microcluster_client::ServerConfig { address });
+            let yaml = serde_norway::to_string(&config).unwrap();
+            prop_assert_eq!(serde_norway::from_str::<MemberConfig>(&yaml).unwrap(), config);
+            let record = JoinRecord {
+                id,
+                config: settings.into_iter().collect(),
+                secret: secret.into(),
+                cluster_cert: certificate.clone(),
+                members: vec![microcluster_client::MemberLocal { name: "c1".parse().unwrap(), address, certificate }],
+                ..record()
+            };
+            let json = serde_json::to_string(&record).unwrap();
+            prop_assert_eq!(serde_json::from_str::<JoinRecord>(&json).unwrap(), record);
+        }
     }
 }

@@ -12,6 +12,7 @@ use super::command::{Batch, DecodeError, Failure, Outcome, Request, RequestId};
 use super::executor::Executor;
 use super::raft_types::{Entry, LogId, StoredMembership};
 use super::sessions::{self, Sessions};
+use super::watch::Written;
 
 /// The replication's own bookkeeping, in the same file and so in the same transactions.
 const RAFT_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_raft(
@@ -81,6 +82,11 @@ impl Applier {
     /// The connection, for the engine's own use.
     pub fn connection(&self) -> &Connection {
         self.executor.engine()
+    }
+
+    /// The tables that were written since the last call.
+    pub fn take_written(&self) -> Written {
+        self.executor.take_written()
     }
 
     /// Applies the entries, in order, and says what came of each request.

@@ -27,6 +27,7 @@ use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
 use super::transaction::{Closures, Parameters, Transaction};
+use super::watch::Watch;
 use super::writer::{Shared, Writer};
 use super::{dump, janitor, state_file};
 
@@ -134,15 +135,21 @@ impl Database {
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum()).nodes.keys().eq([&node_id]) {
+        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard).nodes.keys().eq([&node_id]) {
             // Nobody else can lead, so nobody has to be waited for.
             raft.trigger().elect().await.map_err(|error| OpenError::Raft(error.to_string()))?;
         }
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
-        let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum());
+        let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard);
         let (status_sender, status) = watch::channel(now);
-        tasks.spawn(status::watch_metrics(raft.clone(), status_sender, timings.quorum(), cancelled.clone()));
+        tasks.spawn(status::watch_metrics(
+            raft.clone(),
+            status_sender,
+            timings.quorum(),
+            Arc::clone(&shared),
+            cancelled.clone(),
+        ));
         let (sequencer, task) =
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
@@ -371,7 +378,8 @@ impl Database {
 
     /// How this member's database is, now.
     pub fn status(&self) -> Status {
-        Status::from_metrics(&self.inner.raft.metrics().borrow(), self.inner.timings.quorum())
+        let inner = &self.inner;
+        Status::from_metrics(&inner.raft.metrics().borrow(), inner.timings.quorum(), &inner.shared.heard)
     }
 
     /// The status, for those who wait for a change of the leader, the members or the quorum. Changes of the indices
@@ -389,6 +397,28 @@ impl Database {
     /// The index of the last applied entry: changes after each write that shows here.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.shared.applied.subscribe()
+    }
+
+    /// Wakes up when a committed entry has written to one of these tables, on any member, also through triggers and foreign
+    /// keys. Nothing goes over the network for it.
+    ///
+    /// ```no_run
+    /// # async fn example(database: microcluster::db::Database) -> Result<(), microcluster::db::Error> {
+    /// use microcluster::db::Consistency;
+    ///
+    /// let mut watch = database.watch(["kv"]);
+    /// loop {
+    ///     let count: Option<i64> =
+    ///         database.query_row(Consistency::Local, "SELECT count(*) FROM kv", (), |row| row.get(0)).await?;
+    ///     println!("{count:?}");
+    ///     watch.changed().await?;
+    /// }
+    /// # }
+    /// ```
+    pub fn watch<T: AsRef<str>>(&self, tables: impl IntoIterator<Item = T>) -> Watch {
+        let tables = tables.into_iter().map(|table| table.as_ref().to_lowercase()).collect();
+        let clock = Arc::clone(&self.inner.shared.tables);
+        Watch::new(tables, clock, self.changes(), self.inner.cancelled.clone())
     }
 
     /// Why this member's files must not be used any more, once they must not: it has to be rebuilt from the others.

@@ -147,6 +147,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::db::command::Batch;
+    use crate::fuzz::almost;
 
     fn entries() -> impl Strategy<Value = Entry> {
         let peer = ("[a-z]{0,8}", "[0-9.:]{0,16}").prop_map(|(name, address)| Peer { name, address });
@@ -190,6 +192,22 @@ mod tests {
                     *header = [ENTRY_VERSION, kind];
                 }
                 let _ = decode_entry(Bytes::from(bytes.clone()));
+            }
+        }
+
+        #[test]
+        fn an_entry_that_is_almost_right_is_read_or_refused(bytes in almost(entries().prop_map(|e| encoded(&e).to_vec()))) {
+            let _ = decode_entry(Bytes::from(bytes));
+        }
+
+        /// The requests inside an entry: their version, then postcard.
+        #[test]
+        fn any_command_is_a_batch_or_refused(version in 0_u8..4, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Batch::decode(&Command(Bytes::from(bytes.clone())));
+            let bytes = [vec![version], bytes].concat();
+            if let Ok(batch) = Batch::decode(&Command(Bytes::from(bytes))) {
+                let again = Batch::decode(&batch.encode().unwrap()).unwrap();
+                prop_assert_eq!(format!("{again:?}"), format!("{batch:?}"));
             }
         }
 

@@ -121,6 +121,13 @@ impl Error {
     }
 }
 
+/// A closure's own error, in the words of a handler: the transaction is aborted with it, and the handler's caller is told it as it is.
+impl From<crate::error::Error> for Error {
+    fn from(error: crate::error::Error) -> Self {
+        Error::other(error)
+    }
+}
+
 /// Sorts SQLite's errors: constraint, wrong SQL, refused, broken.
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {

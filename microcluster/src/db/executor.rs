@@ -15,6 +15,7 @@ use super::authorizer::{Guard, Mode, Touched};
 use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
 use super::determinism::{self, Surroundings};
 use super::error::Error;
+use super::watch::{WriteNotes, Written};
 
 /// The most that the results of one request may take.
 pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
@@ -45,6 +46,7 @@ pub(crate) struct Executor {
     nonce: String,
     /// A statement changed the schema since the last look.
     schema_changed: Cell<bool>,
+    notes: WriteNotes,
 }
 
 impl Executor {
@@ -86,6 +88,7 @@ impl Executor {
             last_rowid,
             nonce,
             schema_changed: Cell::new(false),
+            notes: WriteNotes::default(),
         })
     }
 
@@ -220,9 +223,21 @@ impl Executor {
         self.schema_changed.take()
     }
 
+    /// What was written since the last call, by requests that were applied or tried.
+    pub fn take_written(&self) -> Written {
+        self.notes.take()
+    }
+
     /// What the next statement touches is told apart from what those before it did.
     fn begin_compiling(&self) {
-        self.schema_changed.set(self.schema_changed.get() | self.guard.take_touched().schema);
+        self.end_compiling();
+    }
+
+    /// What the statement touches that ran; nothing if it was kept and is as it was.
+    fn end_compiling(&self) -> Touched {
+        let touched = self.guard.take_touched();
+        self.schema_changed.set(self.schema_changed.get() | touched.schema);
+        touched
     }
 
     /// Whether a statement prepared so far asks for `last_insert_rowid()` or `changes()`.
@@ -241,6 +256,9 @@ impl Executor {
             self.begin_compiling();
             let mut prepared = self.connection.prepare_cached(&self.keyed(&statement.sql, scope))?;
             self.run_one(&mut prepared, &statement.parameters, collected)?;
+            if !prepared.readonly() {
+                self.notes.note(&statement.sql, self.end_compiling());
+            }
         }
         Ok(())
     }
@@ -252,6 +270,7 @@ impl Executor {
             self.surroundings.begin_statement(index);
             index += 1;
             self.run_one(&mut prepared, &[], collected)?;
+            self.notes.note_once(self.end_compiling());
         }
         Ok(())
     }

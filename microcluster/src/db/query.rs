@@ -102,3 +102,126 @@ fn rows(queried: Queried) -> Result<QueryResult, Error> {
         Queried::TooLarge { size } => Err(Error::TooLarge { what: "the result", size, limit: RESULT_BYTES_MAX }),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuzz::cases;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn readers() -> (tempfile::TempDir, Readers) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute_batch("CREATE TABLE t (a, b); INSERT INTO t VALUES (1, 'x;y'), (NULL, x'00')").unwrap();
+        (dir, Readers::new(path))
+    }
+
+    /// Words and signs that scripts are made of, in any order.
+    fn almost_sql() -> impl Strategy<Value = String> {
+        let token = prop_oneof![
+            proptest::sample::select(vec![
+                "SELECT",
+                "1",
+                "a",
+                "FROM",
+                "t",
+                ";",
+                ";;",
+                "--",
+                "/*",
+                "*/",
+                "'",
+                "\"",
+                "`",
+                "[",
+                "]",
+                "(",
+                ")",
+                ",",
+                "?1",
+                ":x",
+                "WITH",
+                "AS",
+                "VALUES",
+                "EXPLAIN",
+                "PRAGMA",
+                "table_info",
+                "INSERT",
+                "INTO",
+                "BEGIN",
+                "COMMIT",
+                "CREATE",
+                "TRIGGER",
+                "END",
+                "ATTACH",
+                "DELETE",
+                "\n",
+                "\u{0}",
+                "\u{feff}",
+                "x'00'",
+                "NULL",
+                "UNION",
+                "ALL",
+            ]),
+            Just("é"),
+        ];
+        proptest::collection::vec(token, 0..24).prop_map(|tokens| tokens.join(" "))
+    }
+
+    /// One statement that reads, and the rows that it answers.
+    fn statement() -> impl Strategy<Value = (&'static str, usize)> {
+        proptest::sample::select(vec![
+            ("SELECT 1", 1),
+            ("SELECT 'a;b', \"a\" FROM t -- ; no end\n", 2),
+            ("VALUES (1), (2), (';')", 3),
+            ("WITH n AS (SELECT ';' AS s) SELECT s FROM n /* ; */", 1),
+            ("/* ; */ SELECT [a] FROM t WHERE b = 'x;y'", 1),
+            ("SELECT `a` FROM t WHERE 0", 0),
+            ("EXPLAIN QUERY PLAN SELECT ';'", 1),
+        ])
+    }
+
+    proptest! {
+        #![proptest_config(cases(400))]
+
+        /// Statements that are put together are told apart where they were put together, and nowhere else.
+        #[test]
+        fn a_script_is_split_into_its_statements(
+            statements in proptest::collection::vec(statement(), 1..5), separator in "[ \n]{0,2};[; \n]{0,3}",
+        ) {
+            let (_dir, readers) = readers();
+            let texts: Vec<_> = statements.iter().map(|(text, _)| *text).collect();
+            let Read::Results(results) = read(&readers, &texts.join(&separator), &[], LIMIT).unwrap() else {
+                return Err(TestCaseError::fail("it only reads"));
+            };
+            let counts: Vec<_> = results.iter().map(|result| match result {
+                QueryResult::Rows { rows, .. } => rows.len(),
+                QueryResult::Changed { .. } => usize::MAX,
+            }).collect();
+            prop_assert_eq!(counts, statements.iter().map(|(_, rows)| *rows).collect::<Vec<_>>());
+            // With one that writes behind it, nothing of it is answered from here.
+            let script = [texts.as_slice(), &["INSERT INTO t VALUES (1, 2)"]].concat().join(&separator);
+            let writes = matches!(read(&readers, &script, &[], LIMIT).unwrap(), Read::Writes);
+            prop_assert!(writes, "{}", script);
+        }
+
+        #[test]
+        fn any_text_is_read_sent_on_or_refused(sql in prop_oneof![almost_sql(), any::<String>()]) {
+            let (_dir, readers) = readers();
+            surely_writes(&sql);
+            let _ = read(&readers, &sql, &[], LIMIT);
+            let _ = read(&readers, &sql, &[Value::Null, Value::Text("x".into())], LIMIT);
+            // The connection is as it was, and the table too.
+            let Ok(Read::Results(results)) = read(&readers, "SELECT * FROM t", &[], LIMIT) else {
+                return Err(TestCaseError::fail("the pool is damaged"));
+            };
+            let whole = matches!(&results[..], [QueryResult::Rows { rows, .. }] if rows.len() == 2);
+            prop_assert!(whole, "the table has changed");
+        }
+    }
+}

@@ -122,7 +122,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{almost, cases};
 
     #[test]
     fn an_installed_file_is_current_and_the_old_one_can_go() {
@@ -145,5 +148,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(POINTER), "../etc/passwd").unwrap();
         assert!(current(dir.path()).unwrap_err().to_string().contains("names no state file"));
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn any_pointer_names_a_state_file_here_or_is_refused(
+            bytes in prop_oneof![
+                almost(any::<(u64, u64)>().prop_map(|(n, snapshot)| format!("state-{n}.db {snapshot}\n").into_bytes())),
+                proptest::collection::vec(any::<u8>(), 0..60),
+            ],
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(POINTER), &bytes).unwrap();
+            if let Ok(path) = current(dir.path()) {
+                prop_assert_eq!(path.parent(), Some(dir.path()), "{:?}", path);
+            }
+            let _ = snapshot_index(dir.path());
+        }
+
+        #[test]
+        fn a_pointer_is_read_as_it_was_written(generation in any::<u64>(), snapshot in any::<u64>()) {
+            let dir = tempfile::tempdir().unwrap();
+            point_to(dir.path(), generation, snapshot).unwrap();
+            prop_assert_eq!(read_pointer(dir.path()).unwrap(), Some((generation, snapshot)));
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! How this member's database is, from Raft's own metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::raft_types::{NodeId, Peer, Raft};
+use super::writer::Shared;
 
 /// What this member is in Raft's eyes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,7 @@ pub struct Status {
     pub last_log_index: u64,
     /// Up to where it has applied the log.
     pub applied_index: u64,
-    /// As leader: a majority has answered lately. Otherwise: it knows a leader.
+    /// As leader: a majority has answered lately. Otherwise: it has heard of the leader lately.
     pub has_quorum: bool,
     /// The nodes that vote.
     pub voters: BTreeSet<NodeId>,
@@ -66,8 +68,9 @@ impl Status {
         self.state == RaftState::Shutdown
     }
 
-    /// The status in openraft's metrics. A leader that no majority has answered for `quorum_timeout` has no quorum.
-    pub(crate) fn from_metrics(metrics: &RaftMetrics<NodeId, Peer>, quorum_timeout: Duration) -> Status {
+    /// The status in openraft's metrics. A leader that no majority has answered for `quorum_timeout` has no quorum, and
+    /// neither has who has not heard of the leader for so long: one that does not vote goes on naming a leader for ever.
+    pub(crate) fn from_metrics(metrics: &RaftMetrics<NodeId, Peer>, quorum_timeout: Duration, heard: &Heard) -> Status {
         let membership = metrics.membership_config.membership();
         let state = match metrics.state {
             _ if metrics.running_state.is_err() => RaftState::Shutdown,
@@ -82,7 +85,7 @@ impl Status {
             (RaftState::Leader, _) if alone => true,
             (RaftState::Leader, Some(millis)) => Duration::from_millis(millis) <= quorum_timeout,
             (RaftState::Leader, None) => false,
-            _ => metrics.current_leader.is_some(),
+            _ => metrics.current_leader.is_some() && heard.is_within(quorum_timeout),
         };
         Status {
             node_id: metrics.id,
@@ -100,6 +103,21 @@ impl Status {
     }
 }
 
+/// When this member has last heard of its leader.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(Mutex<Option<Instant>>);
+
+impl Heard {
+    /// It hears of it now.
+    pub fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_within(&self, time: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|heard| heard.elapsed() <= time)
+    }
+}
+
 /// How often the quorum is looked at; nothing tells when it is lost.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -109,6 +127,7 @@ pub(crate) async fn watch_metrics(
     raft: Raft,
     status: watch::Sender<Status>,
     quorum_timeout: Duration,
+    shared: Arc<Shared>,
     cancelled: CancellationToken,
 ) {
     let mut metrics = raft.metrics();
@@ -121,7 +140,7 @@ pub(crate) async fn watch_metrics(
                 && metrics.membership_config == server.membership_config
         });
         let _ = tokio::time::timeout(LOOK, caught_up).await.map(|_| ());
-        let now = Status::from_metrics(&metrics.borrow(), quorum_timeout);
+        let now = Status::from_metrics(&metrics.borrow(), quorum_timeout, &shared.heard);
         let stopped = now.is_shut_down();
         status.send_if_modified(|before| {
             let tell = (before.state, before.term, before.leader, before.has_quorum)

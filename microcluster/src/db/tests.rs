@@ -129,6 +129,31 @@ async fn kept_statements_follow_the_schema() {
     }
 }
 
+/// On every member, through triggers and statements that are kept, and after a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_wakes_up_when_its_tables_are_written() {
+    let cluster = Cluster::new(2).await;
+    let (one, two) = (cluster.db(1), cluster.db(2));
+    let schema = "CREATE TABLE t(a); CREATE TABLE log(a); CREATE TABLE other(a);
+         CREATE TRIGGER tr AFTER INSERT ON t BEGIN INSERT INTO log VALUES (new.a); END";
+    one.sql(schema, vec![], Consistency::Linearizable).await.unwrap();
+    two.linearize().await.unwrap();
+    let mut watch = two.watch(["LOG"]);
+    for turn in 0..5 {
+        one.execute("INSERT INTO other VALUES (?1)", [turn]).await.unwrap();
+        two.linearize().await.unwrap();
+        assert!(futures_util::FutureExt::now_or_never(watch.changed()).is_none(), "that is another table");
+        one.execute("INSERT INTO t VALUES (?1)", [turn]).await.unwrap();
+        let index = tokio::time::timeout(Duration::from_secs(60), watch.changed()).await.unwrap().unwrap();
+        let count = two.query_row(Consistency::Local, "SELECT count(*) FROM log", (), |row| row.get::<_, i64>(0));
+        assert_eq!(count.await.unwrap(), Some(turn + 1), "what woke it up shows");
+        assert!(index > 0);
+    }
+    let mut closed = two.watch(["t"]);
+    two.shutdown().await;
+    assert!(matches!(closed.changed().await, Err(Error::ShuttingDown)));
+}
+
 /// FTS5 remembers an index for each connection: what another one has written since is no damage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sound_full_text_index_is_called_sound() {

@@ -16,7 +16,9 @@ use super::gate::WriteGate;
 use super::raft_types::Entry;
 use super::readers::Readers;
 use super::state_file;
+use super::status::Heard;
 use super::waiters::Waiters;
+use super::watch::{TableClock, Written};
 
 /// How many jobs may wait. openraft hands over one at a time; the rest is for snapshots.
 const JOBS_MAX: usize = 16;
@@ -27,8 +29,12 @@ pub(crate) struct Shared {
     pub readers: Readers,
     pub gate: WriteGate,
     pub digests: Digests,
+    /// When each table was written last.
+    pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+    /// When the leader was heard of.
+    pub heard: Heard,
     /// Why this member's files must not be used any more, once they must not.
     pub damage: watch::Sender<Option<String>>,
 }
@@ -84,7 +90,9 @@ impl Writer {
             readers: Readers::new(path.clone()),
             gate: WriteGate::default(),
             digests: Digests::default(),
+            tables: Arc::default(),
             applied: watch::Sender::new(applied),
+            heard: Heard::default(),
             damage: watch::Sender::new(None),
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
@@ -177,6 +185,7 @@ impl State {
                 self.applier.apply(group)?
             };
             if let Some(entry) = group.last() {
+                self.shared.tables.advance(entry.log_id.index, self.applier.take_written());
                 if is_mark(entry) {
                     self.shared.digests.start(entry.log_id.index, &self.shared.readers);
                 }
@@ -209,7 +218,9 @@ impl State {
         self.shared.readers.switch(path);
         state_file::remove(&old)?;
         let position = self.applier.position().clone();
-        self.shared.applied.send_replace(position.last_applied.map_or(0, |log_id| log_id.index));
+        let index = position.last_applied.map_or(0, |log_id| log_id.index);
+        self.shared.tables.advance(index, Written { everything: true, ..Written::default() });
+        self.shared.applied.send_replace(index);
         Ok(position)
     }
 }

@@ -305,6 +305,7 @@ impl Action {
             timeout: self.timeout,
             traced: true,
             handler: Arc::clone(&self.handler),
+            handler_type: "",
         }
     }
 }

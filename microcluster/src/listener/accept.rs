@@ -12,23 +12,18 @@ use hyper_util::server::conn::auto::Builder;
 use microcluster_client::Fingerprint;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::api::{Api, Connection, ListenerKind};
+use super::limits::Limits;
+use super::patience::Patience;
+use super::places::{Handshake, Handshakes, Places};
+use crate::api::{Api, Connection, ListenerKind, Peer};
 use crate::tasks::Tasks;
 
-/// Connections of one listener at the same time. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 4096;
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the head of a request may take, and how long a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a request's head, and of what is read at a time.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Requests at the same time on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 256;
 /// How often an idle HTTP/2 connection is asked whether it is alive.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Pause after an accept failed: the process is out of files, and asking again at once would not help.
@@ -43,58 +38,77 @@ enum Protocol {
     Either,
 }
 
-pub(super) async fn unix_loop(listener: UnixListener, api: Api, tasks: Tasks) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+pub(super) async fn unix_loop(listener: UnixListener, limits: Limits, api: Api, tasks: Tasks) {
+    let places = Places::new(&limits);
     while let Some(place) = next_place(&places, &tasks).await {
         let Some((stream, _)) = accept(listener.accept(), &tasks).await else {
             continue;
         };
-        let peer = stream.peer_cred();
+        let peer = match stream.peer_cred() {
+            Ok(peer) => Peer::Process { user: peer.uid(), process: peer.pid() },
+            Err(e) => {
+                tracing::debug!(error = %e, "the system does not say who is at the other end of the control socket");
+                Peer::Unknown
+            }
+        };
         let (api, own) = (api.clone(), tasks.clone());
         tasks.spawn("control connection", async move {
-            match peer {
-                Ok(peer) => tracing::debug!(uid = peer.uid(), pid = peer.pid(), "control connection opened"),
-                Err(e) => {
-                    tracing::debug!(error = %e, "control connection opened by somebody unknown")
-                }
-            }
-            let connection = Connection { listener: ListenerKind::Unix, certificate: None };
-            serve(stream, Protocol::Either, connection, api, &own).await;
+            tracing::debug!(%peer, "control connection opened");
+            let connection =
+                Connection { listener: ListenerKind::Unix, certificate: None, peer, body_timeout: limits.body };
+            serve(stream, Protocol::Either, connection, Manners::of_known(&limits), api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
 }
 
-pub(super) async fn tls_loop(listener: TcpListener, acceptor: TlsAcceptor, kind: ListenerKind, api: Api, tasks: Tasks) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    while let Some(place) = next_place(&places, &tasks).await {
-        let Some((tcp, peer)) = accept(listener.accept(), &tasks).await else {
+pub(super) async fn tls_loop(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    kind: ListenerKind,
+    limits: Limits,
+    api: Api,
+    tasks: Tasks,
+) {
+    let (places, handshakes) = (Arc::new(Places::new(&limits)), Handshakes::new(&limits));
+    while !tasks.is_stopping() {
+        let Some((tcp, address)) = accept(listener.accept(), &tasks).await else {
             continue;
         };
-        let (acceptor, api, own) = (acceptor.clone(), api.clone(), tasks.clone());
+        let (acceptor, api, own, places) = (acceptor.clone(), api.clone(), tasks.clone(), places.clone());
+        let running = handshakes.begin();
         tasks.spawn("TLS connection", async move {
-            match handshake(acceptor, tcp, &own).await {
-                Ok(stream) => {
-                    let connection = Connection { listener: kind, certificate: certificate(&stream) };
-                    let protocol = match stream.get_ref().1.alpn_protocol() {
-                        Some(b"h2") => Protocol::Http2,
-                        _ => Protocol::Http1,
-                    };
-                    serve(stream, protocol, connection, api, &own).await;
-                }
-                Err(e) => tracing::debug!(%peer, error = %e, "a TLS handshake failed"),
-            }
+            let stream = match handshake(acceptor, tcp, &running, &limits, &own).await {
+                Ok(stream) => stream,
+                Err(e) => return tracing::debug!(peer = %address, error = %e, "a TLS handshake failed"),
+            };
+            drop(running);
+            let certificate = certificate(&stream);
+            // The servers of a product are for everybody; here members come in, and they must get through.
+            let is_stranger = matches!(kind, ListenerKind::Tls | ListenerKind::PreInit)
+                && !certificate.is_some_and(|certificate| api.is_member(&certificate));
+            let Some(place) = places.take(is_stranger) else {
+                return tracing::debug!(peer = %address, is_stranger, "a connection was refused: there are too many");
+            };
+            let peer = Peer::Network(address);
+            let connection = Connection { listener: kind, certificate, peer, body_timeout: limits.body };
+            let protocol = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Protocol::Http2,
+                _ => Protocol::Http1,
+            };
+            let manners = if is_stranger { Manners::of_strangers(&limits) } else { Manners::of_known(&limits) };
+            serve(stream, protocol, connection, manners, api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
 }
 
 /// A place for one more connection; none when the listener is closed.
-async fn next_place(places: &Arc<Semaphore>, tasks: &Tasks) -> Option<OwnedSemaphorePermit> {
+async fn next_place(places: &Places, tasks: &Tasks) -> Option<OwnedSemaphorePermit> {
     tokio::select! {
         biased;
         () = tasks.stopping() => None,
-        place = places.clone().acquire_owned() => place.ok(),
+        place = places.wait() => place,
     }
 }
 
@@ -114,11 +128,18 @@ async fn accept<T>(accept: impl Future<Output = io::Result<T>>, tasks: &Tasks) -
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, tasks: &Tasks) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    running: &Handshake,
+    limits: &Limits,
+    tasks: &Tasks,
+) -> io::Result<TlsStream<TcpStream>> {
     tcp.set_nodelay(true)?;
     tokio::select! {
         () = tasks.stopping() => Err(io::ErrorKind::ConnectionAborted.into()),
-        done = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)) => {
+        () = running.crowded_out() => Err(io::Error::other("newer connections need the place")),
+        done = tokio::time::timeout(limits.handshake, acceptor.accept(tcp)) => {
             done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         }
     }
@@ -130,22 +151,47 @@ fn certificate(stream: &TlsStream<TcpStream>) -> Option<Fingerprint> {
     chain.first().map(|certificate| Fingerprint::of_der(certificate))
 }
 
+/// What is expected of one client.
+struct Manners {
+    head: Duration,
+    stall: Duration,
+    streams: u32,
+    /// After that time there are no more requests.
+    age: Option<Duration>,
+}
+
+impl Manners {
+    fn of_known(limits: &Limits) -> Manners {
+        Manners { head: limits.head, stall: limits.stall, streams: limits.streams, age: None }
+    }
+
+    fn of_strangers(limits: &Limits) -> Manners {
+        Manners {
+            head: limits.stranger_head,
+            stall: limits.stall,
+            streams: limits.stranger_streams,
+            age: Some(limits.stranger_age),
+        }
+    }
+}
+
 /// Serves one connection until it ends; when the listener is closed the request that runs is finished.
-async fn serve<S>(stream: S, protocol: Protocol, connection: Connection, api: Api, tasks: &Tasks)
+async fn serve<S>(stream: S, protocol: Protocol, connection: Connection, manners: Manners, api: Api, tasks: &Tasks)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = Arc::new(connection);
+    let peer = connection.peer;
     let service = service_fn(move |request| {
         let (api, connection) = (api.clone(), connection.clone());
         async move { api.call(request, connection).await }
     });
     let mut builder = Builder::new(Spawn(tasks.clone()));
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(manners.head).max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(manners.streams)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING_INTERVAL);
     let builder = match protocol {
@@ -153,16 +199,23 @@ where
         Protocol::Http2 => builder.http2_only(),
         Protocol::Either => builder,
     };
-    let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let stream = TokioIo::new(Patience::new(stream, manners.head, manners.stall));
+    let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(stream, service));
+    let too_old = async {
+        match manners.age {
+            Some(age) => tokio::time::sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        () = tasks.stopping() => {
+        () = async { tokio::select! { () = tasks.stopping() => {} () = too_old => {} } } => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
     };
     if let Err(e) = ended {
-        tracing::debug!(error = e, "a connection ended early");
+        tracing::debug!(%peer, error = e, "a connection ended early");
     }
 }
 

@@ -84,10 +84,12 @@ fn verify(pair: &KeyPair, authority: &str, now: Timestamp) -> Result<(), PairErr
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer};
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::fuzz::{almost, cases};
 
     struct Made {
         certificate: String,
@@ -163,5 +165,55 @@ mod tests {
         let made = signed(&issuer, &["a.example"], (-1, 1));
         let later = Timestamp::now().checked_add(Duration::from_secs(2 * 86_400)).unwrap();
         assert!(matches!(check(&made.certificate, &made.key, &ca, later), Err(PairError::Expired { .. })));
+    }
+
+    proptest! {
+        #![proptest_config(cases(400))]
+
+        /// Whatever is changed in one of the three texts: taken or refused, and the key in no message.
+        #[test]
+        fn a_pair_that_is_almost_right_is_taken_or_refused(
+            (texts, which, changed) in (Just(three()), 0_usize..3).prop_flat_map(|(texts, which)| {
+                let changed = almost(Just(texts[which].clone().into_bytes()));
+                (Just(texts), Just(which), changed)
+            }),
+        ) {
+            let body = texts[1].lines().nth(1).unwrap().to_owned();
+            let mut texts = texts;
+            texts[which] = String::from_utf8_lossy(&changed).into_owned();
+            let [certificate, key, authority] = &texts;
+            if let Err(e) = check(certificate, &key.as_str().into(), authority, Timestamp::now()) {
+                let message = e.to_string();
+                prop_assert!(!message.contains(&body[..20]) && !message.contains(&body[30..50]), "{}", message);
+            }
+        }
+
+        /// A certificate whose DER was changed, in PEM that is as it should be.
+        #[test]
+        fn a_certificate_with_other_bytes_is_taken_or_refused(
+            der in almost(Just(CertificateDer::from_pem_slice(three()[0].as_bytes()).unwrap().to_vec())),
+        ) {
+            use base64::Engine;
+            let base64 = base64::engine::general_purpose::STANDARD.encode(der);
+            let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
+            let [_, key, authority] = three();
+            let _ = check(&pem, &key.into(), &authority, Timestamp::now());
+            let _ = crate::tls::Certificate::parse(&pem);
+        }
+
+        #[test]
+        fn any_texts_are_refused(certificate in ".{0,200}", key in ".{0,200}", authority in ".{0,200}") {
+            prop_assert!(check(&certificate, &key.into(), &authority, Timestamp::now()).is_err());
+        }
+    }
+
+    /// A certificate, its key and its authority.
+    fn three() -> [String; 3] {
+        static MADE: std::sync::LazyLock<[String; 3]> = std::sync::LazyLock::new(|| {
+            let (issuer, ca) = authority();
+            let Made { certificate, key } = signed(&issuer, &["a.example"], (-1, 30));
+            [certificate, key.into_string(), ca]
+        });
+        MADE.clone()
     }
 }

@@ -15,6 +15,7 @@ type Row = (&'static str, &'static str, [u16; 4]);
 const ROUTES: &[Row] = &[
     ("GET /", "", [200, 200, 200, 200]),
     ("GET /core/1.0", "", [200, 200, 200, 200]),
+    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200]),
     ("GET /core/1.0/ready", "", [200, 200, 403, 403]),
     ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403]),
     ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403]),
@@ -36,6 +37,7 @@ const ROUTES: &[Row] = &[
     ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400]),
     ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400]),
     ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403]),
+    ("GET /core/internal/membership", "", [404, 200, 200, 403]),
     ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403]),
     ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403]),
     ("POST /core/internal/database", "", [400, 400, 403, 403]),

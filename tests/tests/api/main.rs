@@ -7,6 +7,7 @@ mod config;
 mod contract;
 mod control;
 mod http;
+mod openapi;
 mod sql;
 mod target;
 mod tokens;

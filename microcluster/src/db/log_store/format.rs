@@ -2,6 +2,8 @@
 //! documentation; here is how they are written and checked.
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub(super) use record::{FormatError, Mark, Position, Record, Standing, decode_entry_record};
 

@@ -264,3 +264,6 @@ fn decode_append(body: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, Messag
         entries,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openraft::raft::AppendEntriesResponse;
 use tokio::io::AsyncWriteExt;
 use tokio_util::codec::FramedRead;
 
@@ -82,7 +83,7 @@ pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<(
                 let frame = frame?;
                 if frame.kind == kind::SNAPSHOT {
                     let number = frame.number;
-                    let reply = snapshot::receive(&service.raft, frame, &mut frames).await?;
+                    let reply = snapshot::receive(service, frame, &mut frames).await?;
                     put_reply(&mut buffer, number, &reply)?;
                 } else {
                     running.push(answer(service, frame));
@@ -120,7 +121,12 @@ async fn answer(service: &Service, frame: Frame) -> (u64, Reply) {
 async fn run(service: &Service, call: Call) -> Reply {
     match call {
         Call::Append(request) => match service.raft.append_entries(request).await {
-            Ok(response) => Reply::Append(response),
+            Ok(response) => {
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    service.shared.heard.note();
+                }
+                Reply::Append(response)
+            }
             Err(error) => Reply::Failed(error.to_string()),
         },
         Call::Vote(request) => match service.raft.vote(request).await {

@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Frames, Peers, next_frame};
 use super::message::{self, Frame, Reply, SnapshotStart, kind};
-use crate::db::raft_types::{NodeId, Raft, Snapshot, SnapshotData, Vote};
+use super::server::Service;
+use crate::db::raft_types::{NodeId, Snapshot, SnapshotData, Vote};
 use crate::db::state_machine::IncomingSnapshot;
 
 const CHUNK_BYTES: usize = 256 << 10;
@@ -97,7 +98,8 @@ pub(crate) async fn send(
 }
 
 /// Receives the snapshot that `start` announces and installs it.
-pub(crate) async fn receive(raft: &Raft, start: Frame, frames: &mut Frames) -> io::Result<Reply> {
+pub(crate) async fn receive(service: &Service, start: Frame, frames: &mut Frames) -> io::Result<Reply> {
+    let raft = &service.raft;
     let start: SnapshotStart = start.decode().map_err(io::Error::other)?;
     tracing::info!(size = start.size, snapshot = %start.meta.snapshot_id, "receiving a snapshot");
     let data = raft.begin_receiving_snapshot().await.map_err(io::Error::other)?;
@@ -111,6 +113,7 @@ pub(crate) async fn receive(raft: &Raft, start: Frame, frames: &mut Frames) -> i
         if frame.kind != kind::CHUNK {
             return Err(io::Error::other(message::MessageError::Kind(frame.kind)));
         }
+        service.shared.heard.note();
         received += frame.body.len() as u64;
         checksum = crc32c::crc32c_append(checksum, &frame.body);
         file.write_all(&frame.body).await?;
