@@ -431,11 +431,9 @@ impl CoreShared {
     fn begin_on_start(self: &Arc<Self>) {
         let shared = self.clone();
         self.changes.spawn("on_start", async move {
-            if let Ok(node) = shared.state.node() {
-                tokio::select! {
-                    () = shared.state.stopping().cancelled() => return,
-                    () = node.becomes_current() => {}
-                }
+            tokio::select! {
+                () = shared.state.stopping().cancelled() => return,
+                () = shared.state.has_settled() => {}
             }
             match shared.hooks.run(&shared.state, None, Event::OnStart).await {
                 Ok(()) => shared.state.set_started(),

@@ -343,6 +343,22 @@ impl State {
         &self.0.stopping
     }
 
+    /// Waits until a member can use its database: no upgrade is waited for, and there is a quorum. A daemon that is no member, or is
+    /// none any more, waits for nothing.
+    pub(crate) async fn has_settled(&self) {
+        let mut lifecycle = self.0.lifecycle.subscribe();
+        loop {
+            // In a statement of its own: the lock on it is gone before the wait.
+            let now = lifecycle.borrow_and_update().clone();
+            let Lifecycle::Member(node) = now else { return };
+            tokio::select! {
+                () = node.is_usable() => return,
+                // The sender lives as long as this does.
+                _ = lifecycle.changed() => {}
+            }
+        }
+    }
+
     /// Whether the product has done what it does at a start.
     pub(crate) fn is_started(&self) -> bool {
         self.0.started.load(Ordering::Relaxed)

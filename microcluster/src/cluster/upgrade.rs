@@ -110,10 +110,14 @@ impl Node {
         }
     }
 
-    /// Waits until the product can use the database.
-    pub async fn becomes_current(&self) {
+    /// Waits until the product can use the database, and there is a quorum.
+    pub async fn is_usable(&self) {
         // The sender lives as long as this does.
         let _ = self.standing.subscribe().wait_for(|standing| *standing == Standing::Current).await;
+        // Where the database is closed there is never a quorum: who waits is ended with it.
+        if self.db.status_watch().wait_for(|status| status.has_quorum).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// A member says that it was upgraded.
@@ -174,7 +178,9 @@ impl Node {
         let upgrade =
             Upgrade { from: cluster, to, internal: INTERNAL, external: &self.external_schema, unless: &unless };
         match self.db.upgrade(upgrade).await {
-            Ok(()) => tracing::info!(from = %cluster, %to, "the cluster was upgraded"),
+            Ok(true) => tracing::info!(from = %cluster, %to, "the cluster was upgraded"),
+            // Somebody was quicker, or a row has changed.
+            Ok(false) => {}
             // Nobody serves until this is put right: by a version with other updates, or by going back.
             Err(e @ (db::Error::Sql { .. } | db::Error::Constraint { .. } | db::Error::Refused { .. })) => {
                 tracing::error!(from = %cluster, %to, error = %e, "an upgrade cannot be applied");
@@ -215,7 +221,8 @@ fn standing(own: Level, cluster: Level, rows: &[MemberRow]) -> Standing {
 
 /// Where the cluster can be brought: what all members have, if that is more than it has.
 fn due(own: Level, cluster: Level, rows: &[MemberRow]) -> Option<Level> {
-    let common = counted(rows).map(MemberRow::level).fold(own, Level::lowest);
+    // Without a row the cluster is being bootstrapped.
+    let common = counted(rows).map(MemberRow::level).reduce(Level::lowest)?.lowest(own);
     (cluster.is_behind(common) && !common.is_behind(cluster)).then_some(common)
 }
 
@@ -272,6 +279,7 @@ mod tests {
         assert_eq!(due(4, 1, &[(1, Voter, 4), (2, Voter, 2), (3, Voter, 3)]), Some(level_of(2)), "as far as all are");
         assert_eq!(due(1, 1, &[(1, Voter, 2), (2, Voter, 2)]), None, "this leader does not have them");
         assert_eq!(due(2, 2, &[(1, Voter, 2), (2, Voter, 2)]), None);
+        assert_eq!(due(2, 0, &[]), None, "a bootstrap applies them itself");
         assert_eq!(due(2, 2, &[(1, Voter, 2), (2, Voter, 1)]), None, "nothing is taken back");
     }
 

@@ -202,7 +202,7 @@ impl Database {
         }
         let internal = &self.inner.internal_schema;
         let to = Level { internal: internal.len() as u64, ..Level::default() };
-        self.upgrade(Upgrade { from: Level::default(), to, internal, external: &[], unless: "false" }).await
+        self.upgrade(Upgrade { from: Level::default(), to, internal, external: &[], unless: "false" }).await.map(drop)
     }
 
     /// The same database with the right to write the cluster's own tables.

@@ -12,6 +12,8 @@ use super::transaction::Transaction;
 const TABLE: &str =
     "CREATE TABLE IF NOT EXISTS core_schema(kind TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID";
 const SELECT: &str = "SELECT kind, version FROM core_schema";
+/// What SQLite calls the constraint that holds up a script.
+const GUARDED: &str = "NOT NULL constraint failed: core_schema.version";
 
 /// How far a member is, or the cluster: what it has of each append-only list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,9 +103,13 @@ fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, u64)> {
 }
 
 impl Database {
-    /// Applies updates in one log entry, if the cluster is still where they begin.
-    pub(crate) async fn upgrade(&self, upgrade: Upgrade<'_>) -> Result<(), Error> {
-        self.core().script(script(&upgrade)).await.map(|_| ())
+    /// Applies updates in one log entry, if the cluster is still where they begin; says whether it was.
+    pub(crate) async fn upgrade(&self, upgrade: Upgrade<'_>) -> Result<bool, Error> {
+        match self.core().script(script(&upgrade)).await {
+            Ok(_) => Ok(true),
+            Err(Error::Constraint { message, .. }) if message.ends_with(GUARDED) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 }
 
@@ -166,7 +172,8 @@ mod tests {
         run(&db, Level::default(), level_of(1, 1, 2), "false").unwrap();
         assert_eq!(level(&db).unwrap(), level_of(1, 1, 2));
         run(&db, level_of(1, 1, 2), level_of(2, 2, 2), "false").unwrap();
-        run(&db, level_of(1, 1, 2), level_of(2, 2, 2), "false").unwrap_err();
+        let elsewhere = run(&db, level_of(1, 1, 2), level_of(2, 2, 2), "false").unwrap_err();
+        assert!(elsewhere.to_string().starts_with(GUARDED), "{elsewhere}");
         db.execute("INSERT INTO a (x, y) VALUES (1, 2)", []).unwrap();
         assert_eq!(db.query_row("SELECT count(*) FROM b", [], |row| row.get::<_, i64>(0)).unwrap(), 1, "once");
         run(&db, level_of(2, 2, 2), level_of(2, 2, 3), "EXISTS (SELECT 1 FROM a)").unwrap_err();

@@ -74,6 +74,9 @@ impl Shared {
             let running = self.running().unwrap_or("another one");
             return Err(HookError::NoTurn { hook, running, waited: timeout });
         };
+        if state.stopping().is_cancelled() && !matches!(event, Event::OnStop) {
+            return Err(HookError::Stopped { hook });
+        }
         let _running = Running::begin(self, hook);
         tracing::debug!("running a hook");
         // That the daemon stops ends a hook too, but for the one that is there for it.
@@ -256,9 +259,10 @@ mod tests {
             most: Arc::new(AtomicUsize::new(0)),
         });
         let runner = Runner::new(hooks, Duration::from_secs(60));
-        state.stopping().cancel();
-        let ended = runner.run(&state, None, Event::OnStart).await;
+        let (ended, ()) = tokio::join!(runner.run(&state, None, Event::OnStart), async { state.stopping().cancel() });
         assert!(matches!(ended, Err(HookError::Stopped { hook: "on_start" })), "{ended:?}");
+        let ended = runner.run(&state, None, Event::OnStart).await;
+        assert!(matches!(ended, Err(HookError::Stopped { .. })), "none begins any more: {ended:?}");
         runner.run(&state, None, Event::OnStop).await.unwrap();
     }
 

@@ -124,8 +124,11 @@ async fn the_list_shows_who_waits_for_whom_and_hooks_wait_too() {
     for member in &members {
         shows(member, &[("c1", NeedsUpgrade), ("c2", Upgrading), ("c3", Upgrading)]).await;
     }
-    let (_, message) = refused(members[1].client().ready().await);
-    assert!(message.contains("c1") && !message.contains("c3"), "{message}");
+    eventually("c2 says for whom it waits", async || {
+        let (_, message) = refused(members[1].client().ready().await);
+        message.contains("c1") && !message.contains("c3")
+    })
+    .await;
     assert_eq!(journal.take(), ["c2 on_stop", "c3 on_stop"], "they have not started");
     // Nobody can join meanwhile, whoever is asked.
     let mut c4 = Member::new("c4", &journal);
@@ -193,6 +196,28 @@ async fn the_removal_of_a_dead_member_ends_the_wait() {
     is_upgraded(&members, 1).await;
 }
 
+/// A member that waits is removed: it is free, has started, and can come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_waits_can_be_removed() {
+    let journal = Journal::default();
+    let mut members = cluster_of(2, &journal, &SCHEMA[..V1]).await;
+    restart(&mut members[1], V2).await;
+    shows(&members[0], &[("c1", MemberStatus::NeedsUpgrade), ("c2", MemberStatus::Upgrading)]).await;
+    waits(&members[1]).await;
+    members[0].client().remove_cluster_member(&members[1].name, false).await.unwrap();
+    members[1].is_free().await;
+    let lines = journal.take_sorted();
+    let expected = ["c1 post_remove", "c2 on_start (no member)", "c2 on_stop", "c2 post_remove (no member)"];
+    assert_eq!(lines, expected);
+    // It has the wrong version for this cluster, until that is upgraded.
+    let token = members[0].token(&members[1].name).await;
+    assert_eq!(refused(members[1].join(&token, InitConfig::default()).await).0, 409);
+    restart(&mut members[0], V2).await;
+    is_upgraded(&members[..1], 1).await;
+    members[1].join(&token, InitConfig::default()).await.unwrap();
+    is_upgraded(&members, 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_member_is_refused_after_the_upgrade() {
     let mut members = first_release(3).await;
@@ -250,7 +275,10 @@ async fn more_api_extensions_are_waited_for_like_a_schema() {
     members[1].stop().await;
     members[1].extensions(&["history"]);
     members[1].begin().await;
-    is_upgraded(&members, 0).await;
+    for member in &members {
+        member.client().wait_ready(crate::member::PATIENCE).await.unwrap();
+        write(member, "after").await;
+    }
     assert!(members[1].members().await.iter().all(|member| member.extensions.contains(&"history".to_owned())));
 }
 
