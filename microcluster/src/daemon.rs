@@ -1,6 +1,7 @@
 //! The daemon: start, signals, the one loop that changes what it is, and a stop that joins everything.
 
 mod certificates;
+mod confirm;
 mod initialise;
 mod joining;
 mod member;
@@ -126,6 +127,12 @@ pub enum StartError {
         path: PathBuf,
         /// What is wrong with it.
         source: OpenError,
+    },
+    /// The cluster was upgraded, and this daemon was not.
+    #[error("{reason}")]
+    TooOld {
+        /// What the daemon has, and what the cluster has.
+        reason: String,
     },
     /// The daemon was stopped before it was up.
     #[error("the daemon was stopped while it started")]
@@ -346,30 +353,32 @@ impl Core {
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
         tracing::warn!("this member was removed from its cluster and forgets it");
-        self.spawn_reset(force);
+        self.shared.changes.spawn("reset", async move {
+            if let Err(fatal) = shared.reset(force).await {
+                shared.control.send(Internal::Fatal(fatal)).await.ok();
+            }
+        });
     }
 
     /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
     fn begin_leave(&self) {
-        let shared = self.shared.clone();
-        if !matches!(shared.state.lifecycle(), Lifecycle::Member(_)) {
+        let state = &self.shared.state;
+        if !matches!(state.lifecycle(), Lifecycle::Member(_)) {
             return;
         }
-        if let Err(e) = shared.state.dir().mark_reset_keeping_database() {
-            tracing::error!(error = %crate::error::Chain(&e), "this member was removed from its cluster and cannot forget it");
-            return;
-        }
-        shared.state.set_lifecycle(Lifecycle::Resetting);
+        state.set_lifecycle(Lifecycle::Resetting);
         tracing::warn!(
             "this member was removed from its cluster while it was away, and forgets it; its data is in database.removed"
         );
-        self.spawn_reset(true);
-    }
-
-    fn spawn_reset(&self, force: bool) {
         let shared = self.shared.clone();
-        self.shared.changes.spawn("reset", async move {
-            if let Err(fatal) = shared.reset(force).await {
+        self.shared.changes.spawn("leave", async move {
+            let dir = shared.state.dir().clone();
+            let left = match blocking("reset marker", move || dir.mark_reset_keeping_database()).await {
+                Ok(Ok(())) => shared.reset(true).await,
+                Ok(Err(e)) => Err(Fatal::new("cannot record that the cluster is to be forgotten").caused_by(e)),
+                Err(e) => Err(Fatal::new("cannot record that the cluster is to be forgotten").caused_by(e)),
+            };
+            if let Err(fatal) = left {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
             }
         });
@@ -422,6 +431,10 @@ impl CoreShared {
     fn begin_on_start(self: &Arc<Self>) {
         let shared = self.clone();
         self.changes.spawn("on_start", async move {
+            tokio::select! {
+                () = shared.state.stopping().cancelled() => return,
+                () = shared.state.has_settled() => {}
+            }
             match shared.hooks.run(&shared.state, None, Event::OnStart).await {
                 Ok(()) => shared.state.set_started(),
                 Err(HookError::Stopped { .. }) => {}

@@ -14,7 +14,11 @@ pub struct TestCluster {
 impl TestCluster {
     /// Bootstraps one daemon and has the others join it, one after another.
     pub async fn start(count: usize) -> Self {
-        let mut daemons: Vec<_> = (1..=count).map(|number| Daemon::new(&format!("c{number}"))).collect();
+        TestCluster::of((1..=count).map(|number| Daemon::new(&format!("c{number}"))).collect()).await
+    }
+
+    /// Makes daemons that do not run yet one cluster: the first one is bootstrapped, the others join it.
+    pub async fn of(mut daemons: Vec<Daemon>) -> Self {
         daemons.iter_mut().for_each(Daemon::spawn);
         let mut cluster = TestCluster { members: Vec::new() };
         for mut daemon in daemons {

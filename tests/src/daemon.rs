@@ -1,5 +1,6 @@
 //! One daemon: a `microclusterd` process with a state directory and a cluster address of its own.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binaries::binary;
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, Network, eventually};
 
 /// How often the leader of a test cluster looks after the others.
 const HEARTBEAT: &str = "500ms";
@@ -31,6 +32,8 @@ pub struct Daemon {
     root: TempDir,
     /// Beside those that every daemon has.
     arguments: Vec<String>,
+    /// What runs it where it is to run; empty for here.
+    launcher: Vec<String>,
     environment: Vec<(String, String)>,
     process: Option<Child>,
 }
@@ -41,7 +44,23 @@ impl Daemon {
     pub fn new(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
         let name = name.parse().expect("a name");
-        Daemon { name, address: address_free(), root, arguments: Vec::new(), environment: Vec::new(), process: None }
+        Daemon {
+            name,
+            address: address_free(),
+            root,
+            arguments: Vec::new(),
+            launcher: Vec::new(),
+            environment: Vec::new(),
+            process: None,
+        }
+    }
+
+    /// The same on a host of a network.
+    #[must_use]
+    pub fn on(name: &str, network: &Network, host: usize) -> Self {
+        let mut daemon = Daemon::new(name);
+        (daemon.address, daemon.launcher) = (network.address(host), network.launcher(host));
+        daemon
     }
 
     /// Gives it these arguments beside those that every daemon has, from its next start on.
@@ -77,8 +96,11 @@ impl Daemon {
     #[must_use]
     pub fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log");
-        let mut command = Command::new(binary("microclusterd"));
+        let launcher = self.launcher.iter().map(OsString::from);
+        let mut words = launcher.chain([binary("microclusterd").into_os_string()]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .arg("--state-dir")
             .arg(self.dir())
             .args(["--heartbeat", HEARTBEAT, "--verbose"])

@@ -28,9 +28,10 @@ pub(super) async fn server_show(state: State) -> Answer<ServerStatus> {
 /// GET `/core/1.0/ready`: start-up is done, and a member can do its work.
 pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
     match state.lifecycle() {
+        Lifecycle::Member(node) if let Err(waits) = node.is_current() => Err(waits.into()),
         _ if !state.is_started() => Err(NotNow::Starting.into()),
         Lifecycle::Uninitialised => Ok(EMPTY),
-        Lifecycle::Member(node) if node.db.status().has_quorum => Ok(EMPTY),
+        Lifecycle::Member(node) if node.has_quorum().await => Ok(EMPTY),
         Lifecycle::Member(_) => {
             Err(Error::unavailable("the cluster has no quorum: too few members can be reached").retry_after(1))
         }
@@ -80,6 +81,7 @@ pub(super) async fn servers_replace(
 /// GET `/core/1.0/daemon/status`
 pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Error> {
     let node = state.node()?;
+    let quorum = node.has_quorum().await;
     let raft = node.db.status();
     let (role, members) = node.own_role().await?;
     let leader = raft
@@ -92,10 +94,10 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
         name: node.name.clone(),
         address: node.address,
         version: state.version().into(),
-        ready: raft.has_quorum && state.is_started(),
+        ready: quorum && state.is_started(),
         role,
         leader,
-        quorum: raft.has_quorum,
+        quorum,
         database: DatabaseStatus {
             state: state_name(&raft.state).into(),
             term: raft.term,

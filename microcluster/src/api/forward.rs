@@ -1,24 +1,34 @@
 //! Requests that only the leader can do: run here, or passed on once.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
-use http::HeaderMap;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE, USER_AGENT};
+use http::request::Parts;
+use http::{HeaderMap, Method, StatusCode};
 use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
 
 use super::extract::{BodyBounds, read_body};
 use crate::cluster::Node;
-use crate::db::Status;
+use crate::db::{NodeId, Status};
 use crate::error::Error;
 use crate::state::State;
 
 /// How long a request waits for a leader to be elected.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
+/// How long a request that was passed on waits for this member to lead: it may not know it yet.
+const LEAD_WAIT: Duration = Duration::from_millis(500);
 /// How long the leader may take.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many leaders may be lost while they have a request.
+const UNKNOWN_MAX: u32 = 2;
+/// How long a leader may take to answer that leads no more.
+const GRACE: Duration = Duration::from_secs(1);
+/// Pause before the same leader is tried again; news of another one ends it.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What became of a request.
 pub(super) enum Outcome {
@@ -31,23 +41,111 @@ pub(super) enum Outcome {
 /// Passes a request on to the leader, unless that is this member.
 pub(super) async fn to_leader(state: &State, request: Request) -> Result<Outcome, Error> {
     let node = state.node()?;
-    let is_forwarded = is_forwarded(&request);
-    // Who passed it on saw this member lead: that is over, or not known here yet. One hop, never two.
-    let known = |status: &Status| status.is_leader() || (!is_forwarded && status.leader.is_some());
-    let status = wait_for(&node, known).await?;
-    if status.is_leader() {
-        return Ok(Outcome::Here(request));
+    if !is_forwarded(&request) {
+        return Passing::new(&node, request).run(|_| true).await;
     }
-    let client = node.leader_client(&status).ok_or_else(no_leader)?;
-    pass_on(&client, request).await.map(Outcome::Answered)
+    // Who passed it on saw this member lead: that is over, or not known here yet. One hop, never two.
+    match wait_for(&node, LEAD_WAIT, Status::is_leader).await {
+        Some(_) => Ok(Outcome::Here(request)),
+        None => Err(misdirected()),
+    }
 }
 
-/// Waits until another member leads, and passes the request on to that.
-pub(super) async fn to_new_leader(node: &Node, request: Request) -> Result<Response, Error> {
-    let other = |status: &Status| status.leader.is_some_and(|leader| leader != node.id);
-    let status = wait_for(node, other).await?;
-    let client = node.leader_client(&status).ok_or_else(no_leader)?;
-    pass_on(&client, request).await
+/// Passes the request on to whoever leads after this member, or has the member do so that passed it on to this one.
+pub(super) async fn to_new_leader(node: &Arc<Node>, request: Request) -> Result<Response, Error> {
+    if is_forwarded(&request) {
+        return Err(misdirected());
+    }
+    let own = node.id;
+    match Passing::new(node, request).run(|leader| leader != own).await? {
+        Outcome::Answered(response) => Ok(response),
+        Outcome::Here(_) => Err(no_leader()),
+    }
+}
+
+/// A request on its way to the leader, however often that changes before it is answered.
+struct Passing {
+    node: Arc<Node>,
+    request: Request,
+}
+
+/// Why there is no answer from one leader.
+enum Lost {
+    /// It has done nothing: it is down, or leads no more.
+    NotDone(Error),
+    /// Whether it has is unknown: it was stopped, or cut off, while it had the request.
+    MaybeDone(Error),
+}
+
+impl Passing {
+    fn new(node: &Arc<Node>, request: Request) -> Passing {
+        Passing { node: node.clone(), request }
+    }
+
+    /// Waits for a leader that is `accepted`, and gives it the request; and the next one, if that one is lost. What only the leader
+    /// does may be done twice, except that a second removal does not find the member any more.
+    async fn run(self, accepted: impl Fn(NodeId) -> bool) -> Result<Outcome, Error> {
+        let Passing { node, request } = self;
+        let begun = Instant::now();
+        let mut deadline = begun + LEADER_WAIT;
+        let is_accepted = |status: &Status| status.leader.is_some_and(&accepted);
+        let mut status = wait_until(&node, deadline, is_accepted).await.ok_or_else(no_leader)?;
+        if status.is_leader() {
+            return Ok(Outcome::Here(request));
+        }
+        let (head, body) = buffered(request).await?;
+        let (mut maybe_done, mut unknown_max) = (false, UNKNOWN_MAX);
+        loop {
+            let again = http::Request::from_parts(head.clone(), body.clone());
+            let failed = match ask(&node, &status, again).await {
+                Ok(response) if maybe_done && head.method == Method::DELETE && response.status() == 404 => {
+                    return Err(unknown());
+                }
+                Ok(response) => return Ok(Outcome::Answered(response)),
+                Err(Lost::NotDone(error)) => error,
+                Err(Lost::MaybeDone(error)) if unknown_max == 0 || begun.elapsed() >= FORWARD_TIMEOUT => {
+                    return Err(error);
+                }
+                Err(Lost::MaybeDone(error)) => {
+                    // It was on its way for as long as that leader took: the next one has its own time.
+                    (maybe_done, unknown_max, deadline) = (true, unknown_max - 1, Instant::now() + LEADER_WAIT);
+                    error
+                }
+            };
+            let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
+            wait_until(&node, deadline.min(Instant::now() + PAUSE), other_leads).await;
+            let next = wait_until(&node, deadline, is_accepted).await;
+            status = match next.filter(|_| Instant::now() < deadline) {
+                Some(status) => status,
+                None if maybe_done => return Err(unknown()),
+                None => return Err(failed),
+            };
+            if status.is_leader() {
+                let request = http::Request::from_parts(head, Body::from(body));
+                return Ok(Outcome::Here(request));
+            }
+        }
+    }
+}
+
+/// Gives the request to the leader of this status, and stops waiting for it when another one leads.
+async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Result<Response, Lost> {
+    let client = node.leader_client(status).ok_or_else(|| Lost::NotDone(no_leader()))?;
+    let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
+    let lost = async {
+        wait_until(node, Instant::now() + FORWARD_TIMEOUT, other_leads).await;
+        // One that has handed over says so soon.
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        answer = send(&client, request) => match answer {
+            Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => Err(Lost::NotDone(no_leader())),
+            Ok(response) => Ok(response),
+            Err(e) if e.outcome_unknown() => Err(Lost::MaybeDone(e.into())),
+            Err(e) => Err(Lost::NotDone(e.into())),
+        },
+        () = lost => Err(Lost::MaybeDone(unknown())),
+    }
 }
 
 /// Whether another member has passed the request on already.
@@ -56,27 +154,38 @@ pub(super) fn is_forwarded(request: &Request) -> bool {
     agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()))
 }
 
-async fn wait_for(node: &Node, condition: impl Fn(&Status) -> bool) -> Result<Status, Error> {
+async fn wait_for(node: &Node, time: Duration, condition: impl Fn(&Status) -> bool) -> Option<Status> {
+    wait_until(node, Instant::now() + time, condition).await
+}
+
+/// The first status for which the condition holds; none if there is none until then.
+async fn wait_until(node: &Node, deadline: Instant, condition: impl Fn(&Status) -> bool) -> Option<Status> {
     let mut watch = node.db.status_watch();
     let wait = async { watch.wait_for(|status| condition(status)).await.map(|status| status.clone()) };
-    match tokio::time::timeout(LEADER_WAIT, wait).await {
-        Ok(Ok(status)) => Ok(status),
-        Ok(Err(_)) | Err(_) => Err(no_leader()),
-    }
+    tokio::time::timeout_at(deadline.into(), wait).await.ok()?.ok()
 }
 
 /// Sends the request to another member, with the headers that are the client's own, and returns its answer.
 pub(super) async fn pass_on(client: &Client, request: Request) -> Result<Response, Error> {
+    let (head, body) = buffered(request).await?;
+    Ok(send(client, http::Request::from_parts(head, body)).await?)
+}
+
+/// The whole of a request, within its bound.
+async fn buffered(request: Request) -> Result<(Parts, Bytes), Error> {
     let (mut head, body) = request.into_parts();
     let mut rest = Request::new(body);
-    if let Some(bounds) = head.extensions.remove::<BodyBounds>() {
-        rest.extensions_mut().insert(bounds);
+    if let Some(bounds) = head.extensions.get::<BodyBounds>() {
+        rest.extensions_mut().insert(*bounds);
     }
     let body = read_body(rest).await?;
-    keep_end_to_end(&mut head.headers);
     // It is told anew: the body may have come in pieces.
     head.headers.remove(CONTENT_LENGTH);
-    let request = http::Request::from_parts(head, body);
+    Ok((head, body))
+}
+
+async fn send(client: &Client, mut request: http::Request<Bytes>) -> Result<Response, microcluster_client::Error> {
+    keep_end_to_end(request.headers_mut());
     let answer = client.notification().timeout(FORWARD_TIMEOUT).forward(request).await?;
     let mut response = answer.map(Body::new);
     keep_end_to_end(response.headers_mut());
@@ -88,6 +197,14 @@ fn keep_end_to_end(headers: &mut HeaderMap) {
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, EXPECT] {
         headers.remove(name);
     }
+}
+
+fn unknown() -> Error {
+    Error::timeout("the leader was lost while it had the request; whether it was done is unknown")
+}
+
+fn misdirected() -> Error {
+    Error::new(StatusCode::MISDIRECTED_REQUEST, "this member does not lead")
 }
 
 fn no_leader() -> Error {

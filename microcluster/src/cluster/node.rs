@@ -1,12 +1,12 @@
 //! This daemon as a member of a cluster: everything that members do is done through a `Node`.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::certificates::CertificateRow;
 use super::hook_calls::NodeHooks;
@@ -15,6 +15,7 @@ use super::liveness::Liveness;
 use super::members::{self, MemberRow};
 use super::own_config::OwnConfig;
 use super::peers::Peers;
+use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::state_dir::StateDir;
@@ -25,7 +26,7 @@ use crate::trust::{Trust, TrustSet};
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long a list waits for the leader before it shows what this member has.
-const LINEARIZE_TIMEOUT: Duration = Duration::from_secs(1);
+const LINEARIZE_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// This daemon as a member, or as a joiner that has been admitted.
 pub(crate) struct Node {
@@ -65,6 +66,12 @@ pub(crate) struct Node {
     learned: Mutex<Arc<TrustSet>>,
     /// The connections that other members run Raft on.
     transports: Tasks,
+    /// What this member is next to its cluster.
+    pub(super) standing: watch::Sender<Standing>,
+    /// A member was upgraded.
+    pub(super) upgraded: Notify,
+    /// The product's schema updates.
+    pub(super) external_schema: Vec<String>,
     /// What the product does when something changes.
     pub(super) hooks: Arc<dyn NodeHooks>,
     /// The roles as they were in the last heartbeat round, while this member leads.
@@ -76,6 +83,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
+    pub external_schema: Vec<String>,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,
@@ -86,7 +94,18 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks } = parts;
+        let NodeParts {
+            config,
+            versions,
+            role_counts,
+            external_schema,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+            dir,
+            hooks,
+        } = parts;
         let learned = Mutex::new(trust.current());
         let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
@@ -111,6 +130,10 @@ impl Node {
             stranger: Notify::new(),
             learned,
             transports: Tasks::new("Raft transports"),
+            // Until it is looked at.
+            standing: watch::Sender::new(Standing::Waits { members: Vec::new() }),
+            upgraded: Notify::new(),
+            external_schema,
             hooks,
             last_roles: Mutex::default(),
         })
@@ -131,23 +154,36 @@ impl Node {
         &self.transports
     }
 
-    /// The members with their live status, by name.
+    /// The members with their live status, by name. The rows are as of now if a majority can be asked in time, else as this
+    /// replica has them: a list is needed most when something is down.
     pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
-        let rows = self.rows_as_fresh_as_possible().await?;
-        let raft = self.db.status();
-        let statuses = join_all(rows.iter().map(|row| self.probe(row))).await;
-        let members = rows.into_iter().zip(statuses);
-        Ok(members.map(|(row, status)| row.public(&raft, status)).collect())
+        self.members_among(|_| true).await
+    }
+
+    async fn members_among(&self, wanted: impl Fn(&MemberRow) -> bool) -> Result<Vec<Member>, db::Error> {
+        let mut known = self.db.read(Consistency::Local, members::all).await?;
+        known.retain(&wanted);
+        // At the same time: who is down and who leads no more delay the list together as long as one of them.
+        let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
+        let mut rows = self.db.read(Consistency::Local, members::all).await?;
+        let highest = upgrade::highest(&rows);
+        rows.retain(wanted);
+        let new: Vec<MemberRow> = rows.iter().filter(|row| !statuses.contains_key(&row.id)).cloned().collect();
+        statuses.extend(self.probe_all(&new).await);
+        let (raft, cluster) = (self.db.status(), self.db.read(Consistency::Local, db::level).await?);
+        let members = rows.into_iter().map(|row| {
+            let status = match statuses.get(&row.id).copied().unwrap_or(MemberStatus::Unreachable) {
+                MemberStatus::Online => upgrade::shown(row.level(), highest, cluster),
+                status => status,
+            };
+            row.public(&raft, status)
+        });
+        Ok(members.collect())
     }
 
     /// One member with its live status.
     pub async fn member(&self, name: &Name) -> Result<Option<Member>, db::Error> {
-        let rows = self.rows_as_fresh_as_possible().await?;
-        let Some(row) = rows.into_iter().find(|row| row.name == *name) else {
-            return Ok(None);
-        };
-        let status = self.probe(&row).await;
-        Ok(Some(row.public(&self.db.status(), status)))
+        Ok(self.members_among(|row| row.name == *name).await?.pop())
     }
 
     /// This member's role and how many members there are, from the local replica.
@@ -157,6 +193,16 @@ impl Node {
         let own = rows.iter().find(|row| row.id == self.id);
         let role = own.map_or(Role::Pending, |row| row.role(&voters));
         Ok((role, rows.len() as u64))
+    }
+
+    /// Whether a majority can be reached, through the leader unless that is this member: one that follows hears of a leader
+    /// also when that one is without a majority itself.
+    pub async fn has_quorum(&self) -> bool {
+        let status = self.db.status();
+        if !status.has_quorum || status.is_leader() {
+            return status.has_quorum;
+        }
+        matches!(tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await, Ok(Ok(())))
     }
 
     /// A client of the leader, if there is one and it is another member.
@@ -230,15 +276,17 @@ impl Node {
         self.db.set_voters(voters).await
     }
 
-    /// The rows as of now if a majority can be asked, else as this replica has them: a list is needed
-    /// most when something is down.
-    async fn rows_as_fresh_as_possible(&self) -> Result<Vec<MemberRow>, db::Error> {
+    /// Has this replica get what is committed, if a majority can be asked in time.
+    async fn catch_up(&self) {
         if self.db.status().has_quorum
             && let Ok(Err(e)) = tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await
         {
             tracing::debug!(error = %e, "listing the members from the local replica");
         }
-        self.db.read(Consistency::Local, members::all).await
+    }
+
+    async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
+        join_all(rows.iter().map(async |row| (row.id, self.probe(row).await))).await.into_iter().collect()
     }
 
     async fn probe(&self, row: &MemberRow) -> MemberStatus {

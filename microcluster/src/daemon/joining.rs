@@ -8,13 +8,14 @@ use microcluster_client::{Empty, JoinRequest, MemberLocal};
 use tokio::net::TcpListener;
 
 use super::CoreShared;
+use super::confirm::confirm;
 use super::initialise::is_passing;
 use super::member::{Identity, open_node, versions};
 use super::present::present;
 use crate::cluster::certificates::CLUSTER;
 use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
 use crate::cluster::members;
-use crate::cluster::{Confirmation, HookError, HookRefusal, Node};
+use crate::cluster::{HookError, Node};
 use crate::config::MemberConfig;
 use crate::db::Consistency;
 use crate::error::Chain;
@@ -26,12 +27,14 @@ use crate::tasks::blocking;
 use crate::tls::{KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustSet, TrustedMember};
 
-/// How long the leader may take to let the joiner catch up, for one try.
+/// Pause before something is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long the leader may take to let the joiner catch up, for one try, beside the hooks of the members.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause between two tries to be confirmed: at first, and at most.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a confirmed joiner waits to see itself as a member.
 const AWAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member may take to have one removed that has just joined, beside its hooks.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a member may take to forget a joiner that gives up.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -112,7 +115,7 @@ impl CoreShared {
             let next = step.next(outcome);
             if next == Step::Suspended && !self.changes.is_stopping() {
                 // Only the leader can say that this is no member; until one can be asked, it goes on waiting.
-                tokio::time::sleep(RETRY_PAUSE.1).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 step = step.again();
             } else {
                 step = next;
@@ -213,30 +216,10 @@ impl Joining<'_> {
         Ok(())
     }
 
-    /// Asks the members in turn to be taken in, until one says yes or no: from now on this joiner may
-    /// be needed for a quorum, so it does not give up by itself.
+    /// Asks to be taken in.
     async fn confirm(&self) -> Result<(), InitError> {
-        let node = self.node()?;
-        let path = format!("/core/internal/cluster/{}/confirm", self.record.name);
-        let mut pause = RETRY_PAUSE.0;
-        while !self.core.changes.is_stopping() {
-            for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
-                match client.query::<Confirmation>(Method::POST, &path, self.claim()).await {
-                    Ok(Confirmation { refused: None }) => return Ok(()),
-                    Ok(Confirmation { refused: Some(HookRefusal { code, message }) }) => {
-                        return Err(InitError::NotTakenIn { code, message });
-                    }
-                    Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
-                    Err(e) => {
-                        tracing::debug!(member = %member.name, error = %Chain(&e), "not confirmed yet");
-                    }
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE.1);
-        }
-        Err(InitError::NotNow(NotNow::ShuttingDown))
+        let timeout = CONFIRM_TIMEOUT + self.core.state.settings().hook_timeout;
+        confirm(&self.record, &self.claim(), &*self.node()?, timeout, &self.core.changes).await
     }
 
     /// Waits until this replica has this member's own row.
@@ -264,13 +247,14 @@ impl Joining<'_> {
                 return Err(InitError::StillJoining);
             }
             // Whether something changed or not: look again after a while.
-            let _ = tokio::time::timeout(RETRY_PAUSE.1, changes.changed()).await;
+            let _ = tokio::time::timeout(RETRY_PAUSE, changes.changed()).await;
         }
     }
 
     /// From here on this is a member's state directory.
     async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
+        node.look_at_versions().await?;
         if !self.is_agreed && !self.record.is_rebuild {
             let event = Event::PostJoin { config: self.record.config.clone() };
             self.core.run_hook(Some(&node), event).await?;
@@ -294,7 +278,7 @@ impl Joining<'_> {
     async fn withdraw(&self) -> Result<(), InitError> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/drop", self.record.name);
-        let mut pause = RETRY_PAUSE.0;
+        let timeout = WITHDRAW_TIMEOUT + self.core.state.settings().hook_timeout;
         while !self.core.changes.is_stopping() {
             if node.db.status().is_leader()
                 && let Err(e) = node.db.transfer_leadership().await
@@ -303,7 +287,7 @@ impl Joining<'_> {
                 tracing::warn!(error = %e, "leadership was not handed over");
             }
             for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(CONFIRM_TIMEOUT);
+                let client = node.peers.client(member.address).timeout(timeout);
                 match client.query::<Empty>(Method::POST, &path, self.claim()).await {
                     Ok(Empty {}) => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.
@@ -311,8 +295,7 @@ impl Joining<'_> {
                     Err(e) => tracing::debug!(member = %member.name, error = %Chain(&e), "not removed yet"),
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE.1);
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
         Err(InitError::NotNow(NotNow::ShuttingDown))
     }

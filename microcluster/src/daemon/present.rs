@@ -1,6 +1,6 @@
 //! A joiner presents its token: the members named in it are tried in turn.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use microcluster_client::{Address, Client, Error, Identity, JoinRequest, JoinResponse, ServerTrust, TlsError};
@@ -11,11 +11,39 @@ use crate::token::JoinToken;
 
 /// How long one member may take. It may have to wait for a leader.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one member may take to show that it is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long another round is begun when the cluster says that it cannot at the moment.
+const AGAIN_FOR: Duration = Duration::from_secs(5);
+/// Pause between two rounds.
+const PAUSE: Duration = Duration::from_millis(200);
 const PATH: &str = "/core/internal/cluster";
 
 /// Presents a joiner. The certificate of who answers is compared with the token before anything is
 /// sent: the secret goes to the cluster that made it, or nowhere.
 pub(super) async fn present(
+    token: &JoinToken,
+    identity: &Identity,
+    request: &JoinRequest,
+) -> Result<JoinResponse, InitError> {
+    let begun = Instant::now();
+    loop {
+        let failed = match present_once(token, identity, request).await {
+            Ok(response) => return Ok(response),
+            Err(e) => e,
+        };
+        // A leader that was lost meanwhile: presenting oneself twice is as good as once.
+        let is_passing = matches!(failed, InitError::Refused { code: 503 | 504, .. });
+        if !is_passing || begun.elapsed() >= AGAIN_FOR {
+            return Err(failed);
+        }
+        tracing::debug!(error = %Chain(&failed), "not admitted yet");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Tries each member once.
+async fn present_once(
     token: &JoinToken,
     identity: &Identity,
     request: &JoinRequest,
@@ -30,6 +58,11 @@ pub(super) async fn present(
                 return Err(InitError::BadAnswer { reason: e.to_string() });
             }
         };
+        // One that is stopped or cut off costs little time: it does not answer this either.
+        if let Err(e) = client.timeout(PROBE_TIMEOUT).status().await {
+            failures.add(*address, e)?;
+            continue;
+        }
         match client.query::<JoinResponse>(Method::POST, PATH, request).await {
             Ok(response) => return checked(response),
             Err(e) => failures.add(*address, e)?,

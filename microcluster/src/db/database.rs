@@ -22,13 +22,14 @@ use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
+use super::schema::{Level, Upgrade};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
 use super::transaction::{Closures, Parameters, Transaction};
 use super::watch::Watch;
 use super::writer::{Shared, Writer};
-use super::{dump, janitor, schema, state_file};
+use super::{dump, janitor, state_file};
 
 /// How fresh a read has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +96,7 @@ pub(super) struct Inner {
     pub(super) peers: Arc<Peers>,
     pub(super) timings: Timings,
     log: LogStore,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     writer: Arc<Writer>,
     forwarder: Forwarder,
     closures: Closures,
@@ -152,7 +153,7 @@ impl Database {
         let (sequencer, task) =
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
-        let (read_index, task) = ReadIndex::new(raft.clone(), cancelled.clone());
+        let (read_index, task) = ReadIndex::new(raft.clone(), Arc::clone(&shared), cancelled.clone());
         tasks.spawn(task);
         tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, cancelled.clone()));
 
@@ -199,7 +200,9 @@ impl Database {
             }
             Err(error) => return Err(Error::Fatal(error.to_string())),
         }
-        schema::apply(&self.core(), "internal", &self.inner.internal_schema).await
+        let internal = &self.inner.internal_schema;
+        let to = Level { internal: internal.len() as u64, ..Level::default() };
+        self.upgrade(Upgrade { from: Level::default(), to, internal, external: &[], unless: "false" }).await.map(drop)
     }
 
     /// The same database with the right to write the cluster's own tables.

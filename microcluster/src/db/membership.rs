@@ -1,6 +1,7 @@
 //! Changes of Raft's membership. Only the leader makes them, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, RaftError};
@@ -10,18 +11,33 @@ use super::Database;
 use super::error::Error;
 use super::network::Call;
 use super::raft_types::{NodeId, Peer, Raft};
+use super::status::Status;
 
 /// How long a change may take; a new member may have to get a snapshot meanwhile.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the transfer of the leadership may take.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one try to hand the leadership over may take, and how many there are: the successor may lose the election.
+const TRANSFER_TIMEOUT: Duration = Duration::from_millis(1_500);
+const TRANSFER_ROUNDS: u32 = 2;
 
-/// Lets a leader send heartbeats again.
-struct BeatAgain<'a>(&'a Raft);
+/// A leader that shows nobody that it is there: it sends no heartbeats, and takes no writes and no reads. Other members
+/// keep theirs until somebody else leads.
+struct Silent<'a> {
+    raft: &'a Raft,
+    handing_over: &'a AtomicBool,
+}
 
-impl Drop for BeatAgain<'_> {
+impl<'a> Silent<'a> {
+    fn begin(raft: &'a Raft, handing_over: &'a AtomicBool) -> Silent<'a> {
+        handing_over.store(true, Ordering::Release);
+        raft.runtime_config().heartbeat(false);
+        Silent { raft, handing_over }
+    }
+}
+
+impl Drop for Silent<'_> {
     fn drop(&mut self) {
-        self.0.runtime_config().heartbeat(true);
+        self.raft.runtime_config().heartbeat(true);
+        self.handing_over.store(false, Ordering::Release);
     }
 }
 
@@ -81,29 +97,43 @@ impl Database {
         if !status.is_leader() {
             return Err(Error::NotLeader { leader: status.leader_peer().cloned() });
         }
-        let raft = &self.inner.raft;
-        let replication = raft.metrics().borrow().replication.clone().unwrap_or_default();
-        let others = status.voters.iter().filter(|id| **id != status.node_id);
-        let best = others.max_by_key(|id| replication.get(id).copied().flatten().map(|log_id| log_id.index));
         let no_successor = |detail: &str| Error::NoQuorum { detail: detail.to_owned() };
-        let (id, peer) = best
-            .and_then(|id| Some((*id, status.nodes.get(id)?)))
-            .ok_or_else(|| no_successor("there is no other voter to lead"))?;
-
-        raft.runtime_config().heartbeat(false);
-        // Also when this future is dropped half-way.
-        let beating = BeatAgain(raft);
-        tokio::time::sleep(self.inner.timings.election.1).await;
-        let asked =
-            tokio::time::timeout(TRANSFER_TIMEOUT, self.inner.peers.call(id, &peer.address, Call::Campaign)).await;
-        let mut changes = self.status_watch();
-        let changed = tokio::time::timeout(TRANSFER_TIMEOUT, changes.wait_for(|status| !status.is_leader())).await;
-        drop(beating);
-        match (asked, changed) {
-            (Ok(Ok(_)), Ok(_)) => Ok(()),
-            (Ok(Err(error)), _) => Err(no_successor(&error.to_string())),
-            _ => Err(no_successor("no other voter took over in time")),
+        if status.voters.iter().eq([&status.node_id]) {
+            return Err(no_successor("there is no other voter to lead"));
         }
+        let raft = &self.inner.raft;
+        // Until the end, also when this future is dropped half-way.
+        let _silent = Silent::begin(raft, &self.inner.shared.handing_over);
+        let mut changes = self.status_watch();
+        for _ in 0..TRANSFER_ROUNDS {
+            // What is on its way renews the lease: the last of it is waited for.
+            self.drained().await;
+            tokio::time::sleep(self.inner.timings.election.1).await;
+            let status = self.status();
+            let replication = raft.metrics().borrow().replication.clone().unwrap_or_default();
+            let others = status.voters.iter().filter(|id| **id != status.node_id);
+            let best = others.max_by_key(|id| replication.get(id).copied().flatten().map(|log_id| log_id.index));
+            let Some((id, peer)) = best.and_then(|id| Some((*id, status.nodes.get(id)?))) else { break };
+            let ask = async {
+                let asked = self.inner.peers.call(id, &peer.address, Call::Campaign).await;
+                if let Err(error) = asked {
+                    tracing::debug!(%error, "the successor could not be asked");
+                }
+                let other_leads = |status: &Status| status.leader.is_some_and(|leader| leader != status.node_id);
+                changes.wait_for(other_leads).await.map(|_| ())
+            };
+            if matches!(tokio::time::timeout(TRANSFER_TIMEOUT, ask).await, Ok(Ok(()))) {
+                return Ok(());
+            }
+        }
+        Err(no_successor("no other voter took over in time"))
+    }
+
+    /// Waits until a majority has all that is in the log, or for as long as the lease.
+    async fn drained(&self) {
+        let mut metrics = self.inner.raft.metrics();
+        let all_applied = metrics.wait_for(|now| now.last_applied.map(|log_id| log_id.index) >= now.last_log_index);
+        tokio::time::timeout(self.inner.timings.election.1, all_applied).await.map(|_| ()).ok();
     }
 
     /// Waits until a node has the log up to an entry. openraft's own wait ends when the node is no more than

@@ -1,6 +1,8 @@
 //! Linearizable reads: up to which log index must have been applied here before a read may be answered.
 //! Reads that arrive together share one confirmation by the quorum.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -8,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::raft_types::Raft;
 use super::sequencer::SubmitError;
+use super::writer::Shared;
 
 /// How many reads may wait for one confirmation.
 const WAITING_MAX: usize = 4_096;
@@ -20,17 +23,25 @@ type Sender = oneshot::Sender<Result<u64, SubmitError>>;
 #[derive(Clone)]
 pub(crate) struct ReadIndex {
     waiting: mpsc::Sender<Sender>,
+    shared: Arc<Shared>,
 }
 
 impl ReadIndex {
     /// The handle and its task, to be spawned by the database.
-    pub fn new(raft: Raft, cancelled: CancellationToken) -> (ReadIndex, impl Future<Output = ()> + Send) {
+    pub fn new(
+        raft: Raft,
+        shared: Arc<Shared>,
+        cancelled: CancellationToken,
+    ) -> (ReadIndex, impl Future<Output = ()> + Send) {
         let (waiting, receiver) = mpsc::channel(WAITING_MAX);
-        (ReadIndex { waiting }, run(raft, receiver, cancelled))
+        (ReadIndex { waiting, shared }, run(raft, receiver, cancelled))
     }
 
     /// On the leader: the index, confirmed by a quorum after this call began.
     pub async fn on_leader(&self) -> Result<u64, SubmitError> {
+        if self.shared.handing_over.load(Ordering::Acquire) {
+            return Err(SubmitError::NotLeader { leader: None });
+        }
         let (answer, receiver) = oneshot::channel();
         self.waiting.try_send(answer).map_err(|_| SubmitError::Busy)?;
         receiver.await.unwrap_or(Err(SubmitError::Lost))

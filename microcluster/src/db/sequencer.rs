@@ -9,6 +9,7 @@ mod analysis;
 mod history;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -80,6 +81,7 @@ pub(crate) enum SubmitError {
 pub(crate) struct Sequencer {
     queue: mpsc::Sender<Queued>,
     status: watch::Receiver<Status>,
+    shared: Arc<Shared>,
     /// How many more bytes of requests may wait or be on their way.
     bytes: Arc<Semaphore>,
 }
@@ -98,19 +100,19 @@ impl Sequencer {
             raft,
             status: status.clone(),
             log,
-            shared,
+            shared: Arc::clone(&shared),
             history: History::default(),
             analyzer: Analyzer,
             deferred: None,
         };
-        (Sequencer { queue, status, bytes: Arc::new(Semaphore::new(BYTES_MAX)) }, task.run(receiver, cancelled))
+        (Sequencer { queue, status, shared, bytes: Arc::new(Semaphore::new(BYTES_MAX)) }, task.run(receiver, cancelled))
     }
 
     /// Sequences the request and waits until it was applied here. Bound it with a timeout.
     pub async fn submit(&self, submission: Submission) -> Result<Answer, SubmitError> {
         {
             let status = self.status.borrow();
-            if !status.is_leader() {
+            if !status.is_leader() || self.shared.handing_over.load(Ordering::Acquire) {
                 return Err(SubmitError::NotLeader { leader: None });
             }
             if !status.has_quorum {

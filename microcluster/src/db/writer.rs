@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+    /// This member hands the leadership over, and takes nothing in that would show its followers that it leads.
+    pub handing_over: AtomicBool,
     /// When the leader was heard of.
     pub heard: Heard,
     /// Why this member's files must not be used any more, once they must not.
@@ -92,6 +95,7 @@ impl Writer {
             digests: Digests::default(),
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
+            handing_over: AtomicBool::new(false),
             heard: Heard::default(),
             damage: watch::Sender::new(None),
         });

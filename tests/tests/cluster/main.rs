@@ -4,6 +4,7 @@
 mod bootstrap;
 mod crash;
 mod damage;
+mod isolation;
 mod join;
 mod join_crash;
 mod kills;

@@ -1,0 +1,238 @@
+//! Members that are cut off, or stand still: nobody waits for them, they know that they are alone, and all is well when they
+//! are back. A process that is stopped answers nothing and refuses nothing, like a host whose packets are dropped.
+
+use std::time::{Duration, Instant};
+
+use cluster_tests::{DEADLINE, Daemon, Network, TestCluster, eventually, microctl};
+use microcluster_client::{Client, MemberStatus};
+use rustix::process::Signal;
+
+/// How much longer a list may take when a member does not answer, and what a busy machine may add.
+const LIST_DELAY_MAX: Duration = Duration::from_millis(1_000);
+const SLACK: Duration = Duration::from_millis(500);
+/// How long a write or a read may take beside a member that does not answer. A second would show that it is waited for.
+const WORK_MAX: Duration = Duration::from_millis(900);
+/// How soon others write again after the leader was cut off, and how soon it knows that it is alone.
+const RECOVERY_MAX: Duration = Duration::from_secs(4);
+/// How long a write without a quorum may take to be refused: as long as the database looks for one.
+const REFUSAL_MAX: Duration = Duration::from_secs(12);
+/// How long a join or a removal may take beside a member that does not answer.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let begun = Instant::now();
+    (work.await, begun.elapsed())
+}
+
+/// Nobody but the list waits for a member that does not answer, and the list not for long.
+async fn nobody_waits(cluster: &TestCluster, absent: usize) {
+    let name = cluster.members[absent].name().clone();
+    for (place, member) in cluster.members.iter().enumerate().filter(|(place, _)| *place != absent) {
+        let (listed, time) = timed(member.members()).await;
+        let listed = listed.unwrap();
+        assert!(time <= LIST_DELAY_MAX + SLACK, "{}: the list takes {time:?}", member.name());
+        for other in &listed {
+            let expected = if other.name == name { MemberStatus::Unreachable } else { MemberStatus::Online };
+            assert_eq!(other.status, expected, "{} as {} sees it", other.name, member.name());
+        }
+        let shown = timed(member.client().cluster_member(&name)).await;
+        assert!(shown.1 <= LIST_DELAY_MAX + SLACK, "{shown:?}");
+        let works: [(&str, Duration); 5] = [
+            ("a write", timed(member.sql(&format!("INSERT INTO t VALUES ({place})"))).await.1),
+            ("a read", timed(member.sql("SELECT count(*) FROM t")).await.1),
+            ("the status", timed(async { member.status().await.unwrap() }).await.1),
+            ("the tokens", timed(async { member.client().tokens().await.unwrap() }).await.1),
+            ("readiness", timed(async { member.client().ready().await.unwrap() }).await.1),
+        ];
+        for (what, time) in works {
+            assert!(time <= WORK_MAX, "{}: {what} takes {time:?}", member.name());
+        }
+    }
+}
+
+/// A member that knows that it is alone: it says so, refuses writes in time, and reads what it has.
+async fn is_alone(member: &Daemon, since: Instant) {
+    eventually("it knows that it is alone", async || match member.client().ready().await {
+        Err(e) if e.code() == Some(503) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let took = since.elapsed();
+    assert!(took <= RECOVERY_MAX, "it knows only after {took:?}");
+    assert!(!member.status().await.unwrap().quorum);
+    let message = microctl(member, &["waitready", "--timeout", "1"]).await.failed();
+    assert!(message.contains("quorum"), "{message}");
+    let (refused, time) = timed(member.try_sql("INSERT INTO t VALUES (-1)")).await;
+    let error = refused.unwrap_err();
+    // Whether it is done is open where the leader had taken it before it knew.
+    assert!(matches!(error.code(), Some(503 | 504)), "{error}");
+    assert!(time <= REFUSAL_MAX, "it is refused only after {time:?}");
+    member.sql_local("SELECT count(*) FROM t").await.unwrap();
+    let (listed, time) = timed(member.members()).await;
+    assert!(time <= LIST_DELAY_MAX + SLACK, "the list takes {time:?}");
+    assert_eq!(listed.unwrap().iter().filter(|other| other.status == MemberStatus::Online).count(), 1);
+}
+
+async fn writes_again(clients: impl Iterator<Item = Client>) {
+    let begun = Instant::now();
+    for client in clients {
+        let client = client.timeout(DEADLINE);
+        let request = microcluster_client::SqlRequest::new("INSERT INTO t VALUES (0)");
+        eventually("it writes again", async || client.sql(&request).await).await;
+    }
+    let took = begun.elapsed();
+    println!("the others write again after {took:?}");
+    assert!(took <= RECOVERY_MAX, "the others write only after {took:?}");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_member_that_stands_still() {
+    let cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    let still = cluster.follower().await;
+    cluster.members[still].signal(Signal::STOP);
+    for _ in 0..3 {
+        nobody_waits(&cluster, still).await;
+    }
+    cluster.members[still].signal(Signal::CONT);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_stands_still_is_replaced() {
+    let cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    let still = cluster.leader().await;
+    let others = || cluster.members.iter().enumerate().filter(|(place, _)| *place != still).map(|(_, member)| member);
+    cluster.members[still].signal(Signal::STOP);
+    // At once, before anybody knows.
+    for member in others() {
+        let (listed, time) = timed(member.members()).await;
+        assert!(time <= LIST_DELAY_MAX + SLACK, "{}: the list takes {time:?}", member.name());
+        assert_eq!(listed.unwrap().len(), 3);
+    }
+    writes_again(others().map(Daemon::client)).await;
+    nobody_waits(&cluster, still).await;
+    cluster.members[still].signal(Signal::CONT);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.replicas_agree().await;
+}
+
+/// The member that stands still is the one that made the token, so it is tried first; once it leads, once not.
+#[tokio::test]
+async fn members_come_and_go_beside_one_that_stands_still() {
+    let cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    for is_leader in [false, true] {
+        let joiner = Daemon::start("c4").await;
+        let still = if is_leader { cluster.leader().await } else { cluster.follower().await };
+        let token = cluster.members[still].token(joiner.name()).await;
+        cluster.members[still].signal(Signal::STOP);
+        let (joined, time) = timed(joiner.join(&token)).await;
+        println!("leader: {is_leader}; joined after {time:?}");
+        joined.unwrap();
+        assert!(time <= CHANGE_MAX, "the join takes {time:?}");
+        let through = &cluster.members[(still + 1) % 3];
+        let (removed, time) = timed(through.client().remove_cluster_member(joiner.name(), false)).await;
+        println!("removed after {time:?}");
+        removed.unwrap();
+        assert!(time <= CHANGE_MAX, "the removal takes {time:?}");
+        eventually("the removed member is free", async || joiner.is_uninitialised().await).await;
+        cluster.members[still].signal(Signal::CONT);
+        cluster.settled(&["c1", "c2", "c3"]).await;
+    }
+    cluster.replicas_agree().await;
+}
+
+#[tokio::test]
+async fn a_host_whose_packets_are_dropped_is_missed_by_nobody_and_comes_back() {
+    let Some(network) = Network::new(3).await else { return };
+    let cluster =
+        TestCluster::of((0..3).map(|host| Daemon::on(&format!("c{}", host + 1), &network, host)).collect()).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    let absent = cluster.follower().await;
+    network.cut_off(absent);
+    let since = Instant::now();
+    nobody_waits(&cluster, absent).await;
+    is_alone(&cluster.members[absent], since).await;
+    nobody_waits(&cluster, absent).await;
+    network.heal(absent);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.replicas_agree().await;
+}
+
+#[tokio::test]
+async fn a_leader_whose_packets_are_dropped_is_replaced_and_comes_back() {
+    let Some(network) = Network::new(3).await else { return };
+    let cluster =
+        TestCluster::of((0..3).map(|host| Daemon::on(&format!("c{}", host + 1), &network, host)).collect()).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    let absent = cluster.leader().await;
+    network.cut_off(absent);
+    let since = Instant::now();
+    let others = cluster.members.iter().enumerate().filter(|(place, _)| *place != absent);
+    writes_again(others.map(|(_, member)| member.client())).await;
+    is_alone(&cluster.members[absent], since).await;
+    nobody_waits(&cluster, absent).await;
+    network.heal(absent);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.replicas_agree().await;
+    let refused = cluster.any().sql("SELECT count(*) FROM t WHERE a = -1").await;
+    assert_eq!(refused, [[serde_json::json!(0)]], "what was refused without a quorum is not there");
+}
+
+/// Two of five on one side, three on the other: who has most of the voters goes on, and the other side catches up.
+#[tokio::test]
+async fn the_side_with_most_voters_goes_on() {
+    let Some(network) = Network::new(5).await else { return };
+    let cluster =
+        TestCluster::of((0..5).map(|host| Daemon::on(&format!("c{}", host + 1), &network, host)).collect()).await;
+    let all = ["c1", "c2", "c3", "c4", "c5"];
+    cluster.settled(&all).await;
+    cluster.members[0].sql("CREATE TABLE t (a)").await;
+    // One voter, the leader, and one that stands by.
+    let leader = cluster.leader().await;
+    let minority = [leader, 3];
+    network.set_apart(&minority);
+    let majority = || cluster.members.iter().enumerate().filter(|(place, _)| !minority.contains(place));
+    writes_again(majority().map(|(_, member)| member.client())).await;
+    for place in minority {
+        eventually("it knows that it is without a quorum", async || {
+            match cluster.members[place].client().ready().await {
+                Err(e) if e.code() == Some(503) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+    for (_, member) in majority() {
+        member.client().ready().await.unwrap();
+    }
+    for place in minority {
+        network.heal(place);
+    }
+    cluster.settled(&all).await;
+    cluster.replicas_agree().await;
+}
+
+/// It was removed while it was cut off.
+#[tokio::test]
+async fn a_host_that_comes_back_finds_out_that_it_was_removed() {
+    let Some(network) = Network::new(3).await else { return };
+    let mut cluster =
+        TestCluster::of((0..3).map(|host| Daemon::on(&format!("c{}", host + 1), &network, host)).collect()).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let absent = cluster.leader().await;
+    network.cut_off(absent);
+    let removed = cluster.members.remove(absent);
+    cluster.any().client().remove_cluster_member(removed.name(), true).await.unwrap();
+    network.heal(absent);
+    eventually("it finds out", async || removed.is_uninitialised().await).await;
+    removed.join(&cluster.any().token(removed.name()).await).await.unwrap();
+    cluster.members.push(removed);
+    cluster.settled(&["c1", "c2", "c3"]).await;
+}
