@@ -205,7 +205,8 @@ impl State {
 
     /// The state of a daemon that is not initialised and whose loop does not run.
     #[cfg(test)]
-    pub(crate) fn uninitialised(path: &std::path::Path, pair: crate::tls::KeyPair) -> State {
+    #[allow(clippy::expect_used)]
+    pub(crate) fn uninitialised(path: &Path, pair: crate::tls::KeyPair) -> State {
         // Nobody takes commands: who gives one is told that the daemon shuts down.
         let (commands, _) = mpsc::channel(1);
         let dir = StateDir::open(path).expect("a state directory");
