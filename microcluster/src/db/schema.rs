@@ -266,16 +266,19 @@ mod tests {
         let external = ["CREATE TABLE b (x);", "INSERT INTO b VALUES (1)"].map(SchemaUpdate::from);
         let upgrade = Upgrade { from, to, internal: &INTERNAL, external: &external, unless };
         let updates = upgrade.updates();
-        let text = |update| match update {
-            &Update::Sql(ref text) => text.as_str(),
-            Update::Function(_) => unreachable!("they are texts"),
-        };
-        let texts: Vec<&str> = updates.iter().map(text).collect();
+        let texts: Vec<&str> = updates.iter().map(text_of).collect();
         // As on the writer: all of it or nothing.
         db.execute_batch("SAVEPOINT s")?;
         let run = db.execute_batch(&script(&upgrade, &texts));
         db.execute_batch(if run.is_ok() { "RELEASE s" } else { "ROLLBACK TO s; RELEASE s" })?;
         run
+    }
+
+    fn text_of(update: &Update) -> &str {
+        match update {
+            Update::Sql(text) => text,
+            Update::Function(_) => unreachable!("they are texts"),
+        }
     }
 
     #[test]
