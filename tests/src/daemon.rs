@@ -46,6 +46,14 @@ impl Daemon {
         Daemon { name, address: address_free(), root, arguments: Vec::new(), launcher: Vec::new(), process: None }
     }
 
+    /// The same with this cluster address.
+    #[must_use]
+    pub fn at(name: &str, address: Address) -> Self {
+        let mut daemon = Daemon::new(name);
+        daemon.address = address;
+        daemon
+    }
+
     /// The same on a host of a network.
     #[must_use]
     pub fn on(name: &str, network: &Network, host: usize) -> Self {
