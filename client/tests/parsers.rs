@@ -95,6 +95,7 @@ fn sql_request() -> impl Strategy<Value = SqlRequest> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
+        proptest::num::f64::NORMAL.prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
     let consistency = prop_oneof![Just(Consistency::Linearizable), Just(Consistency::Local)];

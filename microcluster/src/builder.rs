@@ -87,13 +87,16 @@ impl Builder {
     }
 
     /// The product's schema updates, oldest first, each one or more SQL statements. Append only: a
-    /// list that was released is never changed.
+    /// list that was released is never changed. New updates are applied once, when every member has them; until then a
+    /// member that has them waits (`Database is waiting for an upgrade`), and the others serve. An update runs on every
+    /// member, so it must not depend on anything but the database.
     pub fn schema<S: Into<String>>(mut self, updates: impl IntoIterator<Item = S>) -> Self {
         self.product.settings.schema = updates.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Names of what the product's API has beyond its first version. Members must have the same.
+    /// Names of what the product's API has beyond its first version, oldest first. Append only, like the schema: members
+    /// that have more wait for the others.
     pub fn api_extensions<S: Into<String>>(mut self, extensions: impl IntoIterator<Item = S>) -> Self {
         self.product.settings.api_extensions = extensions.into_iter().map(Into::into).collect();
         self

@@ -20,6 +20,7 @@ mod roles;
 pub(crate) mod schema;
 pub(crate) mod tokens;
 mod trust_keeper;
+mod upgrade;
 
 pub(crate) use admission::{AdmitError, ConfirmError};
 pub(crate) use certificate_keeper::keep_certificates;
@@ -34,3 +35,4 @@ pub(crate) use peers::Peers;
 pub(crate) use reconcile::keep_reconciled;
 pub(crate) use removal::RemoveError;
 pub(crate) use trust_keeper::keep_trust;
+pub(crate) use upgrade::{Standing, WaitsForUpgrade, keep_upgraded};

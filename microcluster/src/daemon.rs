@@ -128,6 +128,12 @@ pub enum StartError {
         /// What is wrong with it.
         source: OpenError,
     },
+    /// The cluster was upgraded, and this daemon was not.
+    #[error("{reason}")]
+    TooOld {
+        /// What the daemon has, and what the cluster has.
+        reason: String,
+    },
     /// The daemon was stopped before it was up.
     #[error("the daemon was stopped while it started")]
     Stopped,
@@ -425,6 +431,10 @@ impl CoreShared {
     fn begin_on_start(self: &Arc<Self>) {
         let shared = self.clone();
         self.changes.spawn("on_start", async move {
+            tokio::select! {
+                () = shared.state.stopping().cancelled() => return,
+                () = shared.state.has_settled() => {}
+            }
             match shared.hooks.run(&shared.state, None, Event::OnStart).await {
                 Ok(()) => shared.state.set_started(),
                 Err(HookError::Stopped { .. }) => {}

@@ -51,6 +51,7 @@ pub use network::{PROTOCOL, PeerConnector, PeerIo, PeerStream, Pong};
 pub use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;
+pub(crate) use schema::{Level, Upgrade, level, level_in};
 pub use status::{RaftState, Status};
 pub use transaction::{Parameters, Transaction};
 pub use verify::{Verdict, Verification};

@@ -5,6 +5,7 @@ mod runner;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use microcluster_client::{DaemonConfig, InitConfig, MemberLocal, Name};
 
@@ -47,6 +48,7 @@ pub(crate) use runner::Runner;
 ///   member, unless its description says otherwise. What the hooks themselves have done stays.
 /// - **Repeated.** Something that failed can be tried again, and something that a crash interrupted goes on after it. Both run
 ///   the hooks again: they must not mind what an earlier run has left.
+/// - **Upgrades.** A member that waits for an upgrade runs no hook until the wait is over; then it runs `on_start`.
 /// - **The database** is there in every hook but `pre_init` and `pre_join`, and in `on_start` and `on_stop` when the daemon is a member.
 #[allow(unused_variables)]
 pub trait Hooks: Send + Sync + 'static {
@@ -71,7 +73,8 @@ pub trait Hooks: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// The daemon has started, as a member or not; it is ready once this is done. A member that waits for an upgrade runs it after the wait.
+    /// The daemon has started, as a member or not; it is ready once this is done. A member runs it when it has a quorum, and does
+    /// not wait for an upgrade any more.
     /// If it fails the daemon stops.
     fn on_start(&self, state: &State) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
@@ -114,6 +117,57 @@ pub trait Hooks: Send + Sync + 'static {
     /// The configuration of this member, servers and failure domain, was changed. If it fails it is changed back.
     fn on_daemon_config_update(&self, state: &State, config: &DaemonConfig) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
+    }
+}
+
+/// Hooks that are shared with the rest of the product.
+impl<H: Hooks> Hooks for Arc<H> {
+    fn pre_init(&self, state: &State, bootstrap: bool, config: &InitConfig) -> impl Future<Output = Result<()>> + Send {
+        H::pre_init(self, state, bootstrap, config)
+    }
+
+    fn post_bootstrap(&self, state: &State, config: &InitConfig) -> impl Future<Output = Result<()>> + Send {
+        H::post_bootstrap(self, state, config)
+    }
+
+    fn pre_join(&self, state: &State, config: &InitConfig) -> impl Future<Output = Result<()>> + Send {
+        H::pre_join(self, state, config)
+    }
+
+    fn post_join(&self, state: &State, config: &InitConfig) -> impl Future<Output = Result<()>> + Send {
+        H::post_join(self, state, config)
+    }
+
+    fn on_start(&self, state: &State) -> impl Future<Output = Result<()>> + Send {
+        H::on_start(self, state)
+    }
+
+    fn on_stop(&self, state: &State) -> impl Future<Output = Result<()>> + Send {
+        H::on_stop(self, state)
+    }
+
+    fn pre_remove(&self, state: &State, force: bool) -> impl Future<Output = Result<()>> + Send {
+        H::pre_remove(self, state, force)
+    }
+
+    fn post_remove(&self, state: &State, force: bool) -> impl Future<Output = Result<()>> + Send {
+        H::post_remove(self, state, force)
+    }
+
+    fn on_new_member(&self, state: &State, member: &MemberLocal) -> impl Future<Output = Result<()>> + Send {
+        H::on_new_member(self, state, member)
+    }
+
+    fn on_heartbeat(
+        &self,
+        state: &State,
+        roles: &BTreeMap<Name, RoleStatus>,
+    ) -> impl Future<Output = Result<()>> + Send {
+        H::on_heartbeat(self, state, roles)
+    }
+
+    fn on_daemon_config_update(&self, state: &State, config: &DaemonConfig) -> impl Future<Output = Result<()>> + Send {
+        H::on_daemon_config_update(self, state, config)
     }
 }
 

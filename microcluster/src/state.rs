@@ -15,7 +15,7 @@ use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{ConfigError, HookError, Node};
+use crate::cluster::{ConfigError, HookError, Node, WaitsForUpgrade};
 use crate::config::Settings;
 use crate::db::{self, Database};
 use crate::error::Error;
@@ -244,15 +244,17 @@ impl State {
     /// The replicated database.
     ///
     /// # Errors
-    /// 503 while the daemon is not a member of a cluster.
+    /// 503 while the daemon is not a member of a cluster, or waits for an upgrade.
     pub fn database(&self) -> Result<Database, Error> {
-        Ok(self.node()?.database.clone())
+        let node = self.node()?;
+        node.is_current()?;
+        Ok(node.database.clone())
     }
 
     /// The other members of the cluster.
     ///
     /// # Errors
-    /// 503 while the daemon is not a member of a cluster.
+    /// 503 while the daemon is not a member of a cluster, or waits for an upgrade.
     pub fn connect(&self) -> Result<Connect, Error> {
         Ok(Connect { node: self.node()? })
     }
@@ -339,6 +341,22 @@ impl State {
     /// Cancelled when the daemon begins to stop.
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.0.stopping
+    }
+
+    /// Waits until a member can use its database: no upgrade is waited for, and there is a quorum. A daemon that is no member, or is
+    /// none any more, waits for nothing.
+    pub(crate) async fn has_settled(&self) {
+        let mut lifecycle = self.0.lifecycle.subscribe();
+        loop {
+            // In a statement of its own: the lock on it is gone before the wait.
+            let now = lifecycle.borrow_and_update().clone();
+            let Lifecycle::Member(node) = now else { return };
+            tokio::select! {
+                () = node.is_usable() => return,
+                // The sender lives as long as this does.
+                _ = lifecycle.changed() => {}
+            }
+        }
     }
 
     /// Whether the product has done what it does at a start.
@@ -429,6 +447,12 @@ impl From<NotNow> for Error {
             NotNow::Starting | NotNow::Initialising | NotNow::Resetting => error.retry_after(1),
             NotNow::Uninitialised | NotNow::ShuttingDown => error,
         }
+    }
+}
+
+impl From<WaitsForUpgrade> for Error {
+    fn from(waits: WaitsForUpgrade) -> Error {
+        Error::unavailable(waits.to_string()).retry_after(10)
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use crate::app::App;
 use crate::builder::{Builder, Daemon};
 use crate::daemon::{Handle, StartError};
-use crate::state::State;
+use crate::state::{Lifecycle, State};
 
 /// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -187,15 +187,14 @@ impl Member {
     /// Ends it in the middle of what it does.
     pub fn kill(&mut self) {
         let (runtime, handle) = self.running.take().expect("it runs");
-        drop(handle);
-        end(runtime);
+        end(runtime, handle);
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        if let Some((runtime, _)) = self.running.take() {
-            end(runtime);
+        if let Some((runtime, handle)) = self.running.take() {
+            end(runtime, handle);
         }
     }
 }
@@ -245,7 +244,9 @@ pub fn address_free() -> Address {
 }
 
 /// Drops the tasks of a runtime where they wait. On a thread of its own: a runtime must not be waited for inside another one.
-fn end(runtime: Runtime) {
+fn end(runtime: Runtime, handle: Handle) {
     let ended = std::thread::spawn(move || runtime.shutdown_timeout(KILL_TIMEOUT)).join();
     ended.expect("the runtime ends");
+    // The member and its state hold each other, and with that the lock of the directory; the end of a process would end that.
+    handle.state().set_lifecycle(Lifecycle::ShuttingDown);
 }

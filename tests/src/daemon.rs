@@ -34,6 +34,7 @@ pub struct Daemon {
     arguments: Vec<String>,
     /// What runs it where it is to run; empty for here.
     launcher: Vec<String>,
+    environment: Vec<(String, String)>,
     process: Option<Child>,
 }
 
@@ -43,7 +44,15 @@ impl Daemon {
     pub fn new(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
         let name = name.parse().expect("a name");
-        Daemon { name, address: address_free(), root, arguments: Vec::new(), launcher: Vec::new(), process: None }
+        Daemon {
+            name,
+            address: address_free(),
+            root,
+            arguments: Vec::new(),
+            launcher: Vec::new(),
+            environment: Vec::new(),
+            process: None,
+        }
     }
 
     /// The same with this cluster address.
@@ -65,6 +74,11 @@ impl Daemon {
     /// Gives it these arguments beside those that every daemon has, from its next start on.
     pub fn arguments<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
         self.arguments = arguments.into_iter().map(str::to_owned).collect();
+    }
+
+    /// Sets a variable of its environment, for its next start.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// A daemon that runs and is not initialised.
@@ -99,6 +113,7 @@ impl Daemon {
             .arg(self.dir())
             .args(["--heartbeat", HEARTBEAT, "--verbose"])
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -32,6 +32,7 @@ use serde::forward_to_deserialize_any;
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
+#[cfg_attr(feature = "schema", schemars(description = "The product's own settings: texts by name."))]
 pub struct InitConfig(BTreeMap<String, String>);
 
 /// The settings do not fit the type that they are to become.

@@ -28,6 +28,7 @@ pub(super) async fn server_show(state: State) -> Answer<ServerStatus> {
 /// GET `/core/1.0/ready`: start-up is done, and a member can do its work.
 pub(super) async fn ready_show(state: State) -> Result<Answer<Empty>, Error> {
     match state.lifecycle() {
+        Lifecycle::Member(node) if let Err(waits) = node.is_current() => Err(waits.into()),
         _ if !state.is_started() => Err(NotNow::Starting.into()),
         Lifecycle::Uninitialised => Ok(EMPTY),
         Lifecycle::Member(node) if node.has_quorum().await => Ok(EMPTY),

@@ -58,7 +58,7 @@ pub(super) async fn transport_open(state: State, mut request: Request) -> Result
 
 /// PATCH `/core/internal/database`: a member was upgraded. The body of the answer is empty, without an envelope.
 pub(super) async fn upgrade_notice(state: State) -> Result<Response, Error> {
-    state.node()?.nudge();
+    state.node()?.upgrade_seen();
     Ok(StatusCode::OK.into_response())
 }
 

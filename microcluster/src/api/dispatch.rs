@@ -195,10 +195,14 @@ impl PathRoutes {
     async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
+        if route.phase == Phase::Current {
+            // The product has not begun yet.
+            self.state.node()?.is_current()?;
+        }
         let is_served = match route.phase {
             Phase::Always => Ok(()),
             Phase::Joining => self.state.joined_node().map(drop),
-            Phase::Member => self.state.node().map(drop),
+            Phase::Member | Phase::Current => self.state.node().map(drop),
         };
         match is_served {
             Err(NotNow::ShuttingDown) if route.during_shutdown => {}

@@ -17,6 +17,9 @@ use crate::state::State;
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest text of a body that an error quotes. Secrets are longer.
+const QUOTED_LENGTH_MAX: usize = 48;
+
 /// The bounds on the body of a request, from its route and its connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BodyBounds {
@@ -136,7 +139,9 @@ pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> 
         return Err(Error::bad_request("the request has no body; a JSON value is needed"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let unexpected = |what: String| Error::bad_request(format!("the body of the request is not as expected: {what}"));
+    let unexpected = |what: String| {
+        Error::bad_request(format!("the body of the request is not as expected: {}", without_long_texts(&what)))
+    };
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let field = e.path().to_string();
         // The path of the whole value is a dot.
@@ -144,6 +149,27 @@ pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> 
     })?;
     json.end().map_err(|e| unexpected(e.to_string()))?;
     Ok(parsed)
+}
+
+/// The message without the quoted texts that are long: a key or a token in the wrong field is not to be told or logged.
+fn without_long_texts(message: &str) -> String {
+    let mut short = String::with_capacity(message.len().min(1024));
+    // A quote within a quoted text has a backslash before it.
+    let mut rest = message;
+    while let Some((before, quoted)) = rest.split_once('"') {
+        let mut is_escaped = false;
+        let end = quoted.find(|c: char| {
+            let is_end = c == '"' && !is_escaped;
+            is_escaped = c == '\\' && !is_escaped;
+            is_end
+        });
+        let text = &quoted[..end.unwrap_or(quoted.len())];
+        let is_long = text.chars().nth(QUOTED_LENGTH_MAX).is_some();
+        short.extend([before, "\"", if is_long { "…" } else { text }, "\""]);
+        rest = end.map_or("", |end| &quoted[end + 1..]);
+    }
+    short.push_str(rest);
+    short
 }
 
 /// Reads a JSON object. Lists are refused here: serde would take one for an object's fields in their order.
@@ -187,6 +213,18 @@ mod tests {
         assert!(refused(br#"{"expire_after":1}"#).contains("name"));
         assert!(refused(br#"{"name":"x","expire_after":"3h"}"#).contains("expire_after: invalid type"));
         assert!(refused(br#"{"name":"x"} {}"#).contains("trailing"));
+    }
+
+    #[test]
+    fn a_long_text_in_the_wrong_field_is_not_quoted() {
+        let (token, name) = ("x\\\"".repeat(40), "a_b");
+        let refused = |body: String| parse_object::<ControlRequest>(body.as_bytes()).unwrap_err().message().to_owned();
+        let message = refused(format!(r#"{{"bootstrap":"{token}"}}"#));
+        assert!(message.contains("bootstrap: invalid type: string \"…\", expected a boolean"), "{message}");
+        let message = refused(format!(r#"{{"config":"{token}"}}"#));
+        assert!(!message.contains("xx") && !message.contains("x\\"), "{message}");
+        assert!(refused(format!(r#"{{"name":"{name}"}}"#)).contains("\"a_b\" contains '_'"));
+        assert_eq!(without_long_texts("a \"b\\\"c\" d \"e"), "a \"b\\\"c\" d \"e\"");
     }
 
     #[test]

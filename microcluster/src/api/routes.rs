@@ -85,8 +85,10 @@ pub(crate) enum Phase {
     Always,
     /// As a member, and as a joiner that the members reach already.
     Joining,
-    /// As a member.
+    /// As a member, also one that waits for an upgrade.
     Member,
+    /// As a member whose database is as the product needs it.
+    Current,
 }
 
 pub(crate) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;

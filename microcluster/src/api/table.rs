@@ -16,7 +16,7 @@ const SQL_BODY_MAX: usize = 16 << 20;
 pub(crate) fn table() -> Vec<Route> {
     use Access::{Open, Socket, Token};
     use Method as M;
-    use Phase::{Always, Joining};
+    use Phase::{Always, Current, Joining};
     vec![
         Route::new(M::GET, "/", EVERYWHERE, daemon::roots_list).access(Open).phase(Always),
         Route::new(M::GET, "/core/1.0", EVERYWHERE, daemon::server_show).access(Open).phase(Always),
@@ -60,9 +60,10 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::PUT, "/core/internal/cluster/{name}", TLS, cluster::member_reset),
         // A removed member asks, so it need not be one; the handler looks at its certificate.
         Route::new(M::GET, "/core/internal/membership", TLS, cluster::membership_show).access(Open),
-        Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump),
+        Route::new(M::GET, "/core/internal/sql", UNIX_AND_TLS, sql::database_dump).phase(Current),
         // The database takes a write with its first poll and finishes it, waited for or not.
         Route::new(M::POST, "/core/internal/sql", UNIX_AND_TLS, sql::statements_run)
+            .phase(Current)
             .body_max(SQL_BODY_MAX)
             .attached()
             .untraced(),
@@ -125,8 +126,8 @@ mod tests {
         ("/core/internal/cluster/{name}/rebuild", "POST", "t", Access::Member, Phase::Member, Done::Leader),
         ("/core/internal/cluster/{name}", "PUT", "t", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/membership", "GET", "t", Access::Open, Phase::Member, Done::Here),
-        ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Member, Done::Here),
-        ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Current, Done::Here),
+        ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Current, Done::Here),
         ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),

@@ -77,8 +77,8 @@ impl Node {
         let now = Timestamp::now();
         let joiner = name.clone();
         let admitted = self.db.transaction(move |tx| {
-            let (tokens, members) = (tokens::all_in(tx)?, members::all_in(tx)?);
-            let situation = Situation { tokens: &tokens, members: &members, own: &own, now };
+            let (tokens, members, cluster) = (tokens::all_in(tx)?, members::all_in(tx)?, db::level_in(tx)?);
+            let situation = Situation { tokens: &tokens, members: &members, own: &own, cluster, now };
             let Admission { token_id, earlier } = join::admit(&situation, &request, certificate.fingerprint)
                 .map_err(|refusal| db::Error::other(AdmitError::from(refusal)))?;
             match earlier {

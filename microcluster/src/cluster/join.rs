@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::members::{MemberRow, RowRole};
 use super::tokens::{self, TokenRow};
-use crate::db::NodeId;
+use crate::db::{Level, NodeId};
 
 /// What a joiner has to remember to go on after a crash. Stored before anything else of the join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,11 +133,24 @@ pub(crate) struct Versions {
     pub extensions: Vec<String>,
 }
 
+impl Versions {
+    /// How far that is.
+    pub fn level(&self) -> Level {
+        Level {
+            internal: self.schema_internal,
+            external: self.schema_external,
+            extensions: self.extensions.len() as u64,
+        }
+    }
+}
+
 /// What the leader knows when a joiner presents itself.
 pub(crate) struct Situation<'a> {
     pub tokens: &'a [TokenRow],
     pub members: &'a [MemberRow],
     pub own: &'a Versions,
+    /// How far the cluster is.
+    pub cluster: Level,
     pub now: Timestamp,
 }
 
@@ -182,6 +195,8 @@ pub(crate) enum Refusal {
         "the certificate belongs to the member {member}; this daemon is, or was, that member: remove it from the cluster first"
     )]
     CertificateTaken { member: Name },
+    #[error("the cluster is being upgraded; join it when all its members are")]
+    Upgrading,
     #[error("{what} of the joining daemon is {joiner}, the cluster has {cluster}; install the same version on both")]
     VersionDiffers { what: &'static str, joiner: String, cluster: String },
 }
@@ -213,6 +228,12 @@ pub(crate) fn admit(
         if Fingerprint::of_pem(&row.certificate) == Ok(certificate) {
             return Err(Refusal::CertificateTaken { member: row.name.clone() });
         }
+    }
+    let own = situation.own.level();
+    let is_current = |row: &MemberRow| row.role == RowRole::Leaving || row.level() == own;
+    if situation.cluster != own || !situation.members.iter().filter(|row| !is_earlier_try(row)).all(is_current) {
+        // Its product would begin on tables that are about to change.
+        return Err(Refusal::Upgrading);
     }
     same_versions(situation.own, request)?;
     let earlier = situation.members.iter().find(is_earlier_try).map(|row| {
@@ -249,6 +270,7 @@ mod tests {
         tokens: Vec<TokenRow>,
         members: Vec<MemberRow>,
         own: Versions,
+        cluster: Level,
         request: JoinRequest,
     }
 
@@ -265,7 +287,7 @@ mod tests {
             role,
             schema_internal: 1,
             schema_external: 0,
-            extensions: vec![],
+            extensions: vec!["a".into()],
             last_heartbeat: Timestamp::ZERO,
             token_id,
             failure_domain: 0,
@@ -288,6 +310,7 @@ mod tests {
             secret: tokens[0].secret.clone(),
         };
         Fixture {
+            cluster: Level { internal: 1, external: 0, extensions: 1 },
             tokens,
             members: vec![row(1, "c1", 9001, RowRole::Voter, None)],
             own: Versions { schema_internal: 1, schema_external: 0, extensions: vec!["a".into()] },
@@ -297,8 +320,13 @@ mod tests {
 
     impl Fixture {
         fn admit(&self) -> Result<Admission, Refusal> {
-            let situation =
-                Situation { tokens: &self.tokens, members: &self.members, own: &self.own, now: Timestamp::now() };
+            let situation = Situation {
+                tokens: &self.tokens,
+                members: &self.members,
+                own: &self.own,
+                cluster: self.cluster,
+                now: Timestamp::now(),
+            };
             admit(&situation, &self.request, Fingerprint::of_pem(&self.request.certificate).unwrap())
         }
     }
@@ -347,6 +375,8 @@ mod tests {
             refused(&|f| f.request.certificate = f.members[0].certificate.clone()),
             Refusal::CertificateTaken { member } if member == "c1"
         ));
+        assert!(matches!(refused(&|f| f.members[0].schema_external = 1), Refusal::Upgrading));
+        assert!(matches!(refused(&|f| f.cluster.internal = 0), Refusal::Upgrading));
         assert!(matches!(
             refused(&|f| f.request.schema_internal_version = 2),
             Refusal::VersionDiffers { joiner, cluster, .. } if joiner == "2" && cluster == "1"

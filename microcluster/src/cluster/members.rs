@@ -6,7 +6,8 @@ use microcluster_client::{Address, Member, MemberLocal, MemberStatus, Name, Role
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, Row};
 
-use crate::db::{Error, NodeId, Status, Transaction};
+use super::join::Versions;
+use crate::db::{Error, Level, NodeId, Status, Transaction};
 use crate::trust::{TrustSet, TrustedMember};
 
 /// What a row says of its member: what is wanted, not what Raft does by now.
@@ -104,6 +105,15 @@ impl MemberRow {
         MemberLocal { name: self.name.clone(), address: self.address, certificate: self.certificate.clone() }
     }
 
+    /// What the member has.
+    pub fn level(&self) -> Level {
+        Level {
+            internal: self.schema_internal,
+            external: self.schema_external,
+            extensions: self.extensions.len() as u64,
+        }
+    }
+
     /// The row as the API shows it.
     pub fn public(self, raft: &Status, status: MemberStatus) -> Member {
         let role = self.role(&raft.voters);
@@ -168,6 +178,26 @@ pub(crate) fn change_role(tx: &Transaction<'_>, id: NodeId, from: RowRole, to: R
         (id.cast_signed(), from.as_str(), to.as_str()),
     )?;
     Ok(changed == 1)
+}
+
+/// Records what a member has; says whether it has a row.
+pub(crate) fn set_versions(tx: &Transaction<'_>, id: NodeId, versions: &Versions) -> Result<bool, Error> {
+    // A list of texts always has a JSON form.
+    let extensions = serde_json::to_string(&versions.extensions).unwrap_or_default();
+    let changed = tx.execute(
+        "UPDATE core_cluster_members SET schema_internal = ?2, schema_external = ?3, extensions = ?4 WHERE id = ?1",
+        (id.cast_signed(), versions.schema_internal.cast_signed(), versions.schema_external.cast_signed(), extensions),
+    )?;
+    Ok(changed == 1)
+}
+
+/// An SQL expression: whether a member that is not being removed lacks something of this level.
+pub(crate) fn any_behind(level: Level) -> String {
+    let Level { internal, external, extensions } = level;
+    format!(
+        "EXISTS (SELECT 1 FROM core_cluster_members WHERE role <> 'leaving' AND (schema_internal < {internal} \
+         OR schema_external < {external} OR json_array_length(extensions) < {extensions}))"
+    )
 }
 
 /// Removes a row, if it is still `role`; says whether it was.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::certificates::CertificateRow;
 use super::hook_calls::NodeHooks;
@@ -15,6 +15,7 @@ use super::liveness::Liveness;
 use super::members::{self, MemberRow};
 use super::own_config::OwnConfig;
 use super::peers::Peers;
+use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, Status};
 use crate::state_dir::StateDir;
@@ -65,6 +66,12 @@ pub(crate) struct Node {
     learned: Mutex<Arc<TrustSet>>,
     /// The connections that other members run Raft on.
     transports: Tasks,
+    /// What this member is next to its cluster.
+    pub(super) standing: watch::Sender<Standing>,
+    /// A member was upgraded.
+    pub(super) upgraded: Notify,
+    /// The product's schema updates.
+    pub(super) external_schema: Vec<String>,
     /// What the product does when something changes.
     pub(super) hooks: Arc<dyn NodeHooks>,
     /// The roles as they were in the last heartbeat round, while this member leads.
@@ -76,6 +83,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
+    pub external_schema: Vec<String>,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,
@@ -86,7 +94,18 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub fn new(parts: NodeParts) -> Arc<Node> {
-        let NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks } = parts;
+        let NodeParts {
+            config,
+            versions,
+            role_counts,
+            external_schema,
+            db,
+            trust,
+            peers,
+            cluster_certificate,
+            dir,
+            hooks,
+        } = parts;
         let learned = Mutex::new(trust.current());
         let MemberConfig { id, name, address, .. } = config.clone();
         Arc::new(Node {
@@ -111,6 +130,10 @@ impl Node {
             stranger: Notify::new(),
             learned,
             transports: Tasks::new("Raft transports"),
+            // Until it is looked at.
+            standing: watch::Sender::new(Standing::Waits { members: Vec::new() }),
+            upgraded: Notify::new(),
+            external_schema,
             hooks,
             last_roles: Mutex::default(),
         })
@@ -134,30 +157,33 @@ impl Node {
     /// The members with their live status, by name. The rows are as of now if a majority can be asked in time, else as this
     /// replica has them: a list is needed most when something is down.
     pub async fn members(&self) -> Result<Vec<Member>, db::Error> {
-        let known = self.db.read(Consistency::Local, members::all).await?;
+        self.members_among(|_| true).await
+    }
+
+    async fn members_among(&self, wanted: impl Fn(&MemberRow) -> bool) -> Result<Vec<Member>, db::Error> {
+        let mut known = self.db.read(Consistency::Local, members::all).await?;
+        known.retain(&wanted);
         // At the same time: who is down and who leads no more delay the list together as long as one of them.
         let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
-        let rows = self.db.read(Consistency::Local, members::all).await?;
+        let mut rows = self.db.read(Consistency::Local, members::all).await?;
+        let highest = upgrade::highest(&rows);
+        rows.retain(wanted);
         let new: Vec<MemberRow> = rows.iter().filter(|row| !statuses.contains_key(&row.id)).cloned().collect();
         statuses.extend(self.probe_all(&new).await);
-        let raft = self.db.status();
-        let status = |id: NodeId| statuses.get(&id).copied().unwrap_or(MemberStatus::Unreachable);
-        Ok(rows.into_iter().map(|row| (status(row.id), row)).map(|(status, row)| row.public(&raft, status)).collect())
+        let (raft, cluster) = (self.db.status(), self.db.read(Consistency::Local, db::level).await?);
+        let members = rows.into_iter().map(|row| {
+            let status = match statuses.get(&row.id).copied().unwrap_or(MemberStatus::Unreachable) {
+                MemberStatus::Online => upgrade::shown(row.level(), highest, cluster),
+                status => status,
+            };
+            row.public(&raft, status)
+        });
+        Ok(members.collect())
     }
 
     /// One member with its live status.
     pub async fn member(&self, name: &Name) -> Result<Option<Member>, db::Error> {
-        let row = |rows: Vec<MemberRow>| rows.into_iter().find(|row| row.name == *name);
-        let known: Vec<_> = row(self.db.read(Consistency::Local, members::all).await?).into_iter().collect();
-        let ((), mut statuses) = tokio::join!(self.catch_up(), self.probe_all(&known));
-        let Some(row) = row(self.db.read(Consistency::Local, members::all).await?) else {
-            return Ok(None);
-        };
-        let status = match statuses.remove(&row.id) {
-            Some(status) => status,
-            None => self.probe(&row).await,
-        };
-        Ok(Some(row.public(&self.db.status(), status)))
+        Ok(self.members_among(|row| row.name == *name).await?.pop())
     }
 
     /// This member's role and how many members there are, from the local replica.

@@ -14,27 +14,31 @@ use crate::error::Chain;
 use crate::state::{InitError, NotNow};
 use crate::tasks::Tasks;
 
-/// How long the leader may take to let the joiner catch up, for one try.
-const TIMEOUT: Duration = Duration::from_secs(60);
 /// After how long without an answer another member is asked beside the one that is asked: that one may be stopped or cut off.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Pause between two rounds: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Asks until a member says yes or no: from now on this joiner may be needed for a quorum, so it does not give up
-/// by itself.
-pub(super) async fn confirm(record: &JoinRecord, claim: &Claim, node: &Node, changes: &Tasks) -> Result<(), InitError> {
+/// by itself. `timeout` is for one member and one try.
+pub(super) async fn confirm(
+    record: &JoinRecord,
+    claim: &Claim,
+    node: &Node,
+    timeout: Duration,
+    changes: &Tasks,
+) -> Result<(), InitError> {
     tokio::select! {
         () = changes.stopping() => Err(InitError::NotNow(NotNow::ShuttingDown)),
-        answer = ask_all(record, claim, node) => answer,
+        answer = ask_all(record, claim, node, timeout) => answer,
     }
 }
 
-async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node) -> Result<(), InitError> {
+async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node, timeout: Duration) -> Result<(), InitError> {
     let path = format!("/core/internal/cluster/{}/confirm", record.name);
     let path = path.as_str();
     let ask = |member: MemberLocal| async move {
-        let client = node.peers.client(member.address).timeout(TIMEOUT);
+        let client = node.peers.client(member.address).timeout(timeout);
         let answer = client.query::<Confirmation>(Method::POST, path, claim).await;
         (member, answer)
     };

@@ -140,15 +140,7 @@ impl CoreShared {
 
     /// The product's schema, the first member's row and the cluster's certificate.
     async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
-        let schema = &self.state.settings().schema;
-        if !schema.is_empty() {
-            node.database
-                .script(schema.join(
-                    ";
-",
-                ))
-                .await?;
-        }
+        node.apply_first_updates(&self.state.settings().schema).await?;
         let Versions { schema_internal, schema_external, extensions } = versions(&self.state);
         let first = NewMember {
             id: Some(node.id),

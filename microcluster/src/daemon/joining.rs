@@ -29,9 +29,11 @@ use crate::trust::{Trust, TrustSet, TrustedMember};
 
 /// Pause before something is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long the leader may take to let the joiner catch up, for one try, beside the hooks of the members.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a confirmed joiner waits to see itself as a member.
 const AWAIT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a member may take to have one removed that has just joined.
+/// How long a member may take to have one removed that has just joined, beside its hooks.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a member may take to forget a joiner that gives up.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -216,7 +218,8 @@ impl Joining<'_> {
 
     /// Asks to be taken in.
     async fn confirm(&self) -> Result<(), InitError> {
-        confirm(&self.record, &self.claim(), &*self.node()?, &self.core.changes).await
+        let timeout = CONFIRM_TIMEOUT + self.core.state.settings().hook_timeout;
+        confirm(&self.record, &self.claim(), &*self.node()?, timeout, &self.core.changes).await
     }
 
     /// Waits until this replica has this member's own row.
@@ -251,6 +254,7 @@ impl Joining<'_> {
     /// From here on this is a member's state directory.
     async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
+        node.look_at_versions().await?;
         if !self.is_agreed && !self.record.is_rebuild {
             let event = Event::PostJoin { config: self.record.config.clone() };
             self.core.run_hook(Some(&node), event).await?;
@@ -274,6 +278,7 @@ impl Joining<'_> {
     async fn withdraw(&self) -> Result<(), InitError> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/drop", self.record.name);
+        let timeout = WITHDRAW_TIMEOUT + self.core.state.settings().hook_timeout;
         while !self.core.changes.is_stopping() {
             if node.db.status().is_leader()
                 && let Err(e) = node.db.transfer_leadership().await
@@ -282,7 +287,7 @@ impl Joining<'_> {
                 tracing::warn!(error = %e, "leadership was not handed over");
             }
             for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(WITHDRAW_TIMEOUT);
+                let client = node.peers.client(member.address).timeout(timeout);
                 match client.query::<Empty>(Method::POST, &path, self.claim()).await {
                     Ok(Empty {}) => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.

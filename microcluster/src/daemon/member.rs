@@ -13,10 +13,11 @@ use crate::cluster::join::Versions;
 use crate::cluster::rebuild::keep_verified;
 use crate::cluster::{
     Node, NodeParts, Peers, keep_certificates, keep_heartbeat, keep_own_row, keep_reconciled, keep_trust,
-    removal_found, schema,
+    keep_upgraded, removal_found, schema,
 };
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
+use crate::error::Fatal;
 use crate::hooks::Runner;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
@@ -77,10 +78,21 @@ pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity)
         timings: Timings::default(),
     })
     .await?;
-    let versions = versions(state);
+    let (versions, external_schema) = (versions(state), state.settings().schema.clone());
     let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
     let (role_counts, hooks) = (state.settings().role_counts, hooks.of_node(state));
-    Ok(Node::new(NodeParts { config, versions, role_counts, db, trust, peers, cluster_certificate, dir, hooks }))
+    Ok(Node::new(NodeParts {
+        config,
+        versions,
+        role_counts,
+        external_schema,
+        db,
+        trust,
+        peers,
+        cluster_certificate,
+        dir,
+        hooks,
+    }))
 }
 
 impl CoreShared {
@@ -100,6 +112,7 @@ impl CoreShared {
         tasks.spawn("reconciler", keep_reconciled(node.clone(), tasks.clone()));
         tasks.spawn("heartbeat", keep_heartbeat(node.clone(), interval, tasks.clone()));
         tasks.spawn("verification", keep_verified(node.clone(), tasks.clone()));
+        tasks.spawn("upgrade", stop_if_too_old(node.clone(), self.control.clone(), tasks.clone()));
         let watch = watch_database(node.db.clone(), self.control.clone(), tasks.clone());
         tasks.spawn("database watch", watch);
         *self.running.lock().await = Some(Running { node: node.clone(), listener, tasks });
@@ -124,6 +137,13 @@ impl CoreShared {
         if let Some(running) = running {
             running.stop(drain).await;
         }
+    }
+}
+
+/// Looks after upgrades, and stops the daemon when it finds that the cluster has gone on without this version.
+async fn stop_if_too_old(node: Arc<Node>, control: mpsc::Sender<Internal>, tasks: Tasks) {
+    if let Err(too_old) = keep_upgraded(node, tasks).await {
+        control.send(Internal::Fatal(Fatal::new("the daemon cannot be a member").caused_by(too_old))).await.ok();
     }
 }
 

@@ -12,8 +12,8 @@ use super::rebuild::Damaged;
 use super::servers::{OpenServerError, Servers};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
-use crate::cluster::Peers;
 use crate::cluster::join::JoinRecord;
+use crate::cluster::{Peers, Standing};
 use crate::config::MemberConfig;
 use crate::db;
 use crate::error::Chain;
@@ -135,6 +135,10 @@ impl CoreShared {
             }
             opened => opened.map_err(failed)?,
         };
+        if let Ok(Standing::TooOld(too_old)) = node.look_at_versions().await {
+            node.db.shutdown().await;
+            return Err(StartError::TooOld { reason: too_old.to_string() });
+        }
         self.serve(&node, tcp).await.map_err(failed)?;
         let moved = config_servers.into_iter().map(|(name, server)| (name, server.address)).collect();
         self.servers.open_all(&moved).await.map_err(server_failed)?;

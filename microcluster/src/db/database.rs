@@ -22,13 +22,14 @@ use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
+use super::schema::{Level, Upgrade};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
 use super::transaction::{Closures, Parameters, Transaction};
 use super::watch::Watch;
 use super::writer::{Shared, Writer};
-use super::{dump, janitor, schema, state_file};
+use super::{dump, janitor, state_file};
 
 /// How fresh a read has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,7 +200,9 @@ impl Database {
             }
             Err(error) => return Err(Error::Fatal(error.to_string())),
         }
-        schema::apply(&self.core(), "internal", &self.inner.internal_schema).await
+        let internal = &self.inner.internal_schema;
+        let to = Level { internal: internal.len() as u64, ..Level::default() };
+        self.upgrade(Upgrade { from: Level::default(), to, internal, external: &[], unless: "false" }).await.map(drop)
     }
 
     /// The same database with the right to write the cluster's own tables.
@@ -526,7 +529,7 @@ fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStor
     // Everything the cluster knows is in there, the secrets of join tokens included: it is for the daemon's user alone.
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(folder)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(folder)?;
-    std::fs::create_dir_all(&state_dir).map_err(folder)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&state_dir).map_err(folder)?;
     let log = LogStore::open(&dir.join("log"), LogOptions::default()).map_err(|error| match &error {
         LogError::Damaged { .. } => damaged(chain(&error)),
         _ => OpenError::Log { dir: dir.clone(), message: chain(&error) },

@@ -297,7 +297,7 @@ impl Action {
             listeners: Cow::Owned(listeners.to_vec()),
             access,
             check,
-            phase: if self.before_init { Phase::Always } else { Phase::Member },
+            phase: if self.before_init { Phase::Always } else { Phase::Current },
             during_shutdown: self.during_shutdown,
             leader: self.leader,
             target: self.target,

@@ -74,6 +74,9 @@ impl Shared {
             let running = self.running().unwrap_or("another one");
             return Err(HookError::NoTurn { hook, running, waited: timeout });
         };
+        if state.stopping().is_cancelled() && !matches!(event, Event::OnStop) {
+            return Err(HookError::Stopped { hook });
+        }
         let _running = Running::begin(self, hook);
         tracing::debug!("running a hook");
         // That the daemon stops ends a hook too, but for the one that is there for it.
@@ -140,13 +143,23 @@ struct OfNode {
 impl NodeHooks for OfNode {
     fn run(&self, node: Arc<Node>, hook: Hook) -> BoxFuture<'_, Result<(), HookError>> {
         Box::pin(async move {
+            if let Err(waits) = node.is_current() {
+                // Its product has not begun yet: as if the member were down.
+                tracing::warn!(hook = hook.name(), reason = %waits, "a hook is left out");
+                return Ok(());
+            }
             let event = Event::try_from(hook).map_err(|hook| HookError::Unknown { hook: hook.name().into() })?;
             self.runner.run(&self.state, Some(node), event).await
         })
     }
 
     fn heartbeat(&self, node: Arc<Node>, roles: RoleChanges) -> BoxFuture<'_, Result<(), HookError>> {
-        Box::pin(self.runner.run(&self.state, Some(node), Event::OnHeartbeat { roles }))
+        Box::pin(async move {
+            if node.is_current().is_err() {
+                return Ok(());
+            }
+            self.runner.run(&self.state, Some(node), Event::OnHeartbeat { roles }).await
+        })
     }
 
     fn timeout(&self) -> Duration {
@@ -246,9 +259,10 @@ mod tests {
             most: Arc::new(AtomicUsize::new(0)),
         });
         let runner = Runner::new(hooks, Duration::from_secs(60));
-        state.stopping().cancel();
-        let ended = runner.run(&state, None, Event::OnStart).await;
+        let (ended, ()) = tokio::join!(runner.run(&state, None, Event::OnStart), async { state.stopping().cancel() });
         assert!(matches!(ended, Err(HookError::Stopped { hook: "on_start" })), "{ended:?}");
+        let ended = runner.run(&state, None, Event::OnStart).await;
+        assert!(matches!(ended, Err(HookError::Stopped { .. })), "none begins any more: {ended:?}");
         runner.run(&state, None, Event::OnStop).await.unwrap();
     }
 

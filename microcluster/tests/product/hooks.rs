@@ -106,6 +106,34 @@ async fn a_join_while_a_member_is_down_does_without_it() {
     assert_eq!(lines.len(), 5, "{lines:?}");
 }
 
+/// A daemon that is stopped in its `post_join` is a member that has not said so: it goes on, and says it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_a_stop_interrupts_in_a_hook_goes_on_at_the_next_start() {
+    let journal = Journal::default();
+    let members = cluster(1, &journal).await;
+    let mut c2 = Member::start("c2", &journal).await;
+    let token = members[0].token(&c2.name).await;
+    journal.fault("c2", "post_join", Fault::Hang);
+    {
+        let mut join = std::pin::pin!(c2.join(&token, InitConfig::default()));
+        let runs = eventually("the hook runs", async || journal.lines().iter().any(|line| line == "c2 post_join"));
+        tokio::select! {
+            ended = &mut join => panic!("{ended:?}"),
+            () = runs => {}
+        }
+    }
+    assert_eq!(members[0].client().tokens().await.unwrap().len(), 1, "it is not spent");
+    c2.stop().await;
+    assert!(!c2.dir.path().join("daemon.yaml").exists());
+    journal.heal();
+    journal.take();
+    c2.begin().await;
+    eventually("c2 is a member", async || c2.client().status().await.is_ok_and(|status| status.ready)).await;
+    assert_eq!(journal.take_sorted(), ["c2 on_start (no member)", "c2 post_join"]);
+    assert!(members[0].client().tokens().await.unwrap().is_empty());
+    assert_eq!(c2.names().await, ["c1", "c2"]);
+}
+
 /// A hook can be asked for over the API, on this member and on another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_is_run_for_another_member() {

@@ -5,3 +5,4 @@ mod hooks;
 mod hooks_undone;
 mod member;
 mod recorder;
+mod upgrades;

@@ -50,6 +50,16 @@ impl Member {
         self
     }
 
+    /// The product's schema, from its next start on.
+    pub fn schema(&mut self, schema: &[&str]) {
+        self.schema = schema.iter().map(ToString::to_string).collect();
+    }
+
+    /// The product's API extensions, from its next start on.
+    pub fn extensions(&mut self, extensions: &[&str]) {
+        self.extensions = extensions.iter().map(ToString::to_string).collect();
+    }
+
     pub fn builder(&self) -> Builder {
         Daemon::builder(self.dir.path())
             // A test asks for the rounds that it wants.
@@ -136,9 +146,16 @@ impl Member {
 
 /// A cluster of members `c1`, `c2`, …
 pub async fn cluster(count: usize, journal: &Journal) -> Vec<Member> {
+    cluster_of(count, journal, &[]).await
+}
+
+/// The same with a schema of the product.
+pub async fn cluster_of(count: usize, journal: &Journal, schema: &[&str]) -> Vec<Member> {
     let mut members: Vec<Member> = Vec::new();
     for number in 1..=count {
-        let member = Member::start(&format!("c{number}"), journal).await;
+        let mut member = Member::new(&format!("c{number}"), journal);
+        member.schema(schema);
+        member.start_again().await;
         match members.first() {
             None => member.bootstrap(InitConfig::default()).await.unwrap(),
             Some(first) => member.join(&first.token(&member.name).await, InitConfig::default()).await.unwrap(),
