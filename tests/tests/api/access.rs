@@ -103,7 +103,7 @@ async fn no_route_is_left_out() {
             && template.iter().zip(path).all(|(one, other)| one.starts_with('{') || *one == other)
     };
     let has_row = |template: &str, method: &str| {
-        let mut rows = ROUTES.iter().map(|(request, ..)| request.split_once(' ').unwrap());
+        let mut rows = ROUTES.iter().map(|(request, ..)| request.split('?').next().unwrap().split_once(' ').unwrap());
         rows.any(|(own, path)| {
             is_of(template, path) && (own.eq_ignore_ascii_case(method) || path.ends_with("/shutdown"))
         })
