@@ -89,6 +89,8 @@ impl Node {
             if is_new {
                 match &found {
                     Standing::Current => tracing::debug!(%cluster, "this member has what the cluster has"),
+                    // The updates are about to be applied: by the leader, or by a bootstrap.
+                    Standing::Waits { members } if members.is_empty() => {}
                     Standing::Waits { members } => {
                         tracing::warn!(own = %self.versions.level(), %cluster, ?members, "this member waits for an upgrade");
                     }
