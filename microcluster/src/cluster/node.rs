@@ -68,6 +68,8 @@ pub(crate) struct Node {
     transports: Tasks,
     /// What this member is next to its cluster.
     pub(super) standing: watch::Sender<Standing>,
+    /// Held by who looks that up.
+    pub(super) looking: tokio::sync::Mutex<()>,
     /// A member was upgraded.
     pub(super) upgraded: Notify,
     /// The product's schema updates.
@@ -132,6 +134,7 @@ impl Node {
             transports: Tasks::new("Raft transports"),
             // Until it is looked at.
             standing: watch::Sender::new(Standing::Waits { members: Vec::new() }),
+            looking: tokio::sync::Mutex::new(()),
             upgraded: Notify::new(),
             external_schema,
             hooks,
