@@ -17,8 +17,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use microcluster_client::{Address, Client, Name};
@@ -53,6 +53,8 @@ pub struct Member {
     dir: TempDir,
     describe: Describe,
     running: Option<(Runtime, Handle)>,
+    /// Held while it stands still.
+    standing_still: Option<mpsc::Sender<()>>,
 }
 
 impl Cluster {
@@ -119,7 +121,14 @@ impl Member {
     /// A daemon that does not run yet and is no member of anything.
     fn new(name: &str, describe: Describe) -> Member {
         let dir = tempfile::Builder::new().prefix("microcluster-test-").tempdir().expect("a directory");
-        Member { name: name.parse().expect("a name"), address: address_free(), dir, describe, running: None }
+        Member {
+            name: name.parse().expect("a name"),
+            address: address_free(),
+            dir,
+            describe,
+            running: None,
+            standing_still: None,
+        }
     }
 
     /// Its name.
@@ -184,8 +193,25 @@ impl Member {
         runtime.shutdown_background();
     }
 
+    /// Has it stand still, as a member behind a network that drops its packets does: it answers nobody, and hears nothing.
+    pub fn pause(&mut self) {
+        let (runtime, _) = self.running.as_ref().expect("it runs");
+        let (hold, held) = mpsc::channel::<()>();
+        // It has one worker, which this takes.
+        runtime.spawn(async move {
+            let _ = held.recv();
+        });
+        self.standing_still = Some(hold);
+    }
+
+    /// Has it go on.
+    pub fn resume(&mut self) {
+        self.standing_still.take().expect("it stands still");
+    }
+
     /// Ends it in the middle of what it does.
     pub fn kill(&mut self) {
+        self.standing_still = None;
         let (runtime, handle) = self.running.take().expect("it runs");
         end(runtime, handle);
     }
@@ -193,6 +219,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
+        self.standing_still = None;
         if let Some((runtime, handle)) = self.running.take() {
             end(runtime, handle);
         }

@@ -145,9 +145,16 @@ impl Node {
         let name = joiner.name.clone();
         let database = |source| ConfirmError::Database { name: name.clone(), source };
         let rows = self.rows().await.map_err(database)?;
+        if self.hooks.is_stopping() {
+            return Err(database(db::Error::ShuttingDown));
+        }
         let Err(hook) = self.tell_new_member(&rows, &joiner.local()).await else {
             return Ok(());
         };
+        if matches!(hook, HookError::Stopped { .. }) {
+            // This leader stops, and nobody has refused: the joiner asks the next one.
+            return Err(database(db::Error::ShuttingDown));
+        }
         tracing::warn!(member = %name, error = %hook, "a joining member is dropped: a hook failed");
         let _membership = self.membership.lock().await;
         // From here on asking again finds nothing: the joiner undoes its join, and its token is as it was.

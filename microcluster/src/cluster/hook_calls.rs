@@ -39,6 +39,8 @@ pub(crate) trait NodeHooks: Send + Sync {
     fn run(&self, node: Arc<Node>, hook: Hook) -> BoxFuture<'_, Result<(), HookError>>;
     /// Runs `on_heartbeat`.
     fn heartbeat(&self, node: Arc<Node>, roles: RoleChanges) -> BoxFuture<'_, Result<(), HookError>>;
+    /// Whether none begins any more: the daemon stops.
+    fn is_stopping(&self) -> bool;
     /// How long a hook may take, here and, as they run the same product, on the other members.
     fn timeout(&self) -> Duration;
 }

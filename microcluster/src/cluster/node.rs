@@ -17,7 +17,7 @@ use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
-use crate::db::{self, Consistency, Database, NodeId, Status};
+use crate::db::{self, Consistency, Database, NodeId, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
@@ -71,7 +71,7 @@ pub(crate) struct Node {
     /// A member was upgraded.
     pub(super) upgraded: Notify,
     /// The product's schema updates.
-    pub(super) external_schema: Vec<String>,
+    pub(super) external_schema: Vec<SchemaUpdate>,
     /// What the product does when something changes.
     pub(super) hooks: Arc<dyn NodeHooks>,
     /// The roles as they were in the last heartbeat round, while this member leads.
@@ -83,7 +83,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
-    pub external_schema: Vec<String>,
+    pub external_schema: Vec<SchemaUpdate>,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,

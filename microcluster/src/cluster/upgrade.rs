@@ -126,10 +126,12 @@ impl Node {
     }
 
     /// Applies the first updates of a cluster.
-    pub async fn apply_first_updates(&self, external: &[String]) -> Result<(), db::Error> {
+    pub async fn apply_first_updates(&self) -> Result<(), db::Error> {
         let to = self.versions.level();
         let from = Level { internal: to.internal, ..Level::default() };
-        self.db.upgrade(Upgrade { from, to, internal: INTERNAL, external, unless: "false" }).await?;
+        self.db
+            .upgrade(Upgrade { from, to, internal: INTERNAL, external: &self.external_schema, unless: "false" })
+            .await?;
         self.look_at_versions().await.map(|_| ())
     }
 

@@ -5,4 +5,5 @@ mod connect;
 mod refused;
 mod resources;
 mod servers;
+mod testing;
 mod websockets;

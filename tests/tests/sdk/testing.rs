@@ -1,0 +1,51 @@
+//! The test kit itself: members that are killed, stand still and come back.
+
+use std::time::Duration;
+
+use microcluster::testing::{Cluster, Member, eventually};
+
+async fn write(member: &Member, value: i64) -> Result<u64, microcluster::db::Error> {
+    member.state().database().unwrap().execute("INSERT INTO t VALUES (?1)", (value,)).await
+}
+
+async fn count(member: &Member) -> Result<i64, microcluster::AppError> {
+    let results = member.app().sql("SELECT count(*) FROM t").await?;
+    let rows = results.results.unwrap_or_default().pop().and_then(|result| result.rows).unwrap_or_default();
+    Ok(rows[0][0].as_i64().unwrap())
+}
+
+#[tokio::test]
+async fn a_leader_that_stands_still_is_replaced_and_comes_back() {
+    let mut cluster = Cluster::start(3, |builder| builder.schema(["CREATE TABLE t (a)"])).await;
+    let leader = cluster.leader().await;
+    write(cluster.member(leader), 1).await.unwrap();
+    cluster.member_mut(leader).pause();
+    let other = cluster.member((leader + 1) % 3);
+    eventually("another one leads, and writes go on", async || write(other, 2).await).await;
+    let silent = cluster.member(leader).client().timeout(Duration::from_millis(200));
+    assert!(silent.ready().await.is_err(), "it answers nobody");
+    cluster.member_mut(leader).resume();
+    let back = cluster.member(leader);
+    eventually("it has what was written", async || match count(back).await {
+        Ok(2) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_killed_or_stopped_comes_back_with_everything() {
+    let mut cluster = Cluster::start(1, |builder| builder.schema(["CREATE TABLE t (a)"])).await;
+    for turn in 1..=3 {
+        write(cluster.member(0), turn).await.unwrap();
+        if turn == 2 {
+            cluster.member_mut(0).stop().await;
+        } else {
+            cluster.member_mut(0).kill();
+        }
+        cluster.member_mut(0).start().await;
+        let member = cluster.member(0);
+        let found = eventually("it leads itself again", async || count(member).await).await;
+        assert_eq!(found, turn);
+    }
+}
