@@ -256,7 +256,7 @@ fn arrived(to: Level) -> String {
 mod tests {
     use super::*;
 
-    const INTERNAL: [&str; 2] = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y -- a comment"];
+    const INTERNAL: [&str; 2] = ["CREATE TABLE a (x) -- a comment", "ALTER TABLE a ADD COLUMN y"];
 
     fn level_of(internal: u64, external: u64, extensions: u64) -> Level {
         Level { internal, external, extensions }
