@@ -53,3 +53,16 @@ pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
 pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::{Connect, MemberClient, State};
+
+// The programs in the handbook, as tests.
+#[cfg(doctest)]
+mod handbook {
+    #[cfg_attr(feature = "test-util", doc = include_str!("../../doc/product.md"))]
+    struct Product;
+    #[doc = include_str!("../../doc/hooks.md")]
+    struct Hooks;
+    #[doc = include_str!("../../doc/servers.md")]
+    struct Servers;
+    #[doc = include_str!("../../doc/database.md")]
+    struct Database;
+}
