@@ -15,6 +15,7 @@ use microcluster_client::{
 use proptest::collection::{btree_map, vec};
 use proptest::option::of as option;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -102,6 +103,12 @@ fn sql_request() -> impl Strategy<Value = SqlRequest> {
     (any::<String>(), vec(value, 0..4), consistency).prop_map(|(query, parameters, consistency)| {
         SqlRequest::new(query).with_parameters(parameters).with_consistency(consistency)
     })
+}
+
+/// What once failed stays beside the crate.
+fn config() -> ProptestConfig {
+    let failures = FileFailurePersistence::Direct("proptest-regressions/parsers.txt");
+    ProptestConfig { failure_persistence: Some(Box::new(failures)), ..ProptestConfig::default() }
 }
 
 /// JSON that is almost an object of the API: its field names, values of every kind.
@@ -212,7 +219,7 @@ fn text<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) -> R
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn any_text_is_a_value_or_an_error(any_text in ".{0,300}", close in "[A-Za-z0-9.:\\[\\]TZ+-]{0,80}") {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::Settings;
 use crate::daemon::{self, Handle, Product, RunError, StartError};
+use crate::db::SchemaUpdate;
 use crate::extension::Server;
 use crate::hooks::{Hooks, ProductHooks};
 
@@ -86,12 +87,13 @@ impl Builder {
         self
     }
 
-    /// The product's schema updates, oldest first, each one or more SQL statements. Append only: a
+    /// The product's schema updates, oldest first, each one or more SQL statements, or a [function](SchemaUpdate::function). Append only: a
     /// list that was released is never changed. New updates are applied once, when every member has them; until then a
     /// member that has them waits (`Database is waiting for an upgrade`), and the others serve. An update runs on every
     /// member, so it must not depend on anything but the database.
-    pub fn schema<S: Into<String>>(mut self, updates: impl IntoIterator<Item = S>) -> Self {
-        self.product.settings.schema = updates.into_iter().map(Into::into).collect();
+    pub fn schema<S: Into<SchemaUpdate>>(mut self, updates: impl IntoIterator<Item = S>) -> Self {
+        self.product.schema = updates.into_iter().map(Into::into).collect();
+        self.product.settings.schema_external_version = self.product.schema.len() as u64;
         self
     }
 

@@ -36,8 +36,8 @@ pub(crate) struct Settings {
     /// Group that may use the control socket, by name or number.
     pub socket_group: Option<String>,
     pub pre_init_listen: Option<SocketAddr>,
-    /// The product's schema updates, oldest first.
-    pub schema: Vec<String>,
+    /// How many schema updates the product has.
+    pub schema_external_version: u64,
     pub api_extensions: Vec<String>,
     /// The additional servers, with the addresses that hold unless others are set while the daemon runs.
     pub servers: BTreeMap<Name, Address>,
@@ -56,7 +56,7 @@ impl Settings {
             role_counts: RoleCounts::default(),
             socket_group: None,
             pre_init_listen: None,
-            schema: Vec::new(),
+            schema_external_version: 0,
             api_extensions: Vec::new(),
             servers: BTreeMap::new(),
             drain_timeout: Duration::from_secs(5),
@@ -68,10 +68,6 @@ impl Settings {
     pub fn extensions(&self) -> Vec<String> {
         let own = EXTENSIONS_INTERNAL.iter().map(ToString::to_string);
         own.chain(self.api_extensions.iter().cloned()).collect()
-    }
-
-    pub fn schema_external_version(&self) -> u64 {
-        self.schema.len() as u64
     }
 }
 

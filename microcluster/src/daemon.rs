@@ -28,7 +28,7 @@ use self::signals::{Signal, Signals};
 use crate::api::{Api, ListenerKind, Route};
 use crate::cluster::HookError;
 use crate::config::Settings;
-use crate::db::OpenError;
+use crate::db::{OpenError, SchemaUpdate};
 use crate::error::Fatal;
 use crate::extension::Server;
 use crate::hooks::{Event, ProductHooks, Runner};
@@ -200,11 +200,14 @@ pub(crate) struct Product {
     pub servers: Vec<(String, Server)>,
     /// What it does when something changes.
     pub hooks: ProductHooks,
+    /// Its schema updates, oldest first.
+    pub schema: Vec<SchemaUpdate>,
 }
 
 impl Product {
     pub fn new(settings: Settings) -> Self {
-        Product { settings, values: SharedValues::default(), servers: Vec::new(), hooks: ProductHooks::default() }
+        let (values, hooks) = (SharedValues::default(), ProductHooks::default());
+        Product { settings, values, servers: Vec::new(), hooks, schema: Vec::new() }
     }
 }
 
@@ -283,6 +286,8 @@ struct CoreShared {
     is_rebuilding: AtomicBool,
     /// What the product does when something changes.
     hooks: Runner,
+    /// The product's schema updates.
+    schema: Vec<SchemaUpdate>,
     control: mpsc::Sender<Internal>,
 }
 

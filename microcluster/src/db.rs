@@ -51,6 +51,7 @@ pub use network::{PROTOCOL, PeerConnector, PeerIo, PeerStream, Pong};
 pub use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;
+pub use schema::SchemaUpdate;
 pub(crate) use schema::{Level, Upgrade, level, level_in};
 pub use status::{RaftState, Status};
 pub use transaction::{Parameters, Transaction};

@@ -75,6 +75,7 @@ pub use app::{App, AppError};
 pub use axum;
 pub use builder::{Builder, Daemon};
 pub use daemon::{Handle, RunError, StartError};
+pub use db::SchemaUpdate;
 pub use error::{Error, Fatal, Result};
 pub use extension::{
     Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,

@@ -203,6 +203,19 @@ impl State {
         State(Arc::new(shared), None)
     }
 
+    /// The state of a daemon that is not initialised and whose loop does not run.
+    #[cfg(test)]
+    #[allow(clippy::expect_used)]
+    pub(crate) fn uninitialised(path: &Path, pair: crate::tls::KeyPair) -> State {
+        // Nobody takes commands: who gives one is told that the daemon shuts down.
+        let (commands, _) = mpsc::channel(1);
+        let dir = StateDir::open(path).expect("a state directory");
+        let (settings, certificate) = (Settings::new(path.to_owned()), CertificateCell::new(pair));
+        let state = State::new(settings, SharedValues::default(), BTreeSet::new(), dir, certificate, commands);
+        state.set_lifecycle(Lifecycle::Uninitialised);
+        state
+    }
+
     /// The member's name; none before initialisation.
     #[must_use]
     pub fn name(&self) -> Option<Name> {

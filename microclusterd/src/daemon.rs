@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser};
-use microcluster::{Builder, Daemon};
+use microcluster::{Builder, Daemon, RunError};
 use microcluster_client::Address;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::parse_duration;
-use log::Log;
+use log::{Log, LogFile};
 
 /// The whole of `microclusterd`.
 #[derive(Debug, Parser)]
@@ -71,13 +72,13 @@ impl Options {
     /// the one it is given. What goes wrong is printed, and the exit code says so.
     pub fn run(self, state_dir: PathBuf, describe: impl FnOnce(Builder) -> Builder) -> ExitCode {
         let run = || {
-            self.log.init();
+            let log = self.log.init()?;
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(worker_threads())
                 .enable_all()
                 .build()
                 .context("the asynchronous runtime does not start")?
-                .block_on(async { Ok(describe(self.builder(state_dir)).run().await?) })
+                .block_on(with_log(log, describe(self.builder(state_dir)).run()))
         };
         let ended: anyhow::Result<()> = run();
         match ended {
@@ -97,6 +98,28 @@ impl Options {
             .stand_bys(stand_bys)
             .socket_group(socket_group)
             .pre_init_listen(pre_init_listen.map(Address::socket_addr))
+    }
+}
+
+/// Runs a daemon to its end. With each HUP the file of its log, if it has one, is opened again.
+async fn with_log(log: Option<LogFile>, run: impl Future<Output = Result<(), RunError>>) -> anyhow::Result<()> {
+    let Some(log) = log else {
+        return Ok(run.await?);
+    };
+    let mut hangup = signal(SignalKind::hangup()).context("signals cannot be waited for")?;
+    let mut run = std::pin::pin!(run);
+    loop {
+        tokio::select! {
+            ended = &mut run => return Ok(ended?),
+            Some(()) = hangup.recv() => {
+                let log = log.clone();
+                match tokio::task::spawn_blocking(move || log.reopen()).await {
+                    Ok(Ok(())) => tracing::info!("the log's file was opened again"),
+                    Ok(Err(e)) => tracing::error!(error = %e, "the log's file cannot be opened again"),
+                    Err(e) => tracing::error!(error = %e, "the log's file was not opened again"),
+                }
+            }
+        }
     }
 }
 

@@ -55,6 +55,14 @@ impl Daemon {
         }
     }
 
+    /// The same with this cluster address.
+    #[must_use]
+    pub fn at(name: &str, address: Address) -> Self {
+        let mut daemon = Daemon::new(name);
+        daemon.address = address;
+        daemon
+    }
+
     /// The same on a host of a network.
     #[must_use]
     pub fn on(name: &str, network: &Network, host: usize) -> Self {

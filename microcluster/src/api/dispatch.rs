@@ -306,3 +306,79 @@ impl std::fmt::Display for RequestId {
         write!(f, "{:08x}-{:x}", self.run, self.number)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::body::{Body, Bytes};
+    use futures_util::future::join_all;
+    use futures_util::stream;
+
+    use super::*;
+    use crate::api::Peer;
+    use crate::tls::{Generate, KeyPair};
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// A request as a stranger sends it.
+    fn request(path: &str, body: Body) -> Request {
+        let connection = Connection {
+            listener: ListenerKind::Tls,
+            certificate: None,
+            peer: Peer::Unknown,
+            body_timeout: Duration::from_millis(500),
+        };
+        let mut request = Request::post(path).body(body).unwrap();
+        request.extensions_mut().insert(Arc::new(connection));
+        request
+    }
+
+    /// An API of one route that anybody may use with a token, whose handler waits at a gate.
+    fn token_api(gate: &Arc<Semaphore>, waiting: &Arc<AtomicU64>) -> (tempfile::TempDir, Api) {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = KeyPair::generate(&Generate { name: "c1", addresses: &[] }).unwrap();
+        let state = State::uninitialised(&dir.path().join("state"), pair);
+        let (gate, waiting) = (gate.clone(), waiting.clone());
+        let handler = move || async move {
+            waiting.fetch_add(1, Ordering::SeqCst);
+            drop(gate.acquire().await);
+            StatusCode::OK
+        };
+        let route = Route::new(Method::POST, "/token", &[ListenerKind::Tls], handler);
+        let route = route.access(Access::Token).phase(Phase::Always).body_max(100);
+        (dir, Api::of([route], &state, &Tasks::new("test")))
+    }
+
+    #[tokio::test]
+    async fn requests_with_a_token_are_bounded_and_slow_ones_hold_up_nobody() {
+        let (gate, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+        let (_dir, api) = token_api(&gate, &waiting);
+        let send = |body| {
+            let mut router = api.router.clone();
+            tokio::spawn(async move { router.call(request("/token", body)).await.unwrap() })
+        };
+        let silent = || Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        let slow: Vec<_> = (0..2 * TOKEN_REQUESTS_MAX).map(|_| send(silent())).collect();
+        let good: Vec<_> = (0..TOKEN_REQUESTS_MAX).map(|_| send(Body::from("{}"))).collect();
+        let begun = Instant::now();
+        while waiting.load(Ordering::SeqCst) < TOKEN_REQUESTS_MAX as u64 {
+            assert!(begun.elapsed() < DEADLINE, "{waiting:?} got in");
+            tokio::task::yield_now().await;
+        }
+        let refused = send(Body::from("{}")).await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.headers().contains_key(http::header::RETRY_AFTER));
+        gate.close();
+        for answer in join_all(good).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+        assert_eq!(send(Body::from("{}")).await.unwrap().status(), StatusCode::OK, "there is room again");
+        for answer in join_all(slow).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+        }
+        let large = send(Body::from("x".repeat(101))).await.unwrap();
+        assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+}

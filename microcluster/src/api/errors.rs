@@ -51,7 +51,9 @@ impl From<AdmitError> for Error {
             AdmitError::Refused(Refusal::TokenExpired { .. } | Refusal::TokenForOther { .. }) => {
                 Error::forbidden(message)
             }
-            AdmitError::Refused(Refusal::Upgrading) => Error::unavailable(message).retry_after(10),
+            AdmitError::InProgress { .. } | AdmitError::Refused(Refusal::Upgrading) => {
+                Error::unavailable(message).retry_after(10)
+            }
             AdmitError::Refused(_) | AdmitError::AlreadyVotes { .. } => Error::conflict(message),
             AdmitError::Database { source, .. } => source.into(),
         }

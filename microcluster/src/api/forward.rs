@@ -82,8 +82,9 @@ impl Passing {
         Passing { node: node.clone(), request }
     }
 
-    /// Waits for a leader that is `accepted`, and gives it the request; and the next one, if that one is lost. What only the leader
-    /// does may be done twice, except that a second removal does not find the member any more.
+    /// Waits for a leader that is `accepted`, and gives it the request; and the next one, if that one is lost. What the core API
+    /// has only the leader do may be done twice, except that a second removal does not find the member any more. Of a product's own
+    /// requests that is not known: they are not done again where they may have been done.
     async fn run(self, accepted: impl Fn(NodeId) -> bool) -> Result<Outcome, Error> {
         let Passing { node, request } = self;
         let begun = Instant::now();
@@ -94,7 +95,8 @@ impl Passing {
             return Ok(Outcome::Here(request));
         }
         let (head, body) = buffered(request).await?;
-        let (mut maybe_done, mut unknown_max) = (false, UNKNOWN_MAX);
+        let is_repeatable = head.method.is_safe() || head.uri.path().starts_with("/core/");
+        let (mut maybe_done, mut unknown_max) = (false, if is_repeatable { UNKNOWN_MAX } else { 0 });
         loop {
             let again = http::Request::from_parts(head.clone(), body.clone());
             let failed = match ask(&node, &status, again).await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
 
 use super::hook_calls::HookError;
-use super::join::{self, Admission, Refusal, Situation};
+use super::join::{self, Admission, Earlier, Refusal, Situation};
 use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
 use super::roles::{self, Candidate, Candidates, FullRole};
@@ -28,6 +28,8 @@ pub(crate) enum AdmitError {
     Refused(#[from] Refusal),
     #[error("{name} has joined with this token and is being made a member; wait for it")]
     AlreadyVotes { name: Name },
+    #[error("{name} is joining with this token already; if it is not, the token can be used again in a minute")]
+    InProgress { name: Name },
     #[error("cannot admit {name}")]
     Database { name: Name, source: db::Error },
 }
@@ -70,20 +72,27 @@ impl Node {
             return Err(Refusal::TokenUnknown { name }.into());
         }
         let _membership = self.membership.lock().await;
-        let voters = self.db.status().voters;
+        let raft = self.db.status();
         let own = self.versions.clone();
         let now = Timestamp::now();
         let joiner = name.clone();
         let admitted = self.db.transaction(move |tx| {
             let (tokens, members, cluster) = (tokens::all_in(tx)?, members::all_in(tx)?, db::level_in(tx)?);
             let situation = Situation { tokens: &tokens, members: &members, own: &own, cluster, now };
-            let Admission { token_id, replaces } = join::admit(&situation, &request, certificate.fingerprint)
+            let Admission { token_id, earlier } = join::admit(&situation, &request, certificate.fingerprint)
                 .map_err(|refusal| db::Error::other(AdmitError::from(refusal)))?;
-            if let Some(earlier) = replaces {
-                if voters.contains(&earlier) {
+            match earlier {
+                Some(Earlier::Same(id) | Earlier::Other(id)) if raft.voters.contains(&id) => {
                     return Err(db::Error::other(AdmitError::AlreadyVotes { name: joiner.clone() }));
                 }
-                members::delete(tx, earlier, RowRole::Pending)?;
+                // It has the log already, under this id, so it goes on with the answer that it has. If it has lost
+                // that, it is dropped after a while: the id of a lost log is not given again.
+                Some(Earlier::Same(id)) if raft.learners.contains(&id) => {
+                    return Err(db::Error::other(AdmitError::InProgress { name: joiner.clone() }));
+                }
+                Some(Earlier::Same(id)) => return Ok(id),
+                Some(Earlier::Other(id)) => drop(members::delete(tx, id, RowRole::Pending)?),
+                None => {}
             }
             members::insert(tx, &NewMember::joining(&request, token_id))
         });
@@ -136,9 +145,16 @@ impl Node {
         let name = joiner.name.clone();
         let database = |source| ConfirmError::Database { name: name.clone(), source };
         let rows = self.rows().await.map_err(database)?;
+        if self.hooks.is_stopping() {
+            return Err(database(db::Error::ShuttingDown));
+        }
         let Err(hook) = self.tell_new_member(&rows, &joiner.local()).await else {
             return Ok(());
         };
+        if matches!(hook, HookError::Stopped { .. }) {
+            // This leader stops, and nobody has refused: the joiner asks the next one.
+            return Err(database(db::Error::ShuttingDown));
+        }
         tracing::warn!(member = %name, error = %hook, "a joining member is dropped: a hook failed");
         let _membership = self.membership.lock().await;
         // From here on asking again finds nothing: the joiner undoes its join, and its token is as it was.

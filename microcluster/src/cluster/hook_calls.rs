@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, join_all};
-use microcluster_client::{Hook, MemberLocal, Name, NewMemberHook, RemovalHook, Role};
+use microcluster_client::{Client, Hook, MemberLocal, Name, NewMemberHook, RemovalHook, Role};
 use serde::{Deserialize, Serialize};
 
 use super::members::MemberRow;
@@ -16,6 +16,10 @@ use crate::error::Error;
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What an answer may take beyond the hook itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a member may take to be up, and the pause between two looks.
+const UP_TIMEOUT: Duration = Duration::from_secs(5);
+const UP_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a member does in Raft, before and after a heartbeat round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub(crate) trait NodeHooks: Send + Sync {
     fn run(&self, node: Arc<Node>, hook: Hook) -> BoxFuture<'_, Result<(), HookError>>;
     /// Runs `on_heartbeat`.
     fn heartbeat(&self, node: Arc<Node>, roles: RoleChanges) -> BoxFuture<'_, Result<(), HookError>>;
+    /// Whether none begins any more: the daemon stops.
+    fn is_stopping(&self) -> bool;
     /// How long a hook may take, here and, as they run the same product, on the other members.
     fn timeout(&self) -> Duration;
 }
@@ -129,16 +135,27 @@ impl Node {
             return Ok(());
         }
         let client = self.peers.client(row.address).timeout(self.hooks.timeout() + ANSWER_TIMEOUT).notification();
-        match client.run_hook(hook, Some(&row.name)).await {
-            Ok(()) => Ok(()),
-            // It died on the way: that is no failure of the hook.
-            Err(e) if e.code().is_none() && !self.is_alive(row).await => {
-                left_out();
-                Ok(())
-            }
-            Err(e) => {
-                let (member, code) = (row.name.clone(), e.code());
-                Err(HookError::Elsewhere { member, code, message: e.to_string() })
+        let begun = Instant::now();
+        loop {
+            match client.run_hook(hook, Some(&row.name)).await {
+                Ok(()) => return Ok(()),
+                // It died on the way: that is no failure of the hook.
+                Err(e) if e.code().is_none() && !self.is_alive(row).await => {
+                    left_out();
+                    return Ok(());
+                }
+                // It is in the table and not done with its own join, or with its start: many may join at once.
+                Err(e) if e.code() == Some(503) && !is_up(&client).await => {
+                    if begun.elapsed() >= UP_TIMEOUT {
+                        left_out();
+                        return Ok(());
+                    }
+                    tokio::time::sleep(UP_PAUSE).await;
+                }
+                Err(e) => {
+                    let (member, code) = (row.name.clone(), e.code());
+                    return Err(HookError::Elsewhere { member, code, message: e.to_string() });
+                }
             }
         }
     }
@@ -146,6 +163,11 @@ impl Node {
     async fn is_alive(&self, row: &MemberRow) -> bool {
         self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_ok()
     }
+}
+
+/// Whether a member is one that does its work.
+async fn is_up(client: &Client) -> bool {
+    client.timeout(ALIVE_TIMEOUT).status().await.is_ok_and(|status| status.ready)
 }
 
 /// The failure that is reported when several members may have failed; all are in the log.

@@ -160,7 +160,16 @@ pub(crate) struct Admission {
     /// The token it comes by.
     pub token_id: i64,
     /// The row of its earlier try with this token.
-    pub replaces: Option<NodeId>,
+    pub earlier: Option<Earlier>,
+}
+
+/// The row of an earlier try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    /// The same daemon, which may not have had the answer, or has presented itself twice: it is given the same answer.
+    Same(NodeId),
+    /// Another daemon, or one that was made anew.
+    Other(NodeId),
 }
 
 /// Why a joiner may not come in.
@@ -227,8 +236,11 @@ pub(crate) fn admit(
         return Err(Refusal::Upgrading);
     }
     same_versions(situation.own, request)?;
-    let replaces = situation.members.iter().find(is_earlier_try).map(|row| row.id);
-    Ok(Admission { token_id: token.id, replaces })
+    let earlier = situation.members.iter().find(is_earlier_try).map(|row| {
+        let is_same = row.address == request.address && Fingerprint::of_pem(&row.certificate) == Ok(certificate);
+        if is_same { Earlier::Same(row.id) } else { Earlier::Other(row.id) }
+    });
+    Ok(Admission { token_id: token.id, earlier })
 }
 
 fn same_versions(own: &Versions, request: &JoinRequest) -> Result<(), Refusal> {
@@ -321,14 +333,18 @@ mod tests {
 
     #[test]
     fn an_invited_joiner_is_admitted() {
-        assert_eq!(fixture().admit(), Ok(Admission { token_id: 1, replaces: None }));
+        assert_eq!(fixture().admit(), Ok(Admission { token_id: 1, earlier: None }));
     }
 
     #[test]
-    fn a_second_try_replaces_the_first() {
+    fn a_second_try_has_the_row_of_the_first_or_replaces_it() {
         let mut f = fixture();
         f.members.push(row(7, "c2", 9002, RowRole::Pending, Some(1)));
-        assert_eq!(f.admit(), Ok(Admission { token_id: 1, replaces: Some(7) }));
+        assert_eq!(f.admit(), Ok(Admission { token_id: 1, earlier: Some(Earlier::Other(7)) }), "another certificate");
+        f.members[1].certificate = f.request.certificate.clone();
+        assert_eq!(f.admit(), Ok(Admission { token_id: 1, earlier: Some(Earlier::Same(7)) }));
+        f.members[1].address = "127.0.0.1:9009".parse().unwrap();
+        assert_eq!(f.admit(), Ok(Admission { token_id: 1, earlier: Some(Earlier::Other(7)) }), "another address");
         f.members[1].role = RowRole::Voter;
         assert!(matches!(f.admit(), Err(Refusal::NameTaken { .. })));
     }

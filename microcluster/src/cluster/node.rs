@@ -17,7 +17,7 @@ use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
-use crate::db::{self, Consistency, Database, NodeId, Status};
+use crate::db::{self, Consistency, Database, NodeId, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
@@ -68,10 +68,12 @@ pub(crate) struct Node {
     transports: Tasks,
     /// What this member is next to its cluster.
     pub(super) standing: watch::Sender<Standing>,
+    /// Held by who looks that up.
+    pub(super) looking: tokio::sync::Mutex<()>,
     /// A member was upgraded.
     pub(super) upgraded: Notify,
     /// The product's schema updates.
-    pub(super) external_schema: Vec<String>,
+    pub(super) external_schema: Vec<SchemaUpdate>,
     /// What the product does when something changes.
     pub(super) hooks: Arc<dyn NodeHooks>,
     /// The roles as they were in the last heartbeat round, while this member leads.
@@ -83,7 +85,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
-    pub external_schema: Vec<String>,
+    pub external_schema: Vec<SchemaUpdate>,
     pub db: Database,
     pub trust: Trust,
     pub peers: Peers,
@@ -132,6 +134,7 @@ impl Node {
             transports: Tasks::new("Raft transports"),
             // Until it is looked at.
             standing: watch::Sender::new(Standing::Waits { members: Vec::new() }),
+            looking: tokio::sync::Mutex::new(()),
             upgraded: Notify::new(),
             external_schema,
             hooks,

@@ -65,7 +65,8 @@ pub(crate) async fn keep_reconciled(node: Arc<Node>, tasks: Tasks) {
     loop {
         if node.db.status().is_leader() {
             match node.reconcile(&mut pending_since).await {
-                Ok(done) if done.iter().any(|action| matches!(action, Action::FinishRemoval(_))) => {
+                // Its own removal is finished by the next leader.
+                Ok(done) if done.iter().any(|done| matches!(done, Action::FinishRemoval(id) if *id != node.id)) => {
                     // Beside this: a slow hook holds up nothing here.
                     let node = node.clone();
                     tasks.spawn("post_remove", async move { drop(node.tell_post_remove(false).await) });

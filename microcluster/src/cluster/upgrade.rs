@@ -82,6 +82,8 @@ pub(crate) async fn keep_upgraded(node: Arc<Node>, tasks: Tasks) -> Result<(), T
 impl Node {
     /// What this member is next to its cluster, as its replica has it.
     pub async fn look_at_versions(&self) -> Result<Standing, db::Error> {
+        // One after the other: what was read first must not be told last.
+        let _looking = self.looking.lock().await;
         let (rows, cluster) = self.db.read(Consistency::Local, |db| Ok((members::all(db)?, level(db)?))).await?;
         let found = standing(self.versions.level(), cluster, &rows);
         self.standing.send_if_modified(|before| {
@@ -89,6 +91,8 @@ impl Node {
             if is_new {
                 match &found {
                     Standing::Current => tracing::debug!(%cluster, "this member has what the cluster has"),
+                    // The updates are about to be applied: by the leader, or by a bootstrap.
+                    Standing::Waits { members } if members.is_empty() => {}
                     Standing::Waits { members } => {
                         tracing::warn!(own = %self.versions.level(), %cluster, ?members, "this member waits for an upgrade");
                     }
@@ -126,10 +130,12 @@ impl Node {
     }
 
     /// Applies the first updates of a cluster.
-    pub async fn apply_first_updates(&self, external: &[String]) -> Result<(), db::Error> {
+    pub async fn apply_first_updates(&self) -> Result<(), db::Error> {
         let to = self.versions.level();
         let from = Level { internal: to.internal, ..Level::default() };
-        self.db.upgrade(Upgrade { from, to, internal: INTERNAL, external, unless: "false" }).await?;
+        self.db
+            .upgrade(Upgrade { from, to, internal: INTERNAL, external: &self.external_schema, unless: "false" })
+            .await?;
         self.look_at_versions().await.map(|_| ())
     }
 

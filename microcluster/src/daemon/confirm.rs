@@ -64,6 +64,8 @@ async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node, timeout: Durat
                 to_ask.append(&mut to_ask_again);
                 pause = (pause * 2).min(PAUSE.1);
             }
+            // The leader has named nobody.
+            else => return Err(InitError::Unreachable { tried: Vec::new() }),
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::CoreShared;
 use super::certificates::ensure_server_carries;
-use super::member::{Identity, open_node, versions};
+use super::member::{Identity, versions};
 use super::servers::OpenServerError;
 use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
@@ -126,7 +126,7 @@ impl CoreShared {
         let trust = Trust::new([trusted].into_iter().collect());
         let config = MemberConfig::new(FIRST_ID, name.clone(), address);
         let identity = Identity { config, is_member: false, trust, cluster };
-        let node = open_node(&self.state, &self.hooks, identity).await?;
+        let node = self.open_node(identity).await?;
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
         self.first_entries(&node, me).await?;
@@ -140,7 +140,7 @@ impl CoreShared {
 
     /// The product's schema, the first member's row and the cluster's certificate.
     async fn first_entries(&self, node: &Node, me: MemberLocal) -> Result<(), InitError> {
-        node.apply_first_updates(&self.state.settings().schema).await?;
+        node.apply_first_updates().await?;
         let Versions { schema_internal, schema_external, extensions } = versions(&self.state);
         let first = NewMember {
             id: Some(node.id),

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use super::CoreShared;
 use super::confirm::confirm;
 use super::initialise::is_passing;
-use super::member::{Identity, open_node, versions};
+use super::member::{Identity, versions};
 use super::present::present;
 use crate::cluster::certificates::CLUSTER;
 use crate::cluster::join::{Claim, JoinRecord, Outcome, Step, Versions};
@@ -205,7 +205,7 @@ impl Joining<'_> {
         })
         .await??;
         let identity = Identity { config, is_member: false, trust: Trust::new(trusted), cluster };
-        let node = open_node(&self.core.state, &self.core.hooks, identity).await?;
+        let node = self.core.open_node(identity).await?;
         if let Err(e) = self.core.serve(&node, tcp).await {
             // The next try opens it again.
             node.db.shutdown().await;

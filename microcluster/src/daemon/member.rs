@@ -18,7 +18,6 @@ use crate::cluster::{
 use crate::config::MemberConfig;
 use crate::db::{Database, Options, RaftState, Timings};
 use crate::error::Fatal;
-use crate::hooks::Runner;
 use crate::listener::Listener;
 use crate::state::{InitError, State};
 use crate::tasks::Tasks;
@@ -59,43 +58,41 @@ impl Running {
 pub(super) fn versions(state: &State) -> Versions {
     Versions {
         schema_internal: schema::INTERNAL.len() as u64,
-        schema_external: state.settings().schema_external_version(),
+        schema_external: state.settings().schema_external_version,
         extensions: state.settings().extensions(),
     }
 }
 
-/// Opens the database of a node.
-pub(super) async fn open_node(state: &State, hooks: &Runner, identity: Identity) -> Result<Arc<Node>, InitError> {
-    let Identity { config, is_member, trust, cluster } = identity;
-    let own = state.server_certificate().current().identity();
-    let peers = Peers::new(&own, trust.clone())?;
-    let db = Database::open(Options {
-        dir: state.dir().database(),
-        node_id: config.id,
-        is_member,
-        connector: Arc::new(peers.clone()),
-        internal_schema: schema::INTERNAL.to_vec(),
-        timings: Timings::default(),
-    })
-    .await?;
-    let (versions, external_schema) = (versions(state), state.settings().schema.clone());
-    let (cluster_certificate, dir) = (CertificateCell::new(cluster), state.dir().clone());
-    let (role_counts, hooks) = (state.settings().role_counts, hooks.of_node(state));
-    Ok(Node::new(NodeParts {
-        config,
-        versions,
-        role_counts,
-        external_schema,
-        db,
-        trust,
-        peers,
-        cluster_certificate,
-        dir,
-        hooks,
-    }))
-}
-
 impl CoreShared {
+    /// Opens the database of a node.
+    pub(super) async fn open_node(&self, identity: Identity) -> Result<Arc<Node>, InitError> {
+        let Identity { config, is_member, trust, cluster } = identity;
+        let state = &self.state;
+        let own = state.server_certificate().current().identity();
+        let peers = Peers::new(&own, trust.clone())?;
+        let db = Database::open(Options {
+            dir: state.dir().database(),
+            node_id: config.id,
+            is_member,
+            connector: Arc::new(peers.clone()),
+            internal_schema: schema::INTERNAL.to_vec(),
+            timings: Timings::default(),
+        })
+        .await?;
+        Ok(Node::new(NodeParts {
+            config,
+            versions: versions(state),
+            role_counts: state.settings().role_counts,
+            external_schema: self.schema.clone(),
+            db,
+            trust,
+            peers,
+            cluster_certificate: CertificateCell::new(cluster),
+            dir: state.dir().clone(),
+            hooks: self.hooks.of_node(state),
+        }))
+    }
+
     /// Serves the cluster address and follows the member table.
     pub(super) async fn serve(&self, node: &Arc<Node>, tcp: TcpListener) -> Result<(), InitError> {
         let own = self.state.server_certificate().clone();

@@ -1,7 +1,10 @@
 //! A joiner presents its token: the members named in it are tried in turn.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
 use microcluster_client::{Address, Client, Error, Identity, JoinRequest, JoinResponse, ServerTrust, TlsError};
 
@@ -13,6 +16,8 @@ use crate::token::JoinToken;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one member may take to show that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After how long without an answer another member is tried beside the one that is tried.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// For how long another round is begun when the cluster says that it cannot at the moment.
 const AGAIN_FOR: Duration = Duration::from_secs(5);
 /// Pause between two rounds.
@@ -42,7 +47,7 @@ pub(super) async fn present(
     }
 }
 
-/// Tries each member once.
+/// Tries each member once, and the next one too when one does not answer soon: being admitted twice is as good as once.
 async fn present_once(
     token: &JoinToken,
     identity: &Identity,
@@ -50,25 +55,38 @@ async fn present_once(
 ) -> Result<JoinResponse, InitError> {
     let trust = ServerTrust::Pinned(token.fingerprint);
     let mut failures = Failures::default();
-    for address in &token.join_addresses {
-        let client = match Client::tls(*address, Some(identity), &trust) {
-            Ok(client) => client.timeout(TIMEOUT),
-            Err(Error::Tls { source, .. }) => return Err(source.into()),
-            Err(e) => {
-                return Err(InitError::BadAnswer { reason: e.to_string() });
-            }
-        };
-        // One that is stopped or cut off costs little time: it does not answer this either.
-        if let Err(e) = client.timeout(PROBE_TIMEOUT).status().await {
-            failures.add(*address, e)?;
-            continue;
+    let mut to_try: VecDeque<Address> = token.join_addresses.iter().copied().collect();
+    let mut tried = FuturesUnordered::new();
+    loop {
+        if let Some(address) = to_try.pop_front() {
+            let client = match Client::tls(address, Some(identity), &trust) {
+                Ok(client) => client,
+                Err(Error::Tls { source, .. }) => return Err(source.into()),
+                Err(e) => {
+                    return Err(InitError::BadAnswer { reason: e.to_string() });
+                }
+            };
+            tried.push(async move { (address, present_to(&client, request).await) });
         }
-        match client.query::<JoinResponse>(Method::POST, PATH, request).await {
-            Ok(response) => return checked(response),
-            Err(e) => failures.add(*address, e)?,
+        tokio::select! {
+            biased;
+            Some((address, answer)) = tried.next() => match answer {
+                Ok(response) => return checked(response),
+                Err(e) => failures.add(address, e)?,
+            },
+            () = tokio::time::sleep(PATIENCE), if !to_try.is_empty() => {}
+            else => {}
+        }
+        if to_try.is_empty() && tried.is_empty() {
+            return Err(failures.worst());
         }
     }
-    Err(failures.worst())
+}
+
+async fn present_to(client: &Client, request: &JoinRequest) -> Result<JoinResponse, Error> {
+    // One that is stopped or cut off costs little time: it does not answer this either.
+    client.timeout(PROBE_TIMEOUT).status().await?;
+    client.timeout(TIMEOUT).query::<JoinResponse>(Method::POST, PATH, request).await
 }
 
 /// Why no member has admitted the joiner so far.

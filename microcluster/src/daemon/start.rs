@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::certificates::load_or_make_server;
-use super::member::{Identity, open_node};
+use super::member::Identity;
 use super::rebuild::Damaged;
 use super::servers::{OpenServerError, Servers};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
@@ -42,7 +42,7 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { mut settings, values, servers, hooks } = product;
+    let Product { mut settings, values, servers, hooks, schema } = product;
     let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
     let Described { core: routes, roots, additional } = described;
     settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
@@ -74,6 +74,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         pre_init: Mutex::new(None),
         is_rebuilding: AtomicBool::new(false),
         hooks: Runner::new(hooks, state.settings().hook_timeout),
+        schema,
         control: control.clone(),
     });
     let (done, wait) = oneshot::channel();
@@ -124,7 +125,7 @@ impl CoreShared {
             InitError::Open(source) => StartError::Database { path: path.clone(), source },
             other => StartError::Tls { reason: other.to_string() },
         };
-        let node = match open_node(&self.state, &self.hooks, identity).await {
+        let node = match self.open_node(identity).await {
             Err(InitError::Open(e @ db::OpenError::Damaged { .. })) if !damaged.others.is_empty() => {
                 tracing::error!(error = %e, "rebuilding this member from the others");
                 drop(tcp);

@@ -202,6 +202,15 @@ impl Executor {
         Ok(touched)
     }
 
+    /// The text of the first statement of a script; none when there is none. What it touches counts as touched.
+    pub fn first_statement(&self, script: &str) -> Result<Option<String>, Error> {
+        self.guard.set_mode(Mode::Write(self.scope.get()));
+        let found = rusqlite::Batch::new(&self.connection, script).next();
+        // Without parameters, which a script has not, the expanded text is the one that was given.
+        let found = found.map(|statement| statement.and_then(|statement| statement.expanded_sql()));
+        found.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))
+    }
+
     /// What the statements compiled since the last call touch.
     pub fn take_touched(&self) -> Touched {
         self.guard.take_touched()

@@ -239,7 +239,8 @@ mod tests {
     /// Each message names what was wrong, and both sides where there are two.
     #[test]
     fn what_does_not_fit_is_named() {
-        let cases: Vec<(Vec<(&str, Server)>, &[&str])> = vec![
+        type Case<'a> = (Vec<(&'a str, Server)>, &'a [&'a str]);
+        let cases: Vec<Case<'_>> = vec![
             (vec![("a b", own("127.0.0.1:1"))], &["a b"]),
             (vec![("unix", own("127.0.0.1:1"))], &["unix", "core"]),
             (vec![("core", beside_core(at("1.0", "x")))], &["core"]),

@@ -162,6 +162,10 @@ impl NodeHooks for OfNode {
         })
     }
 
+    fn is_stopping(&self) -> bool {
+        self.state.stopping().is_cancelled()
+    }
+
     fn timeout(&self) -> Duration {
         self.runner.0.timeout
     }

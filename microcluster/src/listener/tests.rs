@@ -11,15 +11,12 @@ use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Limits, Listener, bind};
 use crate::api::{Api, ListenerKind};
-use crate::config::Settings;
-use crate::state::{Command, Lifecycle, SharedValues, State};
-use crate::state_dir::StateDir;
+use crate::state::State;
 use crate::tasks::Tasks;
 use crate::tls::{CertificateCell, Generate, KeyPair, server_config};
 
@@ -35,7 +32,6 @@ struct Server {
     pair: KeyPair,
     requests: Tasks,
     dir: TempDir,
-    _commands: mpsc::Receiver<Command>,
 }
 
 impl Server {
@@ -43,17 +39,8 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let pair = KeyPair::generate(&Generate { name: "c1", addresses: &[] }).unwrap();
-        let (commands, waiting) = mpsc::channel(1);
-        let state = State::new(
-            Settings::new(path.clone()),
-            SharedValues::default(),
-            Default::default(),
-            StateDir::open(&path).unwrap(),
-            CertificateCell::new(pair.clone()),
-            commands,
-        );
-        state.set_lifecycle(Lifecycle::Uninitialised);
-        Server { state, pair, requests: Tasks::new("test"), dir, _commands: waiting }
+        let state = State::uninitialised(&path, pair.clone());
+        Server { state, pair, requests: Tasks::new("test"), dir }
     }
 
     fn unix(&self, limits: Limits) -> (Listener, PathBuf) {

@@ -134,6 +134,30 @@ async fn a_join_that_a_stop_interrupts_in_a_hook_goes_on_at_the_next_start() {
     assert_eq!(c2.names().await, ["c1", "c2"]);
 }
 
+/// The leader stops while the members are asked about a joiner: the next one asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_goes_on_when_the_leader_stops_in_its_hooks() {
+    let journal = Journal::default();
+    let mut members = cluster(3, &journal).await;
+    let c4 = Member::start("c4", &journal).await;
+    let token = members[1].token(&c4.name).await;
+    journal.fault("c1", "on_new_member", Fault::Hang);
+    let mut join = std::pin::pin!(c4.join(&token, InitConfig::default()));
+    let runs = eventually("the hook runs", async || journal.lines().iter().any(|line| line == "c1 on_new_member c4"));
+    tokio::select! {
+        ended = &mut join => panic!("{ended:?}"),
+        () = runs => {}
+    }
+    let (joined, ()) = tokio::join!(join, members[0].stop());
+    joined.unwrap();
+    let lines = journal.take();
+    let count = |line: &str| lines.iter().filter(|other| *other == line).count();
+    for again in ["c2 on_new_member c4", "c3 on_new_member c4"] {
+        assert!((2..5).contains(&count(again)), "asked by both leaders, and not over and over: {lines:?}");
+    }
+    assert_eq!((count("c4 pre_join (no member)"), count("c4 post_join")), (1, 1), "{lines:?}");
+}
+
 /// A hook can be asked for over the API, on this member and on another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_is_run_for_another_member() {

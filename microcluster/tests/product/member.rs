@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use microcluster::{Builder, Daemon, Handle};
+use microcluster::{Builder, Daemon, Handle, SchemaUpdate};
 use microcluster_client::{
     Address, Client, ControlRequest, Empty, Error, InitConfig, Member as Listed, Name, Secret, SqlRequest, TokenRequest,
 };
@@ -23,7 +23,7 @@ pub struct Member {
     pub handle: Option<Handle>,
     journal: Journal,
     hook_timeout: Duration,
-    schema: Vec<String>,
+    schema: Vec<SchemaUpdate>,
     extensions: Vec<String>,
 }
 
@@ -51,8 +51,8 @@ impl Member {
     }
 
     /// The product's schema, from its next start on.
-    pub fn schema(&mut self, schema: &[&str]) {
-        self.schema = schema.iter().map(ToString::to_string).collect();
+    pub fn schema<S: Clone + Into<SchemaUpdate>>(&mut self, schema: &[S]) {
+        self.schema = schema.iter().cloned().map(Into::into).collect();
     }
 
     /// The product's API extensions, from its next start on.
@@ -146,11 +146,11 @@ impl Member {
 
 /// A cluster of members `c1`, `c2`, …
 pub async fn cluster(count: usize, journal: &Journal) -> Vec<Member> {
-    cluster_of(count, journal, &[]).await
+    cluster_of::<&str>(count, journal, &[]).await
 }
 
 /// The same with a schema of the product.
-pub async fn cluster_of(count: usize, journal: &Journal, schema: &[&str]) -> Vec<Member> {
+pub async fn cluster_of<S: Clone + Into<SchemaUpdate>>(count: usize, journal: &Journal, schema: &[S]) -> Vec<Member> {
     let mut members: Vec<Member> = Vec::new();
     for number in 1..=count {
         let mut member = Member::new(&format!("c{number}"), journal);

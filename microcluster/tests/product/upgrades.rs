@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use microcluster::StartError;
 use microcluster::client::{Client, Error, InitConfig, MemberStatus, SqlRequest};
+use microcluster::{SchemaUpdate, StartError};
 
 use crate::member::{Member, cluster_of, eventually, refused};
 use crate::recorder::Journal;
@@ -300,6 +300,37 @@ async fn an_update_that_fails_changes_nothing_and_can_be_taken_back() {
     restart(&mut members[0], V2).await;
     restart(&mut members[1], V2).await;
     is_upgraded(&members, 1).await;
+}
+
+/// An update may be a function, before, between and after texts: at a bootstrap, and in an upgrade, as one step with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_may_be_a_function() {
+    let number = || {
+        SchemaUpdate::function(|tx| {
+            for id in tx.query("SELECT id FROM notes ORDER BY id", (), |row| row.get::<_, i64>(0))? {
+                tx.execute("UPDATE notes SET text = ?2 WHERE id = ?1", (id, format!("note {id}")))?;
+            }
+            tx.execute("INSERT INTO notes (text) VALUES ('by a function')", ()).map(|_| ())
+        })
+    };
+    let two = "-- two statements\nCREATE TABLE a (x); CREATE TRIGGER t AFTER INSERT ON notes BEGIN \
+               INSERT INTO a VALUES (new.id); INSERT INTO a VALUES (';'); END;";
+    let first = [SchemaUpdate::sql(SCHEMA[0]), number()];
+    let second = [first[0].clone(), first[1].clone(), SchemaUpdate::sql(two), number(), "DROP TRIGGER t ;;".into()];
+    let mut members = cluster_of(2, &Journal::default(), &first).await;
+    assert_eq!(members[1].sql("SELECT text FROM notes").await, [["by a function"]]);
+    for member in &mut members {
+        member.stop().await;
+        member.schema(&second);
+        member.begin().await;
+    }
+    for member in &members {
+        member.client().wait_ready(crate::member::PATIENCE).await.unwrap();
+        assert_eq!(member.sql("SELECT text FROM notes ORDER BY id").await, [["note 1"], ["by a function"]]);
+        assert_eq!(member.sql("SELECT count(*) FROM a").await, [[2]]);
+        let triggers = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND name = 't'";
+        assert_eq!(member.sql(triggers).await, [[0]]);
+    }
 }
 
 async fn is_not_upgraded(members: &[Member]) {

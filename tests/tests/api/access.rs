@@ -7,63 +7,73 @@ use http::StatusCode;
 use microcluster_client::ServerTrust;
 use serde_json::json;
 
-/// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one.
-type Row = (&'static str, &'static str, [u16; 4]);
+/// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one; and from the socket
+/// of a daemon that is not initialised. A removed member gets what a stranger gets.
+type Row = (&'static str, &'static str, [u16; 5]);
 
 /// One harmless request for each route: it fails for who may use it rather than change anything. 404 is
 /// what a route gets that is not served there.
 const ROUTES: &[Row] = &[
-    ("GET /", "", [200, 200, 200, 200]),
-    ("GET /core/1.0", "", [200, 200, 200, 200]),
-    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200]),
-    ("GET /core/1.0/ready", "", [200, 200, 403, 403]),
-    ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403]),
-    ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403]),
-    ("PATCH /core/1.0/daemon/config", "{}", [200, 200, 403, 403]),
-    ("GET /core/1.0/daemon/servers", "", [200, 200, 403, 403]),
-    ("PUT /core/1.0/daemon/servers", "{}", [200, 200, 403, 403]),
-    ("GET /core/1.0/daemon/status", "", [200, 200, 403, 403]),
-    ("GET /core/1.0/cluster", "", [200, 200, 403, 403]),
-    ("GET /core/1.0/cluster/c1", "", [200, 200, 403, 403]),
-    ("DELETE /core/1.0/cluster/nobody", "", [404, 404, 403, 403]),
-    ("PUT /core/1.0/cluster/certificates/cluster", "{}", [400, 400, 403, 403]),
-    ("DELETE /core/1.0/tokens/nobody", "", [404, 404, 403, 403]),
-    ("POST /core/control", "{}", [409, 404, 404, 404]),
-    ("PUT /core/control/shutdown", "", [405, 404, 404, 404]),
-    ("GET /core/control/tokens", "", [200, 404, 404, 404]),
-    ("POST /core/control/tokens", "{}", [400, 404, 404, 404]),
+    ("GET /", "", [200, 200, 200, 200, 200]),
+    ("GET /core/1.0", "", [200, 200, 200, 200, 200]),
+    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200, 200]),
+    ("GET /core/1.0/ready", "", [200, 200, 403, 403, 200]),
+    ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403, 503]),
+    ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 503]),
+    ("PATCH /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 503]),
+    ("GET /core/1.0/daemon/servers", "", [200, 200, 403, 403, 503]),
+    ("PUT /core/1.0/daemon/servers", "{}", [200, 200, 403, 403, 503]),
+    ("GET /core/1.0/daemon/status", "", [200, 200, 403, 403, 503]),
+    ("GET /core/1.0/cluster", "", [200, 200, 403, 403, 503]),
+    ("GET /core/1.0/cluster/c1", "", [200, 200, 403, 403, 503]),
+    ("DELETE /core/1.0/cluster/nobody", "", [404, 404, 403, 403, 503]),
+    ("PUT /core/1.0/cluster/certificates/cluster", "{}", [400, 400, 403, 403, 400]),
+    ("POST /core/1.0/database/verify", "", [200, 200, 403, 403, 503]),
+    ("DELETE /core/1.0/tokens/nobody", "", [404, 404, 403, 403, 503]),
+    ("POST /core/control", "{}", [409, 404, 404, 404, 400]),
+    ("PUT /core/control/shutdown", "", [405, 404, 404, 404, 405]),
+    ("GET /core/control/tokens", "", [200, 404, 404, 404, 503]),
+    ("POST /core/control/tokens", "{}", [400, 404, 404, 404, 503]),
     // What opens these is a token in the body, so they look into it first.
-    ("POST /core/internal/cluster", "{}", [400, 400, 400, 400]),
-    ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400]),
-    ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400]),
-    ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403]),
-    ("GET /core/internal/membership", "", [404, 200, 200, 403]),
-    ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403]),
-    ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403]),
-    ("POST /core/internal/database", "", [400, 400, 403, 403]),
-    ("PATCH /core/internal/database", "", [200, 200, 403, 403]),
-    ("POST /core/internal/certificates", "", [200, 200, 403, 403]),
-    ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403]),
-    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403]),
-    ("POST /core/internal/truststore", "{}", [400, 400, 403, 403]),
-    ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403]),
-    ("GET /core/internal", "", [404, 404, 404, 404]),
-    ("GET /nowhere", "", [404, 404, 404, 404]),
+    ("POST /core/internal/cluster", "{}", [400, 400, 400, 400, 503]),
+    ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400, 404]),
+    ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400, 404]),
+    ("POST /core/internal/cluster/nobody/rebuild", "{}", [404, 400, 403, 403, 404]),
+    ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403, 404]),
+    ("GET /core/internal/membership", "", [404, 200, 200, 403, 404]),
+    ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403, 503]),
+    ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403, 503]),
+    ("POST /core/internal/database", "", [400, 400, 403, 403, 503]),
+    ("PATCH /core/internal/database", "", [200, 200, 403, 403, 503]),
+    ("POST /core/internal/certificates", "", [200, 200, 403, 403, 503]),
+    ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403, 503]),
+    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403, 503]),
+    ("POST /core/internal/truststore", "{}", [400, 400, 403, 403, 503]),
+    ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403, 503]),
+    ("GET /core/internal", "", [404, 404, 404, 404, 404]),
+    ("GET /nowhere", "", [404, 404, 404, 404, 404]),
 ];
 
 #[tokio::test]
 async fn every_route_for_every_caller() {
-    let cluster = TestCluster::start(2).await;
+    let mut cluster = TestCluster::start(3).await;
+    let removed = cluster.members.pop().unwrap();
     let (leader, follower) = (&cluster.members[0], &cluster.members[1]);
+    let was_member = Target::tls(leader.address(), Some(&removed.identity()), &leader.trust());
+    leader.client().remove_cluster_member(removed.name(), false).await.unwrap();
+    let uninitialised = Daemon::start("c4").await;
     let member = Target::tls(leader.address(), Some(&follower.identity()), &leader.trust());
     let callers = [
         ("socket", Target::new(leader, Caller::Socket)),
         ("member", member),
         ("stranger", Target::new(leader, Caller::Stranger)),
         ("nobody", Target::new(leader, Caller::Nobody)),
+        ("the socket of a daemon without a cluster", Target::new(&uninitialised, Caller::Socket)),
+        ("a removed member", was_member),
     ];
     let mut wrong = Vec::new();
     for (request, body, expected) in ROUTES {
+        let expected = expected.iter().chain([&expected[2]]);
         for ((caller, target), expected) in callers.iter().zip(expected) {
             let answer = target.send(request, Payload::bytes(*body)).await;
             if answer.status != *expected {
@@ -77,7 +87,37 @@ async fn every_route_for_every_caller() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    uninitialised.is_uninitialised().await.unwrap();
     assert_eq!(leader.member_names().await.unwrap(), ["c1", "c2"]);
+}
+
+/// A route that is described has a row above. Those that only members use among themselves are in the table of the crate itself.
+#[tokio::test]
+async fn no_route_is_left_out() {
+    let daemon = Daemon::start("c1").await;
+    let document =
+        Target::new(&daemon, Caller::Socket).send("GET /core/1.0/openapi.json", Payload::none()).await.json();
+    let is_of = |template: &str, path: &str| {
+        let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+        template.len() == path.len()
+            && template.iter().zip(path).all(|(one, other)| one.starts_with('{') || *one == other)
+    };
+    let has_row = |template: &str, method: &str| {
+        let mut rows = ROUTES.iter().map(|(request, ..)| request.split('?').next().unwrap().split_once(' ').unwrap());
+        rows.any(|(own, path)| {
+            is_of(template, path) && (own.eq_ignore_ascii_case(method) || path.ends_with("/shutdown"))
+        })
+    };
+    let mut missing = Vec::new();
+    for (template, operations) in document["paths"].as_object().unwrap() {
+        let methods = ["get", "put", "post", "patch", "delete"];
+        for method in methods.iter().filter(|method| operations.get(method).is_some()) {
+            if !has_row(template, method) {
+                missing.push(format!("{method} {template}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "give these a row: {missing:?}");
 }
 
 /// The cluster's own certificate is on every member and opens nothing.

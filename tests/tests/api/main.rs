@@ -8,6 +8,7 @@ mod contract;
 mod control;
 mod hardening;
 mod http;
+mod log;
 mod openapi;
 mod ready;
 mod sql;

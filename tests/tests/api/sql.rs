@@ -23,6 +23,9 @@ async fn statements_are_one_transaction_and_split_as_sqlite_does() {
         assert_eq!(results[4]["rows"], json!([[1], [2]]));
         let bound = json!({"query": format!("SELECT v, ?2 FROM {table} WHERE k = ?1"), "parameters": [1, "x"]});
         assert_eq!(run(&target, bound).await[0]["rows"], json!([["a;b", "x"]]));
+        // A real is the one that was written, to the last bit.
+        let real = json!({"query": "SELECT ?1", "parameters": [1.0522083877221927e-139]});
+        assert_eq!(run(&target, real).await[0]["rows"], json!([[1.0522083877221927e-139]]));
         // One that fails takes the others along.
         let query = format!("INSERT INTO {table} VALUES (3, 3); INSERT INTO {table} VALUES (1, 1)");
         let message = send(&target, json!({"query": query})).await.error(409);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster_tests::{DEADLINE, Daemon, Network, TestCluster, eventually, microctl};
+use cluster_tests::{DEADLINE, Daemon, Network, TestCluster, eventually, microctl, until};
 use microcluster_client::{Client, MemberStatus};
 use rustix::process::Signal;
 
@@ -24,25 +24,32 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     (work.await, begun.elapsed())
 }
 
+/// The shortest of three times: a busy machine makes one long now and then, who waits for a member makes all of them long.
+async fn shortest<T, F: AsyncFnMut() -> T>(mut work: F) -> (T, Duration) {
+    let first = timed(work()).await;
+    let (second, third) = (timed(work()).await.1, timed(work()).await.1);
+    (first.0, first.1.min(second).min(third))
+}
+
 /// Nobody but the list waits for a member that does not answer, and the list not for long.
 async fn nobody_waits(cluster: &TestCluster, absent: usize) {
     let name = cluster.members[absent].name().clone();
     for (place, member) in cluster.members.iter().enumerate().filter(|(place, _)| *place != absent) {
-        let (listed, time) = timed(member.members()).await;
-        let listed = listed.unwrap();
+        let (listed, time) = shortest(async || member.members().await.unwrap()).await;
         assert!(time <= LIST_DELAY_MAX + SLACK, "{}: the list takes {time:?}", member.name());
         for other in &listed {
             let expected = if other.name == name { MemberStatus::Unreachable } else { MemberStatus::Online };
             assert_eq!(other.status, expected, "{} as {} sees it", other.name, member.name());
         }
-        let shown = timed(member.client().cluster_member(&name)).await;
-        assert!(shown.1 <= LIST_DELAY_MAX + SLACK, "{shown:?}");
+        let (_, time) = shortest(async || member.client().cluster_member(&name).await.unwrap()).await;
+        assert!(time <= LIST_DELAY_MAX + SLACK, "{}: to show it takes {time:?}", member.name());
+        let client = member.client();
         let works: [(&str, Duration); 5] = [
-            ("a write", timed(member.sql(&format!("INSERT INTO t VALUES ({place})"))).await.1),
-            ("a read", timed(member.sql("SELECT count(*) FROM t")).await.1),
-            ("the status", timed(async { member.status().await.unwrap() }).await.1),
-            ("the tokens", timed(async { member.client().tokens().await.unwrap() }).await.1),
-            ("readiness", timed(async { member.client().ready().await.unwrap() }).await.1),
+            ("a write", shortest(async || member.sql(&format!("INSERT INTO t VALUES ({place})")).await).await.1),
+            ("a read", shortest(async || member.sql("SELECT count(*) FROM t").await).await.1),
+            ("the status", shortest(async || member.status().await.unwrap()).await.1),
+            ("the tokens", shortest(async || client.tokens().await.unwrap()).await.1),
+            ("readiness", shortest(async || client.ready().await.unwrap()).await.1),
         ];
         for (what, time) in works {
             assert!(time <= WORK_MAX, "{}: {what} takes {time:?}", member.name());
@@ -50,27 +57,31 @@ async fn nobody_waits(cluster: &TestCluster, absent: usize) {
     }
 }
 
-/// A member that knows that it is alone: it says so, refuses writes in time, and reads what it has.
-async fn is_alone(member: &Daemon, since: Instant) {
+/// Waits until a member knows that it is alone.
+async fn knows_that_it_is_alone(member: &Daemon) {
+    let begun = Instant::now();
     eventually("it knows that it is alone", async || match member.client().ready().await {
         Err(e) if e.code() == Some(503) => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
-    let took = since.elapsed();
+    let took = begun.elapsed();
     assert!(took <= RECOVERY_MAX, "it knows only after {took:?}");
+}
+
+/// A member that knows that it is alone: it says so, refuses writes in time, and reads what it has.
+async fn is_alone(member: &Daemon) {
     assert!(!member.status().await.unwrap().quorum);
     let message = microctl(member, &["waitready", "--timeout", "1"]).await.failed();
     assert!(message.contains("quorum"), "{message}");
     let (refused, time) = timed(member.try_sql("INSERT INTO t VALUES (-1)")).await;
     let error = refused.unwrap_err();
-    // Whether it is done is open where the leader had taken it before it knew.
-    assert!(matches!(error.code(), Some(503 | 504)), "{error}");
+    assert_eq!(error.code(), Some(503), "{error}");
     assert!(time <= REFUSAL_MAX, "it is refused only after {time:?}");
     member.sql_local("SELECT count(*) FROM t").await.unwrap();
-    let (listed, time) = timed(member.members()).await;
+    let (listed, time) = shortest(async || member.members().await.unwrap()).await;
     assert!(time <= LIST_DELAY_MAX + SLACK, "the list takes {time:?}");
-    assert_eq!(listed.unwrap().iter().filter(|other| other.status == MemberStatus::Online).count(), 1);
+    assert_eq!(listed.iter().filter(|other| other.status == MemberStatus::Online).count(), 1);
 }
 
 async fn writes_again(clients: impl Iterator<Item = Client>) {
@@ -92,9 +103,7 @@ async fn nobody_waits_for_a_member_that_stands_still() {
     cluster.members[0].sql("CREATE TABLE t (a)").await;
     let still = cluster.follower().await;
     cluster.members[still].signal(Signal::STOP);
-    for _ in 0..3 {
-        nobody_waits(&cluster, still).await;
-    }
+    nobody_waits(&cluster, still).await;
     cluster.members[still].signal(Signal::CONT);
     cluster.settled(&["c1", "c2", "c3"]).await;
 }
@@ -146,6 +155,36 @@ async fn members_come_and_go_beside_one_that_stands_still() {
     cluster.replicas_agree().await;
 }
 
+/// It has admitted the joiner and knows what to do; another one has to do it.
+#[tokio::test]
+async fn a_leader_that_stands_still_in_the_middle_of_a_join_is_not_waited_for() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let leader = cluster.leader().await;
+    let other = &cluster.members[(leader + 1) % 3];
+    let joiner = Daemon::start("c4").await;
+    let token = cluster.members[leader].token(joiner.name()).await;
+    let joined = {
+        let mut join = std::pin::pin!(joiner.join(&token));
+        let is_admitted = async || {
+            let rows = other.sql_local("SELECT 1 FROM core_cluster_members WHERE name = 'c4'").await;
+            rows.is_ok_and(|rows| !rows.is_empty())
+        };
+        let early = until(join.as_mut(), is_admitted).await;
+        cluster.members[leader].signal(Signal::STOP);
+        match early {
+            Some(joined) => (joined, Duration::ZERO),
+            None => timed(join).await,
+        }
+    };
+    println!("joined {:?} after the leader stood still", joined.1);
+    joined.0.unwrap();
+    assert!(joined.1 <= CHANGE_MAX, "the join takes {:?} more", joined.1);
+    cluster.members[leader].signal(Signal::CONT);
+    cluster.members.push(joiner);
+    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+}
+
 #[tokio::test]
 async fn a_host_whose_packets_are_dropped_is_missed_by_nobody_and_comes_back() {
     let Some(network) = Network::new(3).await else { return };
@@ -155,9 +194,8 @@ async fn a_host_whose_packets_are_dropped_is_missed_by_nobody_and_comes_back() {
     cluster.members[0].sql("CREATE TABLE t (a)").await;
     let absent = cluster.follower().await;
     network.cut_off(absent);
-    let since = Instant::now();
-    nobody_waits(&cluster, absent).await;
-    is_alone(&cluster.members[absent], since).await;
+    tokio::join!(nobody_waits(&cluster, absent), knows_that_it_is_alone(&cluster.members[absent]));
+    is_alone(&cluster.members[absent]).await;
     nobody_waits(&cluster, absent).await;
     network.heal(absent);
     cluster.settled(&["c1", "c2", "c3"]).await;
@@ -173,10 +211,10 @@ async fn a_leader_whose_packets_are_dropped_is_replaced_and_comes_back() {
     cluster.members[0].sql("CREATE TABLE t (a)").await;
     let absent = cluster.leader().await;
     network.cut_off(absent);
-    let since = Instant::now();
     let others = cluster.members.iter().enumerate().filter(|(place, _)| *place != absent);
-    writes_again(others.map(|(_, member)| member.client())).await;
-    is_alone(&cluster.members[absent], since).await;
+    let others = writes_again(others.map(|(_, member)| member.client()));
+    tokio::join!(others, knows_that_it_is_alone(&cluster.members[absent]));
+    is_alone(&cluster.members[absent]).await;
     nobody_waits(&cluster, absent).await;
     network.heal(absent);
     cluster.settled(&["c1", "c2", "c3"]).await;

@@ -157,7 +157,7 @@ fn errors(route: &Route, operation: &Operation) -> BTreeMap<u16, Vec<String>> {
     if route.access == Access::Member {
         add(403, "Over TLS: the client has not the certificate of a member.");
     }
-    if route.phase == Phase::Member {
+    if route.phase != Phase::Always {
         add(503, "The daemon is no member of a cluster, or not yet, or stops.");
     }
     for (code, reason) in operation.errors {

@@ -194,6 +194,20 @@ impl Transaction<'_> {
         })
     }
 
+    /// Runs a text of any number of statements, none of them with parameters.
+    pub(crate) fn script(&self, script: &str) -> Result<(), Error> {
+        let mut rest = script;
+        while let Some(statement) = self.run.with(|connection| connection.executor.first_statement(rest))? {
+            let place = rest.find(&statement).map(|begin| begin + statement.len());
+            let (_, tail) = place
+                .and_then(|end| rest.split_at_checked(end))
+                .ok_or_else(|| Error::Sql { message: "a script cannot have parameters".to_owned() })?;
+            self.execute(&statement, ())?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
     /// The first row of a query, mapped by `map`.
     ///
     /// # Errors
