@@ -35,6 +35,11 @@
 //! The types here are the contract: [`Name`], [`Address`] and [`Fingerprint`] are checked when they
 //! are parsed and nowhere else.
 
+// The program in the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod client;
 mod error;
 mod names;

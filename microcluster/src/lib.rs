@@ -2,6 +2,37 @@
 //!
 //! A product links this crate and gets a control API on a unix socket, a REST API over mutual TLS,
 //! bootstrap and join by token, and a SQLite database replicated through Raft.
+//!
+//! ```no_run
+//! use microcluster::db::Consistency;
+//! use microcluster::{Daemon, Endpoint, Json, Path, Resources, Response, Result, RunError, Server, State};
+//!
+//! /// GET /1.0/kv/{key}
+//! async fn key_show(state: State, Path(key): Path<String>) -> Result<Json<Option<String>>> {
+//!     let sql = "SELECT value FROM kv WHERE key = ?1";
+//!     Ok(Json(state.database()?.query_row(Consistency::Linearizable, sql, (key,), |row| row.get(0)).await?))
+//! }
+//!
+//! /// PUT /1.0/kv/{key}
+//! async fn key_put(state: State, Path(key): Path<String>, Json(value): Json<String>) -> Result<Response> {
+//!     state.database()?.execute("INSERT OR REPLACE INTO kv VALUES (?1, ?2)", (key, value)).await?;
+//!     Ok(Response::empty())
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), RunError> {
+//!     let resources = Resources::at("1.0").endpoint(Endpoint::new("kv/{key}").get(key_show).put(key_put));
+//!     Daemon::builder("/var/lib/product")
+//!         .version(env!("CARGO_PKG_VERSION"))
+//!         .schema(["CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"])
+//!         .server("product", Server::core_api().serve_unix().resources(resources))
+//!         .run()
+//!         .await
+//! }
+//! ```
+//!
+//! [`Daemon`] describes and runs a daemon, [`State`] is what its handlers and [`Hooks`] see of it, [`db`] is the database, [`App`] a
+//! daemon from outside, and [`client`] the client of its API. Whole clusters for tests: `testing`, with the feature `test-util`.
 
 // The layers, lowest first (doc/architecture.md). A module uses lower layers, its own children and
 // siblings without a loop; `tests/layers.rs` holds that.
@@ -54,3 +85,18 @@ pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
 pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::{Connect, MemberClient, State};
+
+// The programs in the handbook, as tests.
+#[cfg(doctest)]
+mod handbook {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[cfg_attr(feature = "test-util", doc = include_str!("../../doc/product.md"))]
+    struct Product;
+    #[doc = include_str!("../../doc/hooks.md")]
+    struct Hooks;
+    #[doc = include_str!("../../doc/servers.md")]
+    struct Servers;
+    #[doc = include_str!("../../doc/database.md")]
+    struct Database;
+}

@@ -116,6 +116,7 @@ impl Step {
     pub fn again(self) -> Step {
         match self {
             Step::Await => Step::Confirm,
+            Step::Withdraw => Step::Commit,
             step => step,
         }
     }
