@@ -1,6 +1,7 @@
 //! Members that are removed, whoever they are and whatever state they are in, and come back.
 
 use cluster_tests::{Daemon, Payload, Target, TestCluster, Writers, eventually, microctl};
+use microcluster_client::Name;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -81,6 +82,31 @@ async fn a_dead_member_is_removed_with_force_alone() {
         cluster.members.insert(victim, dead);
         cluster.settled(&["c1", "c2", "c3"]).await;
     }
+}
+
+/// Of those who would be left no majority could agree to anything any more: the dead one goes first.
+#[tokio::test]
+async fn a_member_that_is_needed_is_not_removed() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let dead = cluster.follower().await;
+    let mut dead = cluster.members.remove(dead);
+    dead.kill();
+    let leader = cluster.leader().await;
+    let (leader, needed) = (&cluster.members[leader], &cluster.members[1 - leader]);
+    let remove = async |name: &Name, force: bool| leader.client().remove_cluster_member(name, force).await;
+    for force in [false, true] {
+        let refused = remove(needed.name(), force).await.unwrap_err();
+        assert_eq!(refused.code(), Some(409), "{refused}");
+        assert!(
+            [needed.name(), dead.name()].iter().all(|name| refused.to_string().contains(name.as_str())),
+            "{refused}"
+        );
+    }
+    leader.sql("CREATE TABLE t (a)").await;
+    remove(dead.name(), true).await.unwrap();
+    remove(needed.name(), false).await.unwrap();
+    leader.sql("INSERT INTO t VALUES (1)").await;
 }
 
 #[tokio::test]
