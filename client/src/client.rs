@@ -35,6 +35,10 @@ pub const NOTIFICATION_USER_AGENT: &str = "microcluster-notifier";
 
 /// Most bytes of an answer unless [`Client::response_limit`] says otherwise.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
+/// How often a connection that is kept is asked whether it still is one, and how long the answer may take. What was sent over one
+/// whose packets are dropped is sent again ever more rarely: it is of no use for long after the network is back.
+const SILENCE_CHECK: Duration = Duration::from_secs(3);
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const ORDINARY_USER_AGENT: &str = concat!("microcluster-client/", env!("CARGO_PKG_VERSION"));
 
@@ -189,6 +193,10 @@ impl Client {
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(SILENCE_CHECK)
+            .http2_keep_alive_timeout(SILENCE_MAX)
+            .http2_keep_alive_while_idle(true)
             .build(connector.clone());
         Client {
             shared: Arc::new(Shared {

@@ -20,7 +20,7 @@ mod table;
 mod tokens;
 
 pub use caller::{Caller, Notification};
-pub(crate) use dispatch::Api;
+pub(crate) use dispatch::{Api, without_path};
 pub(crate) use envelope::Answer;
 pub(crate) use extract::{parse_json, read_body};
 pub(crate) use routes::Access as CoreAccess;

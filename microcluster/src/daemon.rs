@@ -467,11 +467,12 @@ impl CoreShared {
     }
 
     async fn become_uninitialised(&self) {
-        self.state.set_lifecycle(Lifecycle::Uninitialised);
         self.servers.close_members().await;
         if let Err(e) = self.open_pre_init().await {
             tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
         }
+        // Last: a bootstrap or a join that begins now finds everything as it is to be.
+        self.state.set_lifecycle(Lifecycle::Uninitialised);
     }
 
     /// Serves the pre-init address, if there is one.

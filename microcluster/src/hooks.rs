@@ -44,12 +44,13 @@ pub(crate) use runner::Runner;
 ///   something that runs a hook on its own member, and wait for it.
 /// - **Bounded.** A hook has [`Builder::hook_timeout`](crate::Builder::hook_timeout) for its turn and its work. After
 ///   that [`State::cancelled`] completes, and a moment later the hook is dropped and has failed.
-/// - **Failing.** A hook that returns an error, panics or takes too long fails what it was called for, and that is undone on every
-///   member, unless its description says otherwise. What the hooks themselves have done stays.
-/// - **Repeated.** Something that failed can be tried again, and something that a crash interrupted goes on after it. Both run
-///   the hooks again: they must not mind what an earlier run has left.
+/// - **Failing.** A hook that returns an error, panics or takes too long fails what it was called for, and that is
+///   undone on every member, unless its description says otherwise. What the hooks themselves have done stays.
+/// - **Repeated.** Something that failed can be tried again, and something that a crash interrupted goes on after it.
+///   Both run the hooks again: they must not mind what an earlier run has left.
 /// - **Upgrades.** A member that waits for an upgrade runs no hook until the wait is over; then it runs `on_start`.
-/// - **The database** is there in every hook but `pre_init` and `pre_join`, and in `on_start` and `on_stop` when the daemon is a member.
+/// - **The database** is there in every hook but `pre_init` and `pre_join`, and in `on_start` and `on_stop` when the
+///   daemon is a member.
 #[allow(unused_variables)]
 pub trait Hooks: Send + Sync + 'static {
     /// Before a bootstrap or a join begins: the request was checked, nothing was changed.
@@ -67,15 +68,14 @@ pub trait Hooks: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// This daemon has joined: it votes or stands by, and all others have run `on_new_member`. If it fails this daemon is
-    /// removed again, and its token can be used for another try.
+    /// This daemon has joined: it votes or stands by, and all others have run `on_new_member`. If it fails this
+    /// daemon is removed again, and its token can be used for another try.
     fn post_join(&self, state: &State, config: &InitConfig) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
 
-    /// The daemon has started, as a member or not; it is ready once this is done. A member runs it when it has a quorum, and does
-    /// not wait for an upgrade any more.
-    /// If it fails the daemon stops.
+    /// The daemon has started, as a member or not; it is ready once this is done. A member runs it when it has a
+    /// quorum, and does not wait for an upgrade any more. If it fails the daemon stops.
     fn on_start(&self, state: &State) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
@@ -92,14 +92,14 @@ pub trait Hooks: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A member was removed: runs on every member that remains and answers, and on the removed one when it has forgotten the
-    /// cluster, where [`State::name`] is none. A failure is reported and undoes nothing.
+    /// A member was removed: runs on every member that remains and answers, and on the removed one when it has
+    /// forgotten the cluster, where [`State::name`] is none. A failure is reported and undoes nothing.
     fn post_remove(&self, state: &State, force: bool) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
 
-    /// Another daemon is joining: runs on all members at the same time, after its `pre_join` and before it can vote. A member that
-    /// does not answer is left out: it finds the new one in the list when it is back.
+    /// Another daemon is joining: runs on all members at the same time, after its `pre_join` and before it can vote.
+    /// A member that does not answer is left out: it finds the new one in the list when it is back.
     fn on_new_member(&self, state: &State, member: &MemberLocal) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }

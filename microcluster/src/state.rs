@@ -363,9 +363,18 @@ impl State {
         loop {
             // In a statement of its own: the lock on it is gone before the wait.
             let now = lifecycle.borrow_and_update().clone();
-            let Lifecycle::Member(node) = now else { return };
+            let usable = async {
+                match now {
+                    Lifecycle::Member(node) => node.is_usable().await,
+                    Lifecycle::Uninitialised | Lifecycle::ShuttingDown => {}
+                    // It becomes something else.
+                    Lifecycle::Starting | Lifecycle::Initialising(_) | Lifecycle::Resetting => {
+                        std::future::pending().await
+                    }
+                }
+            };
             tokio::select! {
-                () = node.is_usable() => return,
+                () = usable => return,
                 // The sender lives as long as this does.
                 _ = lifecycle.changed() => {}
             }
@@ -423,7 +432,7 @@ impl State {
             name: node.as_ref().map_or_else(machine_name, |node| node.name.to_string()),
             address: node.as_ref().map(|node| node.address),
             version: self.settings().version.clone(),
-            ready: node.is_some() && self.is_started(),
+            ready: node.is_some() && self.is_started() && !self.stopping().is_cancelled(),
             extensions: self.settings().extensions(),
         }
     }

@@ -108,7 +108,9 @@ impl Cluster {
     pub async fn leader(&self) -> usize {
         eventually("a member leads", async || {
             let leads = |member: &Member| {
-                let status = member.running.as_ref()?.1.state().database().ok()?.status();
+                // The status of one that stands still is an old one.
+                let running = member.running.as_ref().filter(|_| member.standing_still.is_none())?;
+                let status = running.1.state().database().ok()?.status();
                 (status.is_leader() && status.has_quorum).then_some(())
             };
             self.members.iter().position(|member| leads(member).is_some()).ok_or("none")
@@ -187,6 +189,7 @@ impl Member {
 
     /// Stops it as a signal does, and waits until it has stopped.
     pub async fn stop(&mut self) {
+        self.standing_still = None;
         let (runtime, handle) = self.running.take().expect("it runs");
         handle.shutdown().await;
         handle.wait().await.expect("it stops without an error");

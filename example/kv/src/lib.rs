@@ -33,7 +33,7 @@ pub fn product(builder: Builder, metrics: Option<String>) -> Builder {
         .endpoint(
             Endpoint::new("kv/{*key}")
                 .get(resources::item_show)
-                .put(action(resources::item_put).body_limit(store::VALUE_BYTES_MAX + 1024))
+                .put(action(resources::item_put).body_limit(6 * store::VALUE_BYTES_MAX + 1024))
                 .delete(resources::item_delete),
         )
         .endpoint(Endpoint::new("watch").get(action(watch::changes_watch).proxy_target()));

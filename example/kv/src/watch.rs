@@ -52,19 +52,20 @@ async fn send_changes(mut socket: WebSocket, database: &Database, prefix: &str, 
     // Before the first look, so that nothing falls between them.
     let mut watch = database.watch(["kv_changes"]);
     loop {
-        let oldest = "SELECT coalesce(min(revision), 0) FROM kv_changes";
-        let oldest: i64 = database.query_row(Consistency::Local, oldest, (), |row| row.get(0)).await?.unwrap_or(0);
-        if oldest > after + 1 {
-            let reason =
-                format!("changes before the revision {oldest} are not kept; read the store and watch from there");
-            let close = CloseFrame { code: COMPACTED, reason: reason.into() };
-            return Ok(socket.send(Message::Close(Some(close))).await?);
-        }
         let sql = "SELECT revision, key, value FROM kv_changes WHERE revision > ?1 ORDER BY revision LIMIT ?2";
         let changes = database.query(Consistency::Local, sql, (after, BATCH as i64), |row| {
             Ok(Change { revision: row.get(0)?, key: row.get(1)?, value: row.get(2)? })
         });
         let changes = changes.await?;
+        // Looked at after the changes were read: what was dropped before that is missing among them.
+        let oldest = "SELECT coalesce(min(revision), 0) FROM kv_changes";
+        let oldest: i64 = database.query_row(Consistency::Local, oldest, (), |row| row.get(0)).await?.unwrap_or(0);
+        if oldest > after.saturating_add(1) {
+            let reason =
+                format!("changes before the revision {oldest} are not kept; read the store and watch from there");
+            let close = CloseFrame { code: COMPACTED, reason: reason.into() };
+            return Ok(socket.send(Message::Close(Some(close))).await?);
+        }
         let is_all = changes.len() < BATCH;
         for change in changes {
             after = change.revision;

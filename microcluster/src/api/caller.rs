@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use http::header::USER_AGENT;
 use http::request::Parts;
+use http::{HeaderName, HeaderValue};
 use microcluster_client::{Fingerprint, NOTIFICATION_USER_AGENT, Name};
 
 use super::routes::{Connection, ListenerKind};
@@ -29,7 +30,33 @@ pub enum Caller {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notification(pub bool);
 
+/// Says of a request that a member has passed it on, and for whom. Believed of members alone.
+pub(super) const PASSED_ON: HeaderName = HeaderName::from_static("microcluster-passed-on");
+
 impl Caller {
+    /// What a member says of who has asked it.
+    pub(super) fn to_header(&self) -> HeaderValue {
+        let text = match self {
+            Caller::Socket => "socket".to_owned(),
+            Caller::Anonymous => "anonymous".to_owned(),
+            Caller::Member(name) => format!("member {name}"),
+            Caller::Certificate(fingerprint) => format!("certificate {fingerprint}"),
+        };
+        // Names and fingerprints have letters and digits that a header can have.
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("anonymous"))
+    }
+
+    /// What a member has said. Anything that is not understood is nobody in particular.
+    pub(super) fn from_header(value: &HeaderValue) -> Caller {
+        let text = value.to_str().unwrap_or_default();
+        match text.split_once(' ') {
+            None if text == "socket" => Caller::Socket,
+            Some(("member", name)) => name.parse().map_or(Caller::Anonymous, Caller::Member),
+            Some(("certificate", text)) => text.parse().map_or(Caller::Anonymous, Caller::Certificate),
+            _ => Caller::Anonymous,
+        }
+    }
+
     /// Who is behind a connection.
     pub(super) fn of(state: &State, connection: &Connection) -> Caller {
         if connection.listener == ListenerKind::Unix {
@@ -48,6 +75,9 @@ impl FromRequestParts<State> for Caller {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Caller, Error> {
+        if let Some(caller) = parts.extensions.get::<Caller>() {
+            return Ok(caller.clone());
+        }
         let connection = parts.extensions.get::<Arc<Connection>>();
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         Ok(Caller::of(state, connection))
@@ -60,5 +90,27 @@ impl FromRequestParts<State> for Notification {
     async fn from_request_parts(parts: &mut Parts, _state: &State) -> Result<Notification, Error> {
         let agent = parts.headers.get(USER_AGENT);
         Ok(Notification(agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()))))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_passed_on_arrives_as_they_were() {
+        let fingerprint = Fingerprint::of_der(b"x");
+        for caller in [
+            Caller::Socket,
+            Caller::Anonymous,
+            Caller::Member("c1.example".parse().unwrap()),
+            Caller::Certificate(fingerprint),
+        ] {
+            assert_eq!(Caller::from_header(&caller.to_header()), caller);
+        }
+        for text in ["", "root", "member", "member a b", "certificate x", "socket x"] {
+            assert_eq!(Caller::from_header(&HeaderValue::from_static(text)), Caller::Anonymous, "{text}");
+        }
     }
 }

@@ -105,9 +105,13 @@ pub(super) async fn membership_show(
 
 /// PUT `/core/internal/cluster/{name}`: this member was removed and forgets the cluster.
 pub(super) async fn member_reset(state: State, PathName(name): PathName, flags: Flags) -> Result<Answer<Empty>, Error> {
-    let own = state.node()?.name.clone();
-    if own != name {
+    let node = state.node()?;
+    let own = &node.name;
+    if *own != name {
         return Err(Error::not_found(format!("this is the member {own}, not {name}")));
+    }
+    if flags.number("id").is_some_and(|id| id != node.id) {
+        return Err(Error::not_found(format!("the member {own} has joined again since then: it is another one")));
     }
     // Decided on disk before it is answered: whoever is told once needs not be told again after a crash.
     let dir = state.dir().clone();

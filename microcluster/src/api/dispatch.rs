@@ -8,19 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_LENGTH, EXPECT};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use microcluster_client::Fingerprint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 use tracing::Instrument;
 
-use super::caller::Caller;
+use super::caller::{Caller, PASSED_ON};
 use super::envelope::log_error;
 use super::extract::{BodyBounds, drain, read_body, too_large};
 use super::forward::{self, Outcome};
@@ -75,7 +76,8 @@ impl Api {
             let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks, token_places });
             router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
-        let router = router.fallback(unknown_path);
+        // What a route takes at most is bounded where it is read, and by the route.
+        let router = router.fallback(unknown_path).layer(DefaultBodyLimit::disable());
         Api { router, requests: Arc::default(), run: rand::random(), state: state.clone() }
     }
 
@@ -136,7 +138,8 @@ impl PathRoutes {
         // Only what is needed of the request: its body cannot be shared between threads, and checks wait.
         let connection = request.extensions().get::<Arc<Connection>>().cloned();
         let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Err(e) = self.check(route, connection.as_deref(), length).await {
+        let caller = self.caller(route, &mut request, connection.as_deref()).await;
+        if let Err(e) = self.check(route, connection.as_deref(), caller, length).await {
             // Who waits to be asked for the body is answered instead, and a stranger's is not worth reading.
             if e.status() != StatusCode::FORBIDDEN && !request.headers().contains_key(EXPECT) {
                 drain(request.body_mut()).await;
@@ -192,24 +195,59 @@ impl PathRoutes {
         Ok((Request::from_parts(head, body.into()), place))
     }
 
-    async fn check(&self, route: &Route, connection: Option<&Connection>, length: Option<usize>) -> Result<(), Error> {
+    /// Who asks, where that is asked for or passed on: who a member has passed the request on for, else who is connected.
+    async fn caller(&self, route: &Route, request: &mut Request, connection: Option<&Connection>) -> Option<Caller> {
+        let passed_on = request.headers().get(PASSED_ON).map(Caller::from_header);
+        if passed_on.is_none() && route.check.is_none() && !route.leader && !route.target {
+            return None;
+        }
+        let connection = connection?;
+        if (route.check.is_some() || passed_on.is_some())
+            && matches!(Caller::of(&self.state, connection), Caller::Certificate(_))
+            && let Ok(node) = self.state.joined_node()
+        {
+            // It may be a new member's; if the table cannot be read the certificate is nobody's that is known.
+            node.refresh_trust().await.ok();
+        }
+        let connected = Caller::of(&self.state, connection);
+        let caller = match (connected, passed_on) {
+            (Caller::Member(_), Some(caller)) => caller,
+            (connected, _) => {
+                request.headers_mut().remove(PASSED_ON);
+                connected
+            }
+        };
+        request.extensions_mut().insert(caller.clone());
+        Some(caller)
+    }
+
+    async fn check(
+        &self,
+        route: &Route,
+        connection: Option<&Connection>,
+        caller: Option<Caller>,
+        length: Option<usize>,
+    ) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
-        if route.phase == Phase::Current {
-            // The product has not begun yet.
-            self.state.node()?.is_current()?;
-        }
-        let is_served = match route.phase {
-            Phase::Always => Ok(()),
-            Phase::Joining => self.state.joined_node().map(drop),
-            Phase::Member | Phase::Current => self.state.node().map(drop),
+        let node = match route.phase {
+            Phase::Always => None,
+            Phase::Joining => Some(self.state.joined_node()),
+            Phase::Member | Phase::Current => Some(self.state.node()),
         };
-        match is_served {
-            Err(NotNow::ShuttingDown) if route.during_shutdown => {}
-            is_served => is_served?,
+        match node {
+            Some(Err(NotNow::ShuttingDown)) if route.during_shutdown => {}
+            // The product has not begun yet.
+            Some(Ok(node)) if route.phase == Phase::Current => node.is_current()?,
+            Some(node) => drop(node?),
+            None => {}
         }
         if let Some(check) = &route.check {
-            check(self.state.clone(), Caller::of(&self.state, connection)).await?;
+            let asked = AssertUnwindSafe(check(self.state.clone(), caller.unwrap_or(Caller::Anonymous))).catch_unwind();
+            asked.await.unwrap_or_else(|panic| {
+                tracing::error!(path = &*route.path, panic = panic_message(&*panic), "an access check panicked");
+                Err(Error::internal("the request failed inside the daemon; its log says why"))
+            })?;
         }
         // Said before the client has sent all of it.
         if length.is_some_and(|length| length > route.body_max) {
@@ -260,6 +298,24 @@ impl PathRoutes {
         response.headers_mut().insert(ALLOW, self.allow.clone());
         response
     }
+}
+
+/// The request without what was found out about its path: a router behind this one finds out by itself.
+pub(crate) fn without_path(mut request: Request) -> Request {
+    fn keep<T: Clone + Send + Sync + 'static>(from: &mut Extensions, to: &mut Extensions) {
+        if let Some(value) = from.remove::<T>() {
+            to.insert(value);
+        }
+    }
+    let mut from = std::mem::take(request.extensions_mut());
+    let to = request.extensions_mut();
+    keep::<Arc<Connection>>(&mut from, to);
+    keep::<RequestId>(&mut from, to);
+    keep::<BodyBounds>(&mut from, to);
+    keep::<Caller>(&mut from, to);
+    keep::<Tasks>(&mut from, to);
+    keep::<OnUpgrade>(&mut from, to);
+    request
 }
 
 /// Runs a handler for as long as it may take.

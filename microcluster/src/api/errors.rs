@@ -94,7 +94,7 @@ impl From<RemoveError> for Error {
         let message = error.to_string();
         match error {
             RemoveError::NotFound { .. } => Error::not_found(message),
-            RemoveError::Last { .. } => Error::conflict(message),
+            RemoveError::Last { .. } | RemoveError::NoMajority { .. } => Error::conflict(message),
             RemoveError::Unreachable { .. } => Error::unavailable(message),
             RemoveError::Leads { .. } => Error::unavailable(message).retry_after(1),
             RemoveError::PreRemove { hook, .. } | RemoveError::PostRemove { hook, .. } => {

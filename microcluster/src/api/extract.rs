@@ -74,10 +74,17 @@ impl FromRequestParts<State> for Flags {
 impl Flags {
     /// Whether a flag is set: `name=1` or `name=true`.
     pub fn has(&self, name: &str) -> bool {
+        self.values(name).any(|value| value == "1" || value.eq_ignore_ascii_case("true"))
+    }
+
+    /// The number that is given by a name, if one is.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.values(name).next()?.parse().ok()
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &str> {
         let pairs = self.0.query().unwrap_or_default().split('&');
-        pairs
-            .filter_map(|pair| pair.split_once('='))
-            .any(|(key, value)| key == name && (value == "1" || value.eq_ignore_ascii_case("true")))
+        pairs.filter_map(|pair| pair.split_once('=')).filter(move |(key, _)| *key == name).map(|(_, value)| value)
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE, USER_AGENT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
-use microcluster_client::{Client, NOTIFICATION_USER_AGENT};
+use microcluster_client::Client;
 
+use super::caller::{Caller, PASSED_ON};
 use super::extract::{BodyBounds, read_body};
 use crate::cluster::Node;
 use crate::db::{NodeId, Status};
@@ -135,7 +136,10 @@ async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Res
     let client = node.leader_client(status).ok_or_else(|| Lost::NotDone(no_leader()))?;
     let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
     let lost = async {
-        wait_until(node, Instant::now() + FORWARD_TIMEOUT, other_leads).await;
+        if wait_until(node, Instant::now() + FORWARD_TIMEOUT, other_leads).await.is_none() {
+            // Its time is over, or this member's is: the answer may still come.
+            std::future::pending::<()>().await;
+        }
         // One that has handed over says so soon.
         tokio::time::sleep(GRACE).await;
     };
@@ -152,8 +156,7 @@ async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Res
 
 /// Whether another member has passed the request on already.
 pub(super) fn is_forwarded(request: &Request) -> bool {
-    let agent = request.headers().get(USER_AGENT);
-    agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()))
+    request.headers().contains_key(PASSED_ON)
 }
 
 async fn wait_for(node: &Node, time: Duration, condition: impl Fn(&Status) -> bool) -> Option<Status> {
@@ -188,10 +191,17 @@ async fn buffered(request: Request) -> Result<(Parts, Bytes), Error> {
 
 async fn send(client: &Client, mut request: http::Request<Bytes>) -> Result<Response, microcluster_client::Error> {
     keep_end_to_end(request.headers_mut());
-    let answer = client.notification().timeout(FORWARD_TIMEOUT).forward(request).await?;
+    mark(&mut request);
+    let answer = client.timeout(FORWARD_TIMEOUT).forward(request).await?;
     let mut response = answer.map(Body::new);
     keep_end_to_end(response.headers_mut());
     Ok(response)
+}
+
+/// Marks a request as one that is passed on, and for whom.
+pub(super) fn mark<B>(request: &mut http::Request<B>) {
+    let caller = request.extensions().get::<Caller>().map_or(Caller::Anonymous, Caller::clone);
+    request.headers_mut().insert(PASSED_ON, caller.to_header());
 }
 
 /// Removes the headers that are of one connection alone.

@@ -2,11 +2,11 @@
 
 use axum::extract::{FromRequest, Path, Request};
 use http::Method;
-use microcluster_client::{Empty, HeartbeatInfo, Hook, MemberLocal};
+use http::header::USER_AGENT;
+use microcluster_client::{Empty, HeartbeatInfo, Hook, MemberLocal, NOTIFICATION_USER_AGENT};
 
 use super::envelope::{Answer, EMPTY};
 use super::extract::{Body, PathName};
-use super::forward;
 use crate::cluster::HookError;
 use crate::error::Error;
 use crate::state::State;
@@ -14,7 +14,8 @@ use crate::state::State;
 /// POST `/core/internal/heartbeat`: who asks for a round gets it, from the leader, before the answer. Anything else is a
 /// hint that something has changed: the log says what.
 pub(super) async fn heartbeat_run(state: State, request: Request) -> Result<Answer<Empty>, Error> {
-    let is_forwarded = forward::is_forwarded(&request);
+    let agent = request.headers().get(USER_AGENT);
+    let is_forwarded = agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()));
     let Body(info) = Body::<HeartbeatInfo>::from_request(request, &state).await?;
     let node = state.node()?;
     if info.begin_round {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONNECTION, HOST, UPGRADE, USER_AGENT};
+use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderValue, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use microcluster_client::{Address, NOTIFICATION_USER_AGENT, Name};
+use microcluster_client::{Address, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::forward::{self, Outcome};
@@ -81,7 +81,7 @@ where
     // Every header goes on, those of the upgrade too; only who asks and whom is another one.
     let host = HeaderValue::from_str(&address.to_string()).map_err(|e| Error::internal("no host").caused_by(e))?;
     request.headers_mut().insert(HOST, host);
-    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(NOTIFICATION_USER_AGENT));
+    forward::mark(&mut request);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     *request.uri_mut() = path.parse().map_err(|e: http::uri::InvalidUri| Error::bad_request(e.to_string()))?;
     let response = sender.send_request(request).await.map_err(lost)?;
@@ -94,14 +94,18 @@ where
     }
     answer.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("Upgrade"));
     let theirs = hyper::upgrade::on(response);
+    let own = tasks.clone();
     tasks.spawn("proxied upgrade", async move {
         let (ours, theirs) = match tokio::try_join!(ours, theirs) {
             Ok(both) => both,
             Err(e) => return tracing::debug!(error = %e, "a proxied upgrade was not finished"),
         };
         let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-        if let Err(e) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
-            tracing::debug!(error = %e, "a proxied upgrade ended early");
+        tokio::select! {
+            copied = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => if let Err(e) = copied {
+                tracing::debug!(error = %e, "a proxied upgrade ended early");
+            },
+            () = own.stopping() => {}
         }
     });
     Ok(answer)

@@ -1,6 +1,7 @@
 //! Taking a joiner in, on the leader: admit it by its token, confirm it, or drop it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
 
@@ -12,6 +13,9 @@ use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId, Peer};
 use crate::tls::{Certificate, CertificateError};
+
+/// How long a joiner may take to show that it is still there, before it is given a vote.
+const JOINER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a joiner was not admitted.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +138,11 @@ impl Node {
         let Some(row) = self.joining_row(&name, id, None).await? else {
             return Ok(());
         };
+        let alive = async || self.db.ping(id, &row.address.to_string(), JOINER_TIMEOUT).await.is_ok();
+        if !self.db.status().voters.contains(&id) && !alive().await {
+            // Products and other changes took their time. With a vote that nobody casts the cluster could stand still.
+            return Err(ConfirmError::InProgress { name });
+        }
         self.take_in(&row).await.map_err(database)?;
         tracing::info!(member = %name, id, "a member joined");
         Ok(())
@@ -228,13 +237,23 @@ impl Node {
         let token_id = row.token_id.filter(|_| from == RowRole::Rebuilding);
         self.db
             .transaction(move |tx| {
-                members::change_role(tx, id, from, role)?;
+                if !members::change_role(tx, id, from, role)? {
+                    return Err(db::Error::Busy { detail: "the row of the joining member has changed" });
+                }
                 token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await?;
         self.refresh_trust().await?;
         self.nudge();
         Ok(())
+    }
+
+    /// Whether the token by which this member joins is there no more.
+    pub async fn has_spent_token(&self) -> Result<bool, db::Error> {
+        let (rows, tokens) =
+            self.db.read(db::Consistency::Local, |db| Ok((members::all(db)?, tokens::all(db)?))).await?;
+        let own = rows.iter().find(|row| row.id == self.id).and_then(|row| row.token_id);
+        Ok(own.is_some_and(|own| !tokens.iter().any(|token| token.id == own)))
     }
 
     /// Spends the token by which this member has joined: its join is done.

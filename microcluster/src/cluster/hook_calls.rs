@@ -135,7 +135,7 @@ impl Node {
             return Ok(());
         }
         let client = self.peers.client(row.address).timeout(self.hooks.timeout() + ANSWER_TIMEOUT).notification();
-        let begun = Instant::now();
+        let (begun, mut was_up) = (Instant::now(), false);
         loop {
             match client.run_hook(hook, Some(&row.name)).await {
                 Ok(()) => return Ok(()),
@@ -144,13 +144,17 @@ impl Node {
                     left_out();
                     return Ok(());
                 }
-                // It is in the table and not done with its own join, or with its start: many may join at once.
-                Err(e) if e.code() == Some(503) && !is_up(&client).await => {
+                // It is in the table and not done with its own join, or with its start: many may join at once. Of one that
+                // was up before it was asked this is the answer of its hook.
+                Err(e) if e.code() == Some(503) && !was_up => {
                     if begun.elapsed() >= UP_TIMEOUT {
                         left_out();
                         return Ok(());
                     }
-                    tokio::time::sleep(UP_PAUSE).await;
+                    was_up = is_up(&client).await;
+                    if !was_up {
+                        tokio::time::sleep(UP_PAUSE).await;
+                    }
                 }
                 Err(e) => {
                     let (member, code) = (row.name.clone(), e.code());

@@ -4,7 +4,7 @@
 //!
 //! | step | joiner | leader | a crash after it |
 //! |---|---|---|---|
-//! | present | shows its token | inserts a `PENDING` row under a new id | the row is dropped after a while; the token is good for another try |
+//! | present | shows its token | inserts a `PENDING` row under a new id | the row is dropped after a while; the token is good for another try, which finds the row |
 //! | record | writes its join record | | the join goes on at the next start |
 //! | open | opens its database and its listener | | the same |
 //! | confirm | asks to be taken in | adds the learner, has all members run `on_new_member`, lets it vote, then marks the row | asking again finishes what is missing |
@@ -116,6 +116,7 @@ impl Step {
     pub fn again(self) -> Step {
         match self {
             Step::Await => Step::Confirm,
+            Step::Withdraw => Step::Commit,
             step => step,
         }
     }

@@ -94,6 +94,15 @@ impl Node {
         Ok(rows.iter().any(|row| Fingerprint::of_pem(&row.certificate) == Ok(certificate)))
     }
 
+    /// Whether somebody who has the certificate of this cluster is at an address.
+    pub async fn is_of_this_cluster(&self, address: Address) -> bool {
+        let cluster = self.cluster_certificate.current().fingerprint();
+        match self.peers.pinned_client(address, cluster) {
+            Ok(client) => client.timeout(ASK_TIMEOUT).status().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     async fn ask_whether_member(&self) -> Vec<Word> {
         let trusted = self.trust.current();
         let others = trusted.iter().filter(|member| member.name != self.name);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::Method;
 use microcluster_client::{Empty, Name};
 
@@ -29,6 +30,10 @@ pub(crate) enum RemoveError {
     Last { name: Name },
     #[error("{name} does not answer; if it is gone for good remove it with --force")]
     Unreachable { name: Name },
+    #[error(
+        "{name} is not removed: of the members that would vote then no majority answers; bring {} back, or remove them first", listed(.silent)
+    )]
+    NoMajority { name: Name, silent: Vec<Name> },
     #[error("{name} is the leader, and no other member took over; try again")]
     Leads { name: Name },
     #[error("{name} is not removed: {hook}; to remove it nevertheless use --force")]
@@ -60,6 +65,10 @@ impl Node {
         let row = removable(&rows, name, self.id)?;
         if !force && self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err() {
             return Err(RemoveError::Unreachable { name: name.clone() });
+        }
+        let silent = self.missing_for_majority(row.id, &rows).await;
+        if !silent.is_empty() {
+            return Err(RemoveError::NoMajority { name: name.clone(), silent });
         }
         let (id, role) = (row.id, row.role);
         let token_id = row.token_id.filter(|_| role != RowRole::Pending);
@@ -96,14 +105,13 @@ impl Node {
         let raft = self.db.status();
         if raft.voters.contains(&id) {
             let rows = self.rows().await?;
-            let unreachable = self.unreachable();
-            let remaining: Candidates = rows
-                .iter()
-                .filter(|row| row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id))
-                .map(|row| (row.id, row.candidate(&raft.voters, &unreachable)))
-                .collect();
-            let assigned = roles::assign(self.role_counts, self.id, &remaining);
-            self.ensure_voters(roles::voters(&assigned)).await?;
+            let mut voters = self.voters_without(id, &rows);
+            let silent = self.silent_among(&voters, &rows).await;
+            if !is_majority(voters.len() - silent.len(), voters.len()) {
+                // They could not agree to anything; those come back as voters once they answer.
+                voters.retain(|voter| !silent.contains(voter));
+            }
+            self.ensure_voters(voters).await?;
         }
         if self.db.status().nodes.contains_key(&id) {
             self.db.remove_node(id).await?;
@@ -111,14 +119,57 @@ impl Node {
         Ok(())
     }
 
+    /// Who votes when a member is out.
+    fn voters_without(&self, id: NodeId, rows: &[MemberRow]) -> BTreeSet<NodeId> {
+        let (raft, unreachable) = (self.db.status(), self.unreachable());
+        let remaining: Candidates = rows
+            .iter()
+            .filter(|row| row.role.is_full() && row.id != id && raft.nodes.contains_key(&row.id))
+            .map(|row| (row.id, row.candidate(&raft.voters, &unreachable)))
+            .collect();
+        roles::voters(&roles::assign(self.role_counts, self.id, &remaining))
+    }
+
+    /// Who of these does not answer now.
+    async fn silent_among(&self, ids: &BTreeSet<NodeId>, rows: &[MemberRow]) -> BTreeSet<NodeId> {
+        let others = rows.iter().filter(|row| ids.contains(&row.id) && row.id != self.id);
+        let asked = others.map(|row| async move {
+            let is_silent = self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err();
+            is_silent.then_some(row.id)
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Those without whom the voters that are left when a voter is removed could not agree to anything; none if they can.
+    async fn missing_for_majority(&self, id: NodeId, rows: &[MemberRow]) -> Vec<Name> {
+        if !self.db.status().voters.contains(&id) {
+            return Vec::new();
+        }
+        let voters = self.voters_without(id, rows);
+        let silent = self.silent_among(&voters, rows).await;
+        if is_majority(voters.len() - silent.len(), voters.len()) {
+            return Vec::new();
+        }
+        rows.iter().filter(|row| silent.contains(&row.id)).map(|row| row.name.clone()).collect()
+    }
+
     /// Tells a removed member to forget the cluster. It may be dead, so this may fail.
     async fn tell_removed(&self, row: &MemberRow, force: bool) {
         let client = self.peers.client(row.address).timeout(TELL_TIMEOUT).notification();
-        let path = format!("/core/internal/cluster/{}?force={}", row.name, u8::from(force));
+        // With its id: one of that name can have joined again before this arrives.
+        let path = format!("/core/internal/cluster/{}?force={}&id={}", row.name, u8::from(force), row.id);
         if let Err(e) = client.query::<Empty>(Method::PUT, &path, ()).await {
             tracing::warn!(member = %row.name, error = %e, "a removed member could not be told");
         }
     }
+}
+
+fn is_majority(part: usize, all: usize) -> bool {
+    2 * part > all
+}
+
+fn listed(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// The row of a member that can be removed.

@@ -2,9 +2,9 @@
 
 /// The updates, oldest first. One that was released is never changed.
 ///
-/// During an upgrade a new version works for a while on the tables of the one before: it leads, lists members, and removes
-/// those that are gone. So an update must leave what exists readable, and a statement must not name a column before the version
-/// after the one that has added it.
+/// During an upgrade a new version works for a while on the tables of the one before: it leads, lists members, and
+/// removes those that are gone. So an update must leave what exists readable, and a statement must not name a column
+/// before the version after the one that has added it.
 pub(crate) const INTERNAL: &[&str] = &[MEMBERS_AND_TOKENS, CERTIFICATES, FAILURE_DOMAINS];
 
 /// `id` is the Raft node id. AUTOINCREMENT never gives one twice: a member whose log was lost must

@@ -1,8 +1,8 @@
 //! Upgrades: every member says in its row what it has, the leader applies the updates when all have them, and until
 //! then a member that has more than the cluster waits.
 //!
-//! What is to be done follows from the rows and the replicated versions alone. So it does not matter in which order members
-//! are restarted, or who leads meanwhile: a leader that waits itself goes on leading.
+//! What is to be done follows from the rows and the replicated versions alone. So it does not matter in which order
+//! members are restarted, or who leads meanwhile: a leader that waits itself goes on leading.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +50,8 @@ pub(crate) struct WaitsForUpgrade {
     members: Vec<Name>,
 }
 
-/// Records what this member has, waits with it for the cluster, and applies updates when they are due and it leads. Done when
-/// member and cluster have the same: then nothing changes until another version of the member starts.
+/// Records what this member has, waits with it for the cluster, and applies updates when they are due and it leads.
+/// Done when member and cluster have the same: then nothing changes until another version of the member starts.
 pub(crate) async fn keep_upgraded(node: Arc<Node>, tasks: Tasks) -> Result<(), TooOld> {
     let mut changes = node.db.changes();
     let mut is_recorded = false;
@@ -150,7 +150,8 @@ impl Node {
         self.look_at_versions().await
     }
 
-    /// Writes into this member's row what it has; says whether that is recorded now. From then on the cluster cannot get ahead of it.
+    /// Writes into this member's row what it has; says whether that is recorded now. From then on the cluster cannot
+    /// get ahead of it.
     async fn record_versions(&self) -> Result<bool, db::Error> {
         self.db.linearize().await?;
         let (own, id) = (self.versions.clone(), self.id);

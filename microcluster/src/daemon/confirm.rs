@@ -1,6 +1,6 @@
 //! A joiner asks to be taken in: the members in turn, and the next one too when one does not answer soon.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -43,7 +43,7 @@ async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node, timeout: Durat
         (member, answer)
     };
     let mut to_ask: VecDeque<MemberLocal> = record.members.iter().cloned().collect();
-    let mut to_ask_again = VecDeque::new();
+    let (mut to_ask_again, mut denied) = (VecDeque::new(), BTreeSet::new());
     let (mut asked, mut pause) = (FuturesUnordered::new(), PAUSE.0);
     loop {
         asked.extend(to_ask.pop_front().map(ask));
@@ -53,7 +53,17 @@ async fn ask_all(record: &JoinRecord, claim: &Claim, node: &Node, timeout: Durat
                 Ok(Confirmation { refused: Some(HookRefusal { code, message }) }) => {
                     return Err(InitError::NotTakenIn { code, message });
                 }
-                Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
+                // Believed of those alone who are of this cluster, or of all: a joiner that votes throws its log away then.
+                Err(e) if e.code() == Some(404) && node.is_of_this_cluster(member.address).await => {
+                    return Err(InitError::Gone);
+                }
+                Err(e) if e.code() == Some(404) => {
+                    denied.insert(member.address);
+                    if record.members.iter().all(|member| denied.contains(&member.address)) {
+                        return Err(InitError::Gone);
+                    }
+                    to_ask_again.push_back(member);
+                }
                 Err(e) => {
                     tracing::debug!(member = %member.name, error = %Chain(&e), "not confirmed yet");
                     to_ask_again.push_back(member);

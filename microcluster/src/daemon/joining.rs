@@ -231,7 +231,8 @@ impl Joining<'_> {
             let is_member = match node.db.linearize().await {
                 Ok(()) => {
                     let rows = node.db.read(Consistency::Local, members::all).await?;
-                    let own = rows.iter().find(|row| row.id == id).ok_or(InitError::Gone)?;
+                    // Without a row: the leader knows whether it is gone, and is asked again.
+                    let own = rows.iter().find(|row| row.id == id).ok_or(InitError::StillJoining)?;
                     own.role.is_full()
                 }
                 Err(e) if is_passing(&e) => false,
@@ -255,7 +256,14 @@ impl Joining<'_> {
     async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
         node.look_at_versions().await?;
+        // A crash may have come after the token was spent, which is after the product has agreed.
+        self.is_agreed |= !self.record.is_rebuild && node.has_spent_token().await?;
         if !self.is_agreed && !self.record.is_rebuild {
+            // The product finds its database as it needs it.
+            tokio::select! {
+                () = self.core.changes.stopping() => return Err(InitError::NotNow(NotNow::ShuttingDown)),
+                () = node.is_usable() => {}
+            }
             let event = Event::PostJoin { config: self.record.config.clone() };
             self.core.run_hook(Some(&node), event).await?;
         }
@@ -289,9 +297,13 @@ impl Joining<'_> {
             for member in &self.record.members {
                 let client = node.peers.client(member.address).timeout(timeout);
                 match client.query::<Empty>(Method::POST, &path, self.claim()).await {
-                    Ok(Empty {}) => return Ok(()),
+                    // That it is out is believed of those alone who are of this cluster: its log goes with that.
+                    Ok(Empty {}) if node.is_of_this_cluster(member.address).await => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.
-                    Err(e) if e.code() == Some(403) => return Ok(()),
+                    Err(e) if e.code() == Some(403) && node.is_of_this_cluster(member.address).await => return Ok(()),
+                    // Its token is spent or revoked: the join is not undone any more, and goes on.
+                    Err(e) if e.code() == Some(409) => return Err(InitError::StillJoining),
+                    Ok(Empty {}) => {}
                     Err(e) => tracing::debug!(member = %member.name, error = %Chain(&e), "not removed yet"),
                 }
             }

@@ -73,21 +73,41 @@ impl Servers {
 
     /// Opens those that are open before bootstrap and join.
     pub async fn open_pre_init(&self) -> Result<(), OpenServerError> {
-        let mut open = self.open.lock().await;
-        for server in self.described.iter().filter(|server| server.pre_init) {
-            self.ensure(&mut open, server, server.address).await?;
-        }
-        Ok(())
+        let pre_init = self.described.iter().filter(|server| server.pre_init);
+        self.open_at(pre_init.map(|server| (server, server.address)).collect()).await
     }
 
     /// Opens all of them, where the product wants them or an operator has put them.
     pub async fn open_all(&self, moved: &BTreeMap<Name, Address>) -> Result<(), OpenServerError> {
+        let address = |server: &Additional| moved.get(&server.name).copied().unwrap_or(server.address);
+        self.open_at(self.described.iter().map(|server| (server, address(server))).collect()).await
+    }
+
+    /// Has these servers listen there, and says which is the first that cannot.
+    async fn open_at(&self, wanted: Vec<(&Additional, Address)>) -> Result<(), OpenServerError> {
         let mut open = self.open.lock().await;
-        for server in &self.described {
-            let address = moved.get(&server.name).copied().unwrap_or(server.address);
-            self.ensure(&mut open, server, address).await?;
+        let mut opened = Ok(());
+        // Who is in the way of another one goes first.
+        let mut closing = Vec::new();
+        for (server, address) in &wanted {
+            let is_moving = open.servers.get(&server.name).is_some_and(|present| present.address != *address);
+            let present = open.servers.get(&server.name).map(|present| present.address);
+            let is_in_the_way = wanted.iter().any(|(other, to)| other.name != server.name && Some(*to) == present);
+            if is_moving && is_in_the_way {
+                let before = open.servers.remove_entry(&server.name);
+                closing.extend(before);
+            }
         }
-        Ok(())
+        join_all(closing.drain(..).map(|(name, server)| self.close(name, server))).await;
+        for (server, address) in wanted {
+            match self.ensure(&mut open, server, address).await {
+                Ok(before) => closing.extend(before.map(|before| (server.name.clone(), before))),
+                Err(e) => opened = opened.and(Err(e)),
+            }
+        }
+        drop(open);
+        join_all(closing.into_iter().map(|(name, server)| self.close(name, server))).await;
+        opened
     }
 
     /// Closes those that are for members alone: this daemon is none any more.
@@ -122,11 +142,16 @@ impl Servers {
         }
     }
 
-    /// Has a server listen on an address, and nowhere else.
-    async fn ensure(&self, open: &mut Opened, server: &Additional, address: Address) -> Result<(), OpenServerError> {
+    /// Has a server listen on an address; where it has listened before is to be closed.
+    async fn ensure(
+        &self,
+        open: &mut Opened,
+        server: &Additional,
+        address: Address,
+    ) -> Result<Option<Open>, OpenServerError> {
         let name = &server.name;
         if open.is_over || open.servers.get(name).is_some_and(|present| present.address == address) {
-            return Ok(());
+            return Ok(None);
         }
         let listen = |source| OpenServerError::Listen { name: name.clone(), address, source };
         let tcp = listener::bind(address.socket_addr()).await.map_err(listen)?;
@@ -139,11 +164,7 @@ impl Servers {
         let api = Api::of(server.routes.iter().cloned(), &self.state, &self.requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Additional, api);
         tracing::info!(server = %name, %address, "a server is open");
-        let before = open.servers.insert(name.clone(), Open { address, listener, certificate });
-        if let Some(before) = before {
-            self.close(name.clone(), before).await;
-        }
-        Ok(())
+        Ok(open.servers.insert(name.clone(), Open { address, listener, certificate }))
     }
 
     /// What a server presents.

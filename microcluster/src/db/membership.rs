@@ -15,6 +15,8 @@ use super::status::Status;
 
 /// How long a change may take; a new member may have to get a snapshot meanwhile.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause before a change is tried again that another one was in the way of.
+const CHANGE_PAUSE: Duration = Duration::from_millis(20);
 /// How long one try to hand the leadership over may take, and how many there are: the successor may lose the election.
 const TRANSFER_TIMEOUT: Duration = Duration::from_millis(1_500);
 const TRANSFER_ROUNDS: u32 = 2;
@@ -50,7 +52,7 @@ impl Database {
     /// [`Error::NotLeader`] unless this member leads; [`Error::NoQuorum`] if it took too long.
     pub async fn add_learner(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
         self.changed(async {
-            let added = self.inner.raft.add_learner(id, peer, false).await?.log_id;
+            let added = self.when_free(|| self.inner.raft.add_learner(id, peer.clone(), false)).await?.log_id;
             self.caught_up(id, added).await
         })
         .await
@@ -61,7 +63,7 @@ impl Database {
     /// # Errors
     /// As [`Database::add_learner`]. A change that was interrupted is finished by the next one.
     pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
-        self.changed(self.inner.raft.change_membership(voters, true)).await
+        self.changed(self.when_free(|| self.inner.raft.change_membership(voters.clone(), true))).await
     }
 
     /// Takes a node out of the voters and the learners.
@@ -155,6 +157,20 @@ impl Database {
                 }
             }
             metrics.changed().await.map_err(|_| RaftError::Fatal(Fatal::Stopped))?;
+        }
+    }
+
+    /// Tries a change again while another one is under way: openraft makes one at a time, and a joiner is added at any.
+    async fn when_free<T, F: Future<Output = Changed<T>>>(&self, change: impl Fn() -> F) -> Changed<T> {
+        loop {
+            match change().await {
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_),
+                ))) => {
+                    tokio::time::sleep(CHANGE_PAUSE).await;
+                }
+                changed => return changed,
+            }
         }
     }
 

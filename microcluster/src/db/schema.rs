@@ -33,7 +33,7 @@ pub(crate) struct Level {
 /// use microcluster::SchemaUpdate;
 ///
 /// let updates = [
-///     SchemaUpdate::sql("CREATE TABLE nodes (id INTEGER PRIMARY KEY, address TEXT); CREATE TABLE ports (port INTEGER)"),
+///     SchemaUpdate::sql("CREATE TABLE nodes (address TEXT NOT NULL); CREATE TABLE ports (port INTEGER)"),
 ///     SchemaUpdate::function(|tx| {
 ///         for address in tx.query("SELECT address FROM nodes", (), |row| row.get::<_, String>(0))? {
 ///             let port = address.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
@@ -61,8 +61,9 @@ impl SchemaUpdate {
         SchemaUpdate(Update::Sql(text.into()))
     }
 
-    /// What a function does in a transaction, for what SQL alone cannot say. It runs on the leader, perhaps more than once, and what it
-    /// has written is applied everywhere: see [`Database::transaction`] for what it may do, and for how long.
+    /// What a function does in a transaction, for what SQL alone cannot say. It runs on the leader, perhaps more than
+    /// once, and what it has written is applied everywhere: see [`Database::transaction`] for what it may do, and for
+    /// how long.
     pub fn function(update: impl Fn(&Transaction<'_>) -> Result<(), Error> + Send + Sync + 'static) -> Self {
         SchemaUpdate(Update::Function(Arc::new(update)))
     }
@@ -222,8 +223,8 @@ impl Upgrade<'_> {
     }
 }
 
-/// The updates as one script. It runs with the rights of the cluster: a product's update is as trusted as the daemon that
-/// it is part of.
+/// The updates as one script. It runs with the rights of the cluster: a product's update is as trusted as the daemon
+/// that it is part of.
 fn script(upgrade: &Upgrade<'_>, updates: &[&str]) -> String {
     let Upgrade { from, to, unless, .. } = upgrade;
     let mut script = format!("{TABLE};\n");

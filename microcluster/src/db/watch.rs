@@ -35,17 +35,22 @@ impl WriteNotes {
     /// Notes a statement that ran and writes. `touched` is empty when it was not compiled for that.
     pub fn note(&self, sql: &str, touched: Touched) {
         let mut written = self.written.borrow_mut();
+        let mut statements = self.statements.borrow_mut();
         if touched.schema {
+            // Other triggers and keys may be behind the statements from now on.
+            statements.clear();
             written.everything = true;
             return;
         }
-        let mut statements = self.statements.borrow_mut();
         if !touched.writes.is_empty() {
-            let tables: Arc<[Arc<str>]> = touched.writes.iter().map(|table| table.to_lowercase().into()).collect();
             if statements.len() >= STATEMENTS_MAX {
                 statements.clear();
             }
-            statements.insert(sql.to_owned(), tables);
+            // Beside what is known: a full-text table compiles its own statements when it first needs each of them.
+            let known = statements.get(sql).into_iter().flat_map(|tables| tables.iter().cloned());
+            let tables: BTreeSet<Arc<str>> =
+                known.chain(touched.writes.iter().map(|table| table.to_lowercase().into())).collect();
+            statements.insert(sql.to_owned(), tables.into_iter().collect());
         }
         match statements.get(sql) {
             Some(tables) => written.tables.extend(tables.iter().cloned()),
@@ -165,15 +170,18 @@ mod tests {
         assert_eq!(tables(&notes.take()), ["log", "t"]);
         notes.note("a", Touched::default());
         assert_eq!(tables(&notes.take()), ["log", "t"]);
-        notes.note("a", touched(&["t"], false));
-        notes.take();
-        notes.note("a", Touched::default());
-        assert_eq!(tables(&notes.take()), ["t"], "it was compiled again, without its trigger");
+        notes.note("a", touched(&["t_docsize"], false));
+        assert_eq!(tables(&notes.take()), ["log", "t", "t_docsize"], "what is behind it adds to it");
         assert_eq!(notes.take(), Written::default());
         notes.note("never seen", Touched::default());
         assert!(notes.take().everything);
         notes.note("b", touched(&["sqlite_master"], true));
         assert!(notes.take().everything);
+        notes.note("a", Touched::default());
+        assert!(
+            notes.take().everything,
+            "the schema was changed: it is compiled again when it runs, or it writes anything"
+        );
         notes.note_once(touched(&["T"], false));
         assert_eq!(tables(&notes.take()), ["t"]);
     }

@@ -130,6 +130,10 @@ fn check_resources(name: &Name, server: &Server) -> Result<(), DescriptionError>
         if let Some(path) = resources.without_action() {
             return Err(DescriptionError::NoAction { name: name.clone(), path });
         }
+        if let Some(path) = resources.mounted_at_variable() {
+            let reason = "a service is mounted at a path without variables".into();
+            return Err(DescriptionError::Path { name: name.clone(), path, reason });
+        }
         if matches!(server.place, Place::Own(_))
             && let Some(path) = resources.passed_on()
         {

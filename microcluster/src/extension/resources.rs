@@ -6,10 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::handler::Handler;
 use axum::response::IntoResponse;
 use http::{Method, Uri};
+use http_body_util::Limited;
 use tower::{Service, ServiceExt};
 
 use super::access::Access;
@@ -140,7 +142,7 @@ impl Resources {
         let handler = move |request: Request| {
             let (service, below) = (service.clone(), below.clone());
             async move {
-                let request = without_prefix(request, &below)?;
+                let request = api::without_path(without_prefix(request, &below)?);
                 match service.oneshot(request).await {
                     Ok(response) => Ok::<_, Error>(response.into_response()),
                     Err(never) => match never {},
@@ -171,6 +173,12 @@ impl Resources {
     pub(super) fn without_action(&self) -> Option<String> {
         let endpoint = self.endpoints.iter().find(|endpoint| endpoint.actions.is_empty())?;
         Some(full_path(&self.prefix, endpoint.paths.first().map_or("", String::as_str)))
+    }
+
+    /// The path of a mounted service that has a variable segment.
+    pub(super) fn mounted_at_variable(&self) -> Option<String> {
+        let paths = self.mounts.iter().map(|mount| full_path(&self.prefix, &mount.path));
+        paths.into_iter().find(|path| path.contains('{'))
     }
 
     /// The path of an action that is to run on another member than the one that is asked.
@@ -304,7 +312,7 @@ impl Action {
             body_max: self.body_max,
             timeout: self.timeout,
             traced: true,
-            handler: Arc::clone(&self.handler),
+            handler: limited(Arc::clone(&self.handler), self.body_max),
             handler_type: "",
         }
     }
@@ -333,11 +341,18 @@ fn full_path(prefix: &str, path: &str) -> String {
     if full.is_empty() { "/".into() } else { full }
 }
 
-/// A mounted service has its path and everything below it.
-fn mount_paths(prefix: &str, path: &str) -> [String; 2] {
+/// A mounted service has its path, also with a slash, and everything below it.
+fn mount_paths(prefix: &str, path: &str) -> Vec<String> {
     let own = full_path(prefix, path);
-    let below = format!("{}/{{*below}}", own.trim_end_matches('/'));
-    [own, below]
+    let base = own.trim_end_matches('/').to_owned();
+    let mut paths = vec![own, format!("{base}/"), format!("{base}/{{*below}}")];
+    paths.dedup();
+    paths
+}
+
+/// A handler whose requests end with an error where their bodies go over the bound, whoever reads them.
+fn limited(handler: api::Handler, bytes: usize) -> api::Handler {
+    Arc::new(move |request, state| handler(request.map(|body| Body::new(Limited::new(body, bytes))), state))
 }
 
 /// The request as a service that is mounted at `below` sees it.
@@ -356,8 +371,6 @@ fn without_prefix(mut request: Request, below: &str) -> Result<Request, Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use axum::body::Body;
-
     use super::*;
 
     #[test]
@@ -368,6 +381,7 @@ mod tests {
         assert_eq!(full_path("1.0", ""), "/1.0");
         assert_eq!(full_path("", ""), "/");
         assert_eq!(mount_paths("", ""), ["/", "/{*below}"]);
+        assert_eq!(mount_paths("1.0", "ui"), ["/1.0/ui", "/1.0/ui/", "/1.0/ui/{*below}"]);
     }
 
     #[test]

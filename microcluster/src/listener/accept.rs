@@ -211,7 +211,11 @@ where
         ended = serving.as_mut() => ended,
         () = async { tokio::select! { () = tasks.stopping() => {} () = too_old => {} } } => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            match manners.age {
+                None => serving.await,
+                // One that does not take its answers does not keep its place with that.
+                Some(_) => tokio::time::timeout(manners.stall, serving).await.unwrap_or(Ok(())),
+            }
         }
     };
     if let Err(e) = ended {

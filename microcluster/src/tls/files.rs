@@ -36,6 +36,8 @@ struct Replacement {
 
 /// The key pair of that name, none when there is none.
 pub(crate) fn load(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, LoadError> {
+    // Not in the middle of a replacement.
+    let _installing = dir.installing();
     let KeyPairPaths { certificate, key, .. } = dir.key_pair(name);
     match (read_file(&certificate)?, read_file(&key)?) {
         (None, None) => Ok(None),

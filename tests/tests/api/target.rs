@@ -1,7 +1,6 @@
 //! `?target=NAME`: a request that is passed on to the member that it is for.
 
 use cluster_tests::{Caller, Payload, Protocol, Target, TestCluster};
-use microcluster_client::NOTIFICATION_USER_AGENT;
 use serde_json::json;
 
 #[tokio::test]
@@ -35,7 +34,7 @@ async fn a_request_is_passed_on_to_the_member_that_it_names() {
     let message = socket.send("GET /core/1.0/daemon/status?target=a_b", Payload::none()).await.error(400);
     assert!(message.contains("target") && message.contains("a_b"), "{message}");
     // One hop, never two.
-    let passed_on = [("user-agent", NOTIFICATION_USER_AGENT)];
+    let passed_on = [("microcluster-passed-on", "socket")];
     let message = tls.send_with("GET /core/1.0/daemon/status?target=c2", Payload::none(), &passed_on).await.error(404);
     assert!(message.contains("c1") && message.contains("c2"), "{message}");
     // Where it is not for one member the target means nothing.

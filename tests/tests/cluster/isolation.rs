@@ -16,6 +16,8 @@ const WORK_MAX: Duration = Duration::from_millis(900);
 const RECOVERY_MAX: Duration = Duration::from_secs(4);
 /// How long a write without a quorum may take to be refused: as long as the database looks for one.
 const REFUSAL_MAX: Duration = Duration::from_secs(12);
+/// How soon all is well when a host is back.
+const HEAL_MAX: Duration = Duration::from_secs(10);
 /// How long a join or a removal may take beside a member that does not answer.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 
@@ -198,7 +200,9 @@ async fn a_host_whose_packets_are_dropped_is_missed_by_nobody_and_comes_back() {
     is_alone(&cluster.members[absent]).await;
     nobody_waits(&cluster, absent).await;
     network.heal(absent);
-    cluster.settled(&["c1", "c2", "c3"]).await;
+    let (_, time) = timed(cluster.settled(&["c1", "c2", "c3"])).await;
+    println!("all is well {time:?} after it is back");
+    assert!(time <= HEAL_MAX, "it takes {time:?}");
     cluster.replicas_agree().await;
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use microcluster::testing::Cluster;
+use microcluster::testing::{Cluster, eventually};
 use microcluster::{Builder, Endpoint, Json, Notification, Resources, Result, Server, State, action};
 
 /// Answers with its own name and, unless it is part of a fan-out, with what the others answer.
@@ -50,7 +50,12 @@ async fn members_are_found_by_name_address_and_as_leader() {
     assert_eq!(connect.member("n3").unwrap_err().status(), 404);
     let others: Vec<_> = connect.cluster().into_iter().map(|member| member.name.to_string()).collect();
     assert_eq!(others, ["n1"]);
-    assert!(cluster.member(0).app().local_members().unwrap().len() == 2);
+    let app = cluster.member(0).app();
+    eventually("both are in its cache", async || match app.local_members().unwrap().len() {
+        2 => Ok(()),
+        other => Err(format!("{other} are")),
+    })
+    .await;
     let status = connect.member("n2").unwrap().client.status().await.unwrap();
     assert_eq!(status.name, "n2", "this member itself too");
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use cluster_tests::stranger;
 use http::Method;
-use microcluster::axum::Router;
 use microcluster::axum::routing::get;
+use microcluster::axum::{self, Router};
 use microcluster::db::Consistency;
 use microcluster::testing::Cluster;
 use microcluster::{
@@ -60,13 +60,28 @@ async fn panics() -> Response {
     panic!("as it was asked to")
 }
 
+/// Takes the body by an extractor of axum's.
+async fn length(text: String) -> Json<usize> {
+    Json(text.len())
+}
+
+fn ui() -> Router {
+    let item = |axum::extract::Path(id): axum::extract::Path<String>| async move { format!("item {id}") };
+    Router::new()
+        .route("/", get(|| async { "start" }))
+        .route("/hello", get(|| async { "hello" }))
+        .route("/item/{id}", get(item))
+}
+
 fn product(builder: Builder) -> Builder {
-    let local = Access::check(|_state, caller| async move {
-        match caller {
-            Caller::Socket => Ok(()),
-            other => Err(Error::forbidden(format!("not for {other:?}"))),
-        }
-    });
+    let local = || {
+        Access::check(|_state, caller| async move {
+            match caller {
+                Caller::Socket => Ok(()),
+                other => Err(Error::forbidden(format!("not for {other:?}"))),
+            }
+        })
+    };
     let resources = Resources::at("1.0")
         .endpoint(Endpoint::new("kv/{key}").alias("keys/{key}").get(read_key).put(action(write_key).body_limit(1000)))
         .endpoint(Endpoint::new("name").get(action(own_name).proxy_target()))
@@ -74,10 +89,13 @@ fn product(builder: Builder) -> Builder {
         .endpoint(Endpoint::new("sum/{one}/{other}").get(action(sum).access(Access::Open)))
         .endpoint(Endpoint::new("count").post(action(count).allowed_before_init()))
         .endpoint(Endpoint::new("who").get(action(who).access(Access::Open)))
-        .endpoint(Endpoint::new("local").get(action(who).access(local)))
+        .endpoint(Endpoint::new("local").get(action(who).access(local())))
+        .endpoint(Endpoint::new("local-leader").get(action(who).access(local()).leader_only()))
+        .endpoint(Endpoint::new("who-there").get(action(who).access(Access::Open).proxy_target()))
+        .endpoint(Endpoint::new("text").put(action(length).body_limit(5 << 20)))
         .endpoint(Endpoint::new("never").get(action(never).timeout(Duration::from_millis(50))))
         .endpoint(Endpoint::new("panics").get(panics).post(panics))
-        .mount("ui", Access::Member, Router::new().route("/hello", get(|| async { "hello" })));
+        .mount("ui", Access::Member, ui());
     builder
         .schema(["CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT NOT NULL)"])
         .shared(Arc::new(AtomicU32::new(0)))
@@ -180,6 +198,41 @@ async fn actions_run_where_they_are_for() {
     assert_eq!(refusal(&nobody, Method::GET, "/1.0/name", Value::Null).await.0, 404);
 }
 
+/// A request that is passed on is still that of whoever has asked, whatever they say themselves.
+#[tokio::test]
+async fn who_asks_is_known_on_the_member_that_does_it() {
+    let cluster = Cluster::start(3, product).await;
+    for member in cluster.members() {
+        assert_eq!(ask(&member.client(), "/1.0/local-leader").await.unwrap(), json!("Socket"));
+    }
+    let (one, two) = (cluster.member(0), cluster.member(1));
+    let anonymous = Client::tls(one.address(), None, &pinned(one.dir())).unwrap();
+    let there = anonymous.target(two.name().clone());
+    assert_eq!(ask(&there, "/1.0/who-there").await.unwrap(), json!("Anonymous"));
+    let remote = two.app().remote_client(one.address()).unwrap().target("n3".parse().unwrap());
+    assert_eq!(ask(&remote, "/1.0/who-there").await.unwrap(), json!("Member(\"n2\")"));
+    for path in ["/1.0/who-there", "/1.0/who-there?target=n2", "/1.0/local-leader"] {
+        let request = http::Request::get(path).header("microcluster-passed-on", "socket");
+        let answer = anonymous.forward(request.body(bytes::Bytes::new()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(status == 403 || body.contains("Anonymous"), "{path}: {status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn the_bound_of_a_body_holds_whoever_reads_it() {
+    let cluster = Cluster::start(1, product).await;
+    let client = cluster.member(0).client();
+    let put = async |bytes: usize| {
+        let answer = client.query_raw(Method::PUT, "/1.0/text", vec![b'x'; bytes]).await.unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!(put(3 << 20).await, 200, "more than axum takes by itself");
+    assert_eq!(put(6 << 20).await, 413);
+}
+
 #[tokio::test]
 async fn a_handler_that_hangs_or_panics_is_an_answer() {
     let cluster = Cluster::start(1, product).await;
@@ -203,6 +256,9 @@ async fn a_mounted_router_answers_below_its_path() {
         (status, String::from_utf8(body.to_vec()).unwrap())
     };
     assert_eq!(body("/1.0/ui/hello").await, (200, "hello".to_owned()));
+    assert_eq!(body("/1.0/ui/item/7").await, (200, "item 7".to_owned()));
+    assert_eq!(body("/1.0/ui").await, (200, "start".to_owned()));
+    assert_eq!(body("/1.0/ui/").await, (200, "start".to_owned()));
     assert_eq!(body("/1.0/ui/nothing").await.0, 404);
 }
 

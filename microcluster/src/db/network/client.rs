@@ -151,7 +151,8 @@ async fn converse(
     let in_flight: InFlight = Arc::new(Mutex::new(Some(HashMap::new())));
     // Replies are read by a task of their own: reading must go on while writing waits, or both sides could wait for each other.
     let heard = Arc::new(Mutex::new(Instant::now()));
-    let mut asked = Instant::now();
+    let mut silent = std::pin::pin!(silence(&in_flight, &heard));
+    let is_silent = || format!("silent for {SILENCE_MAX:?}").into();
     let mut reading =
         AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard))));
     let mut number = 0;
@@ -166,18 +167,12 @@ async fn converse(
                     None => break "no longer needed".into(),
                 },
                 reason = &mut reading => break reason.unwrap_or_else(|error| error.to_string().into()),
-                () = tokio::time::sleep(SILENCE_MAX / 2) => {
-                    // A network that drops everything says nothing: whoever is asked and silent for long is given up.
-                    let heard = *heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    if is_waiting(&in_flight) && heard.max(asked).elapsed() > SILENCE_MAX {
-                        break format!("silent for {SILENCE_MAX:?}").into();
-                    }
-                    continue;
-                }
+                () = &mut silent => break is_silent(),
             },
         };
         if !is_waiting(&in_flight) {
-            asked = Instant::now();
+            // Nothing was to be heard before.
+            *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         enqueue(&mut buffer, &mut number, pending, &in_flight);
         while buffer.len() < WRITE_BYTES
@@ -192,6 +187,7 @@ async fn converse(
                 }
             }
             reason = &mut reading => break 'connection reason.unwrap_or_else(|error| error.to_string().into()),
+            () = &mut silent => break is_silent(),
         }
         buffer.clear();
         buffer.shrink_to(WRITE_BYTES);
@@ -201,6 +197,19 @@ async fn converse(
         let _ = reply.send(Err(CallError::Broken { address: address.to_owned(), reason: Arc::clone(&reason) }));
     }
     reason
+}
+
+/// Done when the peer was asked something and has said nothing for long: a network that drops everything tells nobody. On its
+/// own clock, however often the peer is asked meanwhile.
+async fn silence(in_flight: &InFlight, heard: &Mutex<Instant>) {
+    let mut looks = tokio::time::interval(SILENCE_MAX / 4);
+    loop {
+        looks.tick().await;
+        let since = heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if is_waiting(in_flight) && since > SILENCE_MAX {
+            return;
+        }
+    }
 }
 
 fn enqueue(buffer: &mut Vec<u8>, number: &mut u64, pending: Pending, in_flight: &InFlight) {
