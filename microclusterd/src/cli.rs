@@ -6,6 +6,9 @@ mod cluster;
 mod demo;
 mod duration;
 mod failure;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod handbook;
 mod init;
 mod lifecycle;
 mod output;
