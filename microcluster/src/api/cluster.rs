@@ -38,7 +38,7 @@ pub(super) async fn member_remove(
     request: Request,
 ) -> Result<Response, Error> {
     let node = state.node()?;
-    match node.remove(&name, flags.has("force")).await {
+    match node.remove(&name, flags.number("id"), flags.has("force")).await {
         Ok(()) => Ok(EMPTY.into_response()),
         Err(RemoveError::Leads { .. }) => {
             node.db.transfer_leadership().await?;

@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
-use microcluster_client::Client;
+use microcluster_client::{Client, Name};
 
 use super::caller::{Caller, PASSED_ON};
 use super::extract::{BodyBounds, read_body};
@@ -31,6 +31,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Pause before the same leader is tried again; news of another one ends it.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Below it are the members, by their names.
+const MEMBER_PATH: &str = "/core/1.0/cluster/";
+
 /// What became of a request.
 pub(super) enum Outcome {
     /// This member leads: the request is to be run here.
@@ -43,6 +46,7 @@ pub(super) enum Outcome {
 pub(super) async fn to_leader(state: &State, request: Request) -> Result<Outcome, Error> {
     let node = state.node()?;
     if !is_forwarded(&request) {
+        let request = bound(&node, request).await?;
         return Passing::new(&node, request).run(|_| true).await;
     }
     // Who passed it on saw this member lead: that is over, or not known here yet. One hop, never two.
@@ -57,11 +61,27 @@ pub(super) async fn to_new_leader(node: &Arc<Node>, request: Request) -> Result<
     if is_forwarded(&request) {
         return Err(misdirected());
     }
-    let own = node.id;
+    let (own, request) = (node.id, bound(node, request).await?);
     match Passing::new(node, request).run(|leader| leader != own).await? {
         Outcome::Answered(response) => Ok(response),
         Outcome::Here(_) => Err(no_leader()),
     }
+}
+
+/// The request as it can be done twice: a removal is of the member that has the name now. One that joins under that name before
+/// the removal is asked for again is another one.
+async fn bound(node: &Node, mut request: Request) -> Result<Request, Error> {
+    let name = request.uri().path().strip_prefix(MEMBER_PATH).and_then(|name| name.parse::<Name>().ok());
+    let query = request.uri().query().unwrap_or_default();
+    let (Some(name), &Method::DELETE) = (name, request.method()) else { return Ok(request) };
+    if query.split('&').any(|pair| pair.starts_with("id=")) {
+        return Ok(request);
+    }
+    let Some(id) = node.id_of(&name).await? else { return Ok(request) };
+    let and = if query.is_empty() { "" } else { "&" };
+    let bound = format!("{MEMBER_PATH}{name}?{query}{and}id={id}");
+    *request.uri_mut() = bound.parse().map_err(|e: http::uri::InvalidUri| Error::bad_request(e.to_string()))?;
+    Ok(request)
 }
 
 /// A request on its way to the leader, however often that changes before it is answered.

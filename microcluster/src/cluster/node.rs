@@ -189,6 +189,12 @@ impl Node {
         Ok(self.members_among(|row| row.name == *name).await?.pop())
     }
 
+    /// The id of the member of that name, as this replica has it.
+    pub async fn id_of(&self, name: &Name) -> Result<Option<NodeId>, db::Error> {
+        let rows = self.db.read(Consistency::Local, members::all).await?;
+        Ok(rows.into_iter().find(|row| row.name == *name).map(|row| row.id))
+    }
+
     /// This member's role and how many members there are, from the local replica.
     pub async fn own_role(&self) -> Result<(Role, u64), db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;

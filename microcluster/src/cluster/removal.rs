@@ -45,24 +45,25 @@ pub(crate) enum RemoveError {
 }
 
 impl Node {
-    /// Removes another member, or a joiner, from the cluster and tells it. With `force` it need not answer.
-    pub async fn remove(self: &Arc<Self>, name: &Name, force: bool) -> Result<(), RemoveError> {
+    /// Removes another member, or a joiner, from the cluster and tells it; the one with that id, if one is given. With `force`
+    /// it need not answer.
+    pub async fn remove(self: &Arc<Self>, name: &Name, id: Option<NodeId>, force: bool) -> Result<(), RemoveError> {
         let database = |source| RemoveError::Database { name: name.clone(), source };
         let rows = self.rows().await.map_err(database)?;
-        let row = removable(&rows, name, self.id)?;
+        let row = removable(&rows, name, id, self.id)?;
         // Before the lock, here and below: a hook may use the cluster as it likes.
         let asked = self.tell_pre_remove(row, force).await;
         asked.map_err(|hook| RemoveError::PreRemove { name: name.clone(), hook })?;
-        self.remove_row(name, force).await?;
+        self.remove_row(name, row.id, force).await?;
         let told = self.tell_post_remove(force).await;
         told.map_err(|hook| RemoveError::PostRemove { name: name.clone(), hook })
     }
 
-    async fn remove_row(&self, name: &Name, force: bool) -> Result<(), RemoveError> {
+    async fn remove_row(&self, name: &Name, id: NodeId, force: bool) -> Result<(), RemoveError> {
         let database = |source| RemoveError::Database { name: name.clone(), source };
         let _membership = self.membership.lock().await;
         let rows = self.rows().await.map_err(database)?;
-        let row = removable(&rows, name, self.id)?;
+        let row = removable(&rows, name, Some(id), self.id)?;
         if !force && self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err() {
             return Err(RemoveError::Unreachable { name: name.clone() });
         }
@@ -173,8 +174,13 @@ fn listed(names: &[Name]) -> String {
 }
 
 /// The row of a member that can be removed.
-fn removable<'a>(rows: &'a [MemberRow], name: &Name, leader: NodeId) -> Result<&'a MemberRow, RemoveError> {
-    let row = rows.iter().find(|row| row.name == *name);
+fn removable<'a>(
+    rows: &'a [MemberRow],
+    name: &Name,
+    id: Option<NodeId>,
+    leader: NodeId,
+) -> Result<&'a MemberRow, RemoveError> {
+    let row = rows.iter().find(|row| row.name == *name && id.is_none_or(|id| id == row.id));
     let row = row.ok_or_else(|| RemoveError::NotFound { name: name.clone() })?;
     let others = rows.iter().filter(|other| other.id != row.id && other.role.is_full()).count();
     if row.role.is_full() && others == 0 {
