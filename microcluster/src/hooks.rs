@@ -75,7 +75,8 @@ pub trait Hooks: Send + Sync + 'static {
     }
 
     /// The daemon has started, as a member or not; it is ready once this is done. A member runs it when it has a
-    /// quorum, and does not wait for an upgrade any more. If it fails the daemon stops.
+    /// quorum, and does not wait for an upgrade any more; a daemon that goes on with a join, or is rebuilt, when that is
+    /// done. If it fails the daemon stops.
     fn on_start(&self, state: &State) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }

@@ -2,10 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use microcluster_client::{
     Address, Client, Consistency, ControlRequest, DaemonStatus, Error, Fingerprint, Identity, Member, Name, Secret,
@@ -16,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binaries::binary;
-use crate::{DEADLINE, Network, eventually};
+use crate::{DEADLINE, Network, address_free, eventually};
 
 /// How often the leader of a test cluster looks after the others.
 const HEARTBEAT: &str = "500ms";
@@ -342,18 +341,6 @@ impl Drop for Daemon {
             show_log(&self.name, &self.log_path());
         }
     }
-}
-
-/// A cluster address that nobody uses: on an address of loopback that no other test and no outgoing
-/// connection has, so that the port stays free until the daemon, or its next run, takes it.
-#[must_use]
-pub fn address_free() -> Address {
-    static NEXT: AtomicU8 = AtomicU8::new(0);
-    let process = std::process::id().to_be_bytes();
-    let last = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 250;
-    let ip = Ipv4Addr::new(127, 16 + process[2] % 200, process[3], last);
-    let reserved = TcpListener::bind((ip, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    Address::from(reserved.and_then(|listener| listener.local_addr()).expect("a free port"))
 }
 
 fn show_log(name: &Name, path: &Path) {

@@ -20,12 +20,13 @@ mod wait;
 mod writers;
 
 pub use cluster::TestCluster;
-pub use daemon::{Daemon, address_free};
+pub use daemon::Daemon;
 pub use identity::{Authority, self_signed, stranger};
 pub use ledger::Ledger;
+pub use microcluster::testing::{address_free, eventually};
 pub use microctl::{Finished, microctl, microctl_command};
 pub use network::Network;
 pub use raw::{Answer, Caller, Payload, Protocol, Target};
 pub use seed::Seed;
-pub use wait::{DEADLINE, eventually, until};
+pub use wait::{DEADLINE, until};
 pub use writers::Writers;

@@ -1,30 +1,9 @@
-//! Waiting for a condition: the only place where a test lets time pass.
+//! Waiting for a moment that passes quickly. Waiting for a condition is in the test kit of products.
 
-use std::fmt::Display;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
+/// How long anything may take in a test. Far above what is usual: a machine under load takes its time.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Pause between two looks.
-const INTERVAL: Duration = Duration::from_millis(10);
-
-/// Waits until `condition` is `Ok` and returns what it holds.
-///
-/// # Panics
-/// After [`DEADLINE`], with what was waited for and the last reason why it was not there.
-pub async fn eventually<T, E: Display, F: AsyncFnMut() -> Result<T, E>>(what: &str, mut condition: F) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match condition().await {
-            Ok(held) => return held,
-            Err(reason) if Instant::now() >= deadline => {
-                panic!("{what}: not within {} s; the last time: {reason}", DEADLINE.as_secs())
-            }
-            Err(_) => tokio::time::sleep(INTERVAL).await,
-        }
-    }
-}
-
 /// Pause between two looks for a moment that passes quickly.
 const MOMENT_INTERVAL: Duration = Duration::from_micros(500);
 

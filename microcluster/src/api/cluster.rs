@@ -38,7 +38,7 @@ pub(super) async fn member_remove(
     request: Request,
 ) -> Result<Response, Error> {
     let node = state.node()?;
-    match node.remove(&name, flags.number("id"), flags.has("force")).await {
+    match node.remove(&name, flags.number("id")?, flags.has("force")).await {
         Ok(()) => Ok(EMPTY.into_response()),
         Err(RemoveError::Leads { .. }) => {
             node.db.transfer_leadership().await?;
@@ -110,7 +110,7 @@ pub(super) async fn member_reset(state: State, PathName(name): PathName, flags: 
     if *own != name {
         return Err(Error::not_found(format!("this is the member {own}, not {name}")));
     }
-    if flags.number("id").is_some_and(|id| id != node.id) {
+    if flags.number("id")?.is_some_and(|id| id != node.id) {
         return Err(Error::not_found(format!("the member {own} has joined again since then: it is another one")));
     }
     // Decided on disk before it is answered: whoever is told once needs not be told again after a crash.

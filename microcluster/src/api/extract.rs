@@ -78,8 +78,9 @@ impl Flags {
     }
 
     /// The number that is given by a name, if one is.
-    pub fn number(&self, name: &str) -> Option<u64> {
-        self.values(name).next()?.parse().ok()
+    pub fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+        let number = self.values(name).next().map(str::parse).transpose();
+        number.map_err(|_| Error::bad_request(format!("{name} in the query is no number")))
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &str> {

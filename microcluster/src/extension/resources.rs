@@ -278,7 +278,8 @@ impl Action {
         self
     }
 
-    /// It can be used while the daemon stops. Without this the answer is a 503 that says so.
+    /// It can be used until the end of a stop. Without this it can be while the requests that run are finished, and the
+    /// answer is a 503 that says so once the member is being closed.
     pub fn allowed_during_shutdown(mut self) -> Action {
         self.during_shutdown = true;
         self

@@ -120,6 +120,21 @@ async fn no_route_is_left_out() {
     assert!(missing.is_empty(), "give these a row: {missing:?}");
 }
 
+/// A removal can name the member by its id too: one that has joined under the same name since then is another one.
+#[tokio::test]
+async fn a_removal_is_of_the_member_with_the_id() {
+    let cluster = TestCluster::start(2).await;
+    cluster.settled(&["c1", "c2"]).await;
+    for member in &cluster.members {
+        let target = Target::new(member, Caller::Socket);
+        let message = target.send("DELETE /core/1.0/cluster/c2?id=99", Payload::none()).await.error(404);
+        assert!(message.contains("c2"), "{message}");
+        let message = target.send("DELETE /core/1.0/cluster/c2?id=x", Payload::none()).await.error(400);
+        assert!(message.contains("id"), "{message}");
+    }
+    assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2"]);
+}
+
 /// The cluster's own certificate is on every member and opens nothing.
 #[tokio::test]
 async fn the_cluster_certificate_is_no_members() {
