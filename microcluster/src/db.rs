@@ -35,6 +35,7 @@ mod sessions;
 mod state_file;
 mod state_machine;
 mod status;
+mod succession;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;

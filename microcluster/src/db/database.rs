@@ -26,6 +26,7 @@ use super::schema::{Level, Upgrade};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
+use super::succession::Succession;
 use super::transaction::{Closures, Parameters, Transaction};
 use super::watch::Watch;
 use super::writer::{Shared, Writer};
@@ -166,6 +167,7 @@ impl Database {
             sequencer,
             read_index,
             shared: Arc::clone(&shared),
+            succession: Succession::new(&timings),
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {
