@@ -88,16 +88,17 @@ impl Writer {
         state_file::sync(&path)?;
         let position = applier.position().clone();
         let applied = position.last_applied.map_or(0, |log_id| log_id.index);
+        let damage = watch::Sender::new(None);
         let shared = Arc::new(Shared {
             waiters: Waiters::default(),
-            readers: Readers::new(path.clone()),
+            readers: Readers::new(path.clone(), damage.clone()),
             gate: WriteGate::default(),
             digests: Digests::default(),
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
             handing_over: AtomicBool::new(false),
             heard: Heard::default(),
-            damage: watch::Sender::new(None),
+            damage,
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
         let state = State { dir: dir.to_owned(), path, applier, shared: Arc::clone(&shared) };
