@@ -9,6 +9,7 @@ mod authorizer;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod checkpoint;
 mod checksum;
 mod command;
 mod damage;

@@ -84,6 +84,11 @@ impl Applier {
         self.executor.engine()
     }
 
+    /// The same, to change what it tells of itself.
+    pub fn connection_mut(&mut self) -> &mut Connection {
+        self.executor.engine_mut()
+    }
+
     /// The tables that were written since the last call.
     pub fn take_written(&self) -> Written {
         self.executor.take_written()

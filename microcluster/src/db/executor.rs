@@ -61,7 +61,7 @@ impl Executor {
         // WAL with synchronous=NORMAL: a crash may take the newest transactions, never half of one; the log has them.
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-             PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF;
+             PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF;
              PRAGMA temp_store = MEMORY; PRAGMA busy_timeout = 5000; PRAGMA recursive_triggers = ON",
         )?;
         let surroundings = Arc::new(Surroundings::default());
@@ -105,6 +105,12 @@ impl Executor {
     pub fn engine(&self) -> &Connection {
         self.guard.set_mode(Mode::Engine);
         &self.connection
+    }
+
+    /// The same, to change what it tells of itself.
+    pub fn engine_mut(&mut self) -> &mut Connection {
+        self.guard.set_mode(Mode::Engine);
+        &mut self.connection
     }
 
     /// Runs a cached statement of the engine.
