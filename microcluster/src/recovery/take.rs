@@ -2,7 +2,7 @@
 
 use microcluster_client::{Fingerprint, Name};
 
-use super::archive::{self, Meta, ReadError};
+use super::archive::{self, ReadError};
 use super::folder::{Staging, finish};
 use super::{LogPosition, RecoverError, member_config, names, own_fingerprint};
 use crate::cluster::members::{self, MemberRow};
