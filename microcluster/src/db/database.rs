@@ -17,7 +17,7 @@ use super::damage::{self, Standing, is_damage};
 use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, Early, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
+use super::network::{self, Call, CallError, Early, Era, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
@@ -121,7 +121,8 @@ impl Database {
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
         log.follow(shared.applied.subscribe());
-        let peers = Arc::new(Peers::new(connector));
+        let era = Arc::new(Era::of(state_machine.found()));
+        let peers = Arc::new(Peers::new(connector, Arc::clone(&era)));
         let sending = Sending::default();
         let early = Arc::new(Early::default());
         let factory = NetworkFactory {
@@ -166,6 +167,7 @@ impl Database {
             sequencer,
             read_index,
             shared: Arc::clone(&shared),
+            era,
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {

@@ -1,7 +1,6 @@
 //! A database folder without Raft: what it holds, a copy with the whole log applied, and that copy under another membership.
 //!
-//! The terms behind a recovery begin a new era (`ERA_TERMS`): higher than all that members of before can have voted in, wherever
-//! they are, so that none of their entries and votes is mistaken for one of after it.
+//! The terms behind a recovery begin a new era ([`ERA_TERMS`]): none of the entries and votes of before is mistaken for one of after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
@@ -16,13 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::apply::{Applier, ApplyError, Position, put_position, read_position};
 use super::damage;
 use super::log_store::{LogError, LogOptions, LogStore, LogView};
-use super::raft_types::{LogId, NodeId, Peer, StoredMembership, Vote};
+use super::raft_types::{ERA_TERMS, LogId, NodeId, Peer, StoredMembership, Vote};
 use super::readers::{Readers, open_read_only};
 use super::state_file;
 use super::state_machine::{IncomingSnapshot, PinnedSnapshot, SnapshotError};
 
-/// The terms of one era: two elections a second for fifteen years.
-const ERA_TERMS: u64 = 1_000_000_000;
 /// How many bytes of entries are applied at once.
 const APPLY_BYTES: u64 = 1 << 20;
 /// The recoveries that a state has been through.

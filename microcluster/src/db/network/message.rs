@@ -27,6 +27,8 @@ pub(crate) struct Hello {
     pub version: u16,
     /// Which node the connection is meant for; an address may have a new owner.
     pub to: NodeId,
+    /// How often the cluster was recovered; none if the member has nothing yet.
+    pub era: Option<u64>,
 }
 
 /// The answer to [`Hello`].
@@ -35,6 +37,7 @@ pub(crate) enum Welcome {
     Accepted { version: u16 },
     WrongVersion { version: u16 },
     WrongNode { node_id: NodeId },
+    WrongEra { era: Option<u64> },
 }
 
 /// What a member asks of another one.

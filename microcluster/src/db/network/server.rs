@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
+use super::era::Era;
 use super::client::next_frame;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
@@ -37,6 +38,7 @@ pub(crate) struct Service {
     pub sequencer: Sequencer,
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
+    pub era: Arc<Era>,
 }
 
 impl Service {
@@ -61,6 +63,9 @@ pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<(
         Welcome::WrongVersion { version: VERSION }
     } else if hello.to != service.node_id {
         Welcome::WrongNode { node_id: service.node_id }
+    } else if let Err(reason) = service.era.check(hello.era) {
+        tracing::debug!(reason, "a member of another era is sent away");
+        Welcome::WrongEra { era: service.era.own() }
     } else {
         Welcome::Accepted { version: VERSION }
     };
