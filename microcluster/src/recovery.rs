@@ -230,10 +230,9 @@ impl PreparedRecovery {
 
 impl LogPosition {
     fn of(outline: &Outline) -> LogPosition {
-        outline.last.map_or_else(LogPosition::default, |last| LogPosition {
-            term: last.leader_id.term,
-            index: last.index,
-        })
+        outline
+            .last
+            .map_or_else(LogPosition::default, |last| LogPosition { term: last.leader_id.term, index: last.index })
     }
 }
 

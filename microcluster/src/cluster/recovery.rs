@@ -253,7 +253,8 @@ mod tests {
     #[test]
     fn rows_follow_and_a_removal_stays_decided() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch("CREATE TABLE core_cluster_members (id INTEGER PRIMARY KEY, address TEXT UNIQUE, role TEXT)").unwrap();
+        db.execute_batch("CREATE TABLE core_cluster_members (id INTEGER PRIMARY KEY, address TEXT UNIQUE, role TEXT)")
+            .unwrap();
         for row in rows() {
             let row = (row.id.cast_signed(), row.address.to_string(), row.role.as_str());
             db.execute("INSERT INTO core_cluster_members VALUES (?1, ?2, ?3)", row).unwrap();

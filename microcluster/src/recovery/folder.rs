@@ -5,9 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::MemberConfig;
-use crate::state_dir::{
-    FileError, MODE_PUBLIC, StateDir, failed, remove_directory, sync_directory, write_file,
-};
+use crate::state_dir::{FileError, MODE_PUBLIC, StateDir, failed, remove_directory, sync_directory, write_file};
 
 const DATABASE: &str = "database";
 const CONFIG: &str = "daemon.yaml";

@@ -25,7 +25,9 @@ pub(crate) enum TakeError {
         "the member {name} in it has another certificate than this one: it is of another cluster, or of an earlier member of that name"
     )]
     OtherCertificate { name: Name },
-    #[error("this member was only joining when it was made; remove the file, and the state directory, and join with a new token")]
+    #[error(
+        "this member was only joining when it was made; remove the file, and the state directory, and join with a new token"
+    )]
     Joining,
     #[error("its database cannot be used: {reason}")]
     Database { reason: String },

@@ -122,7 +122,13 @@ pub(crate) type Frames = FramedRead<ReadHalf<PeerStream>, tokio_util::codec::Len
 /// The calls that wait for a reply; `None` once the connection is broken.
 type InFlight = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Reply, CallError>>>>>>;
 
-async fn run(connector: Arc<dyn PeerConnector>, era: Arc<Era>, id: NodeId, address: String, mut calls: mpsc::Receiver<Pending>) {
+async fn run(
+    connector: Arc<dyn PeerConnector>,
+    era: Arc<Era>,
+    id: NodeId,
+    address: String,
+    mut calls: mpsc::Receiver<Pending>,
+) {
     while let Some(first) = calls.recv().await {
         match connect(&*connector, &era, id, &address).await {
             Ok((frames, writer)) => {

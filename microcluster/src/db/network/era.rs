@@ -32,7 +32,10 @@ impl Era {
     pub fn check(&self, other: Option<u64>) -> Result<(), String> {
         let (Some(own), Some(other)) = (self.own, other) else { return Ok(()) };
         if own > other {
-            return Err("it has the database of before the cluster was recovered, and needs the archive recovery_db.tar.gz".to_owned());
+            return Err(
+                "it has the database of before the cluster was recovered, and needs the archive recovery_db.tar.gz"
+                    .to_owned(),
+            );
         }
         if own == other {
             return Ok(());

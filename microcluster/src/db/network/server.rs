@@ -12,8 +12,8 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
-use super::era::Era;
 use super::client::next_frame;
+use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
 use crate::db::damage;

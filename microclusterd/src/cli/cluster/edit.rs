@@ -70,7 +70,10 @@ fn edit(prepared: &PreparedRecovery) -> anyhow::Result<Vec<RaftMember>> {
         match parse(prepared, &text) {
             Ok(members) if members == before => bail!("the members are as they were; nothing was changed"),
             Ok(members) => return Ok(members),
-            Err(e) => note(&format!("Error: {}\nPress Enter to edit the list again, or Ctrl-C to leave everything as it is.", super::super::failure::one_line(&e))),
+            Err(e) => note(&format!(
+                "Error: {}\nPress Enter to edit the list again, or Ctrl-C to leave everything as it is.",
+                super::super::failure::one_line(&e)
+            )),
         }
         let mut line = String::new();
         if io::stdin().lock().read_line(&mut line).context("cannot read from the terminal")? == 0 {
@@ -144,7 +147,9 @@ fn report(recovery: &Recovery, before: &[RaftMember]) -> String {
     }
     text += &format!("The database as it was: {}\n", backup.display());
     text += &format!("The archive for the other members: {}\n", archive.display());
-    let listed = |members: &[&RaftMember]| members.iter().map(|m| format!("{} ({})", m.name, m.address)).collect::<Vec<_>>().join(", ");
+    let listed = |members: &[&RaftMember]| {
+        members.iter().map(|m| format!("{} ({})", m.name, m.address)).collect::<Vec<_>>().join(", ")
+    };
     match recovery.others().as_slice() {
         [] => text += &format!("Next: start {name}.\n"),
         others => {
