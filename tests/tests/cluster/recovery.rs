@@ -216,11 +216,10 @@ async fn a_wrong_archive_is_refused() {
     cluster.members[0].sql("CREATE TABLE t (a); INSERT INTO t VALUES (1)").await;
     let mut other = TestCluster::of(vec![Daemon::new("c9"), Daemon::new("c2")]).await;
     other.settled(&["c2", "c9"]).await;
-    for member in cluster.members.iter_mut().chain(&mut other.members) {
-        member.kill();
-    }
     let mut free = Daemon::start("c5").await;
-    free.kill();
+    for daemon in cluster.members.iter_mut().chain(&mut other.members).chain([&mut free]) {
+        assert_eq!(daemon.stop().await.code(), Some(0));
+    }
     for (maker, name) in [(&cluster.members[0], "c1"), (&other.members[0], "c9")] {
         let members = voters(maker, &[name]).await;
         microctl_with(maker, &["cluster", "edit"], &members).await.done();
