@@ -10,6 +10,7 @@ mod take;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use microcluster_client::{Fingerprint, Name, Role, Timestamp};
@@ -19,7 +20,7 @@ use crate::cluster::recovery::{check, listed, membership, rewrite};
 use crate::cluster::{MembersError, RaftMember};
 use crate::config::MemberConfig;
 use crate::db::recovery::{Draft, OfflineError, Outline, look};
-use crate::state_dir::{FileError, OpenError, StateDir, read_file};
+use crate::state_dir::{FileError, OpenError, StateDir, failed, read_file};
 use crate::tasks::{TaskLost, blocking};
 
 use archive::Meta;
@@ -107,6 +108,14 @@ pub enum RecoverError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another user than the daemon's asks.
+    #[error("the database in {} belongs to the user with the id {owner}: run this as that user, or its daemon cannot use what is written", .path.display())]
+    OtherUser {
+        /// The state directory.
+        path: PathBuf,
+        /// The owner's user id.
+        owner: u32,
+    },
     /// The work was given up by a fault of this program.
     #[error("the recovery was given up: {reason}")]
     Panicked {
@@ -147,6 +156,10 @@ impl PreparedRecovery {
     /// Takes the lock of a member, and makes a copy of its database with all of its log applied. Blocks.
     pub(crate) fn new(path: &Path) -> Result<PreparedRecovery, RecoverError> {
         member_config(path)?;
+        let owner = std::fs::metadata(path.join("daemon.yaml")).map_err(failed("look at", path))?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(RecoverError::OtherUser { path: path.to_owned(), owner });
+        }
         let dir = StateDir::open(path)?;
         if dir.is_resetting() {
             let reason = "it was removed from its cluster".to_owned();

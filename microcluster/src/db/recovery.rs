@@ -44,8 +44,8 @@ pub(crate) enum OfflineError {
     Damaged { dir: PathBuf, reason: String },
 }
 
-/// The place in the log that a recovery stands for. No other has the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The place in the log that a recovery stands for. No other has the same. All zeros: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct RecoveryMark {
     pub term: u64,
     /// The member that it was done on.
@@ -95,18 +95,19 @@ pub(crate) fn look<T>(
     Ok((outline(dir, &log, &position)?, found))
 }
 
-/// Whether the database in `dir` stems from this recovery.
-pub(crate) fn has_recovered(dir: &Path, recovery: RecoveryMark) -> Result<bool, OfflineError> {
-    let state = |source: rusqlite::Error| OfflineError::State { dir: dir.join("state"), source: source.into() };
-    let connection = open_read_only(&current(dir)?).map_err(state)?;
+/// The recoveries that the state behind a connection stems from, the last one first.
+pub(crate) fn recoveries(connection: &Connection) -> rusqlite::Result<Vec<RecoveryMark>> {
     let has_table = "SELECT 1 FROM sqlite_schema WHERE name = 'microcluster_recovery'";
-    if connection.query_row(has_table, [], |_| Ok(())).optional().map_err(state)?.is_none() {
-        return Ok(false);
+    if connection.query_row(has_table, [], |_| Ok(())).optional()?.is_none() {
+        return Ok(Vec::new());
     }
-    let sql = "SELECT 1 FROM microcluster_recovery WHERE log_index = ?1 AND term = ?2 AND node = ?3";
-    let RecoveryMark { term, node, index } = recovery;
-    let key = (index.cast_signed(), term.cast_signed(), node.cast_signed());
-    Ok(connection.query_row(sql, key, |_| Ok(())).optional().map_err(state)?.is_some())
+    let mut rows =
+        connection.prepare("SELECT term, node, log_index FROM microcluster_recovery ORDER BY log_index DESC")?;
+    let mark = |row: &rusqlite::Row<'_>| {
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        Ok(RecoveryMark { term: number(0)?, node: number(1)?, index: number(2)? })
+    };
+    rows.query_map([], mark)?.collect()
 }
 
 /// A state file beside a database folder to be: of a copy, or from an archive.

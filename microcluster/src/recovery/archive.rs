@@ -201,3 +201,136 @@ fn damaged(error: io::Error) -> ReadError {
 fn missing(name: &str) -> ReadError {
     ReadError::Damaged { reason: format!("{name} is not where it should be") }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use microcluster_client::Role;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuzz::{almost, cases};
+
+    fn meta() -> Meta {
+        let member = |id: u64| RaftMember {
+            id,
+            name: format!("c{id}").parse().unwrap(),
+            address: format!("10.0.0.{id}:9000").parse().unwrap(),
+            role: Role::Voter,
+        };
+        Meta {
+            format: FORMAT,
+            made_by: "c1".parse().unwrap(),
+            made_by_fingerprint: Fingerprint::of_der(b"c1"),
+            made_at: Timestamp::from_unix_seconds(1_800_000_000).unwrap(),
+            recovery: RecoveryMark { term: 1_000_000_000, node: 1, index: 23 },
+            log_before: LogPosition { term: 4, index: 22 },
+            members: vec![member(1), member(2)],
+            state_bytes: 0,
+        }
+    }
+
+    /// An archive, and a file to unpack a state into.
+    fn written(content: &[u8], meta: Meta) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, archive, target) = (dir.path().join("s"), dir.path().join("a"), dir.path().join("t"));
+        std::fs::write(&state, content).unwrap();
+        std::fs::write(&target, "").unwrap();
+        write(&state, meta, &archive).unwrap();
+        (dir, archive, target)
+    }
+
+    fn packed(fill: impl FnOnce(&mut tar::Builder<GzEncoder<BufWriter<File>>>)) -> (tempfile::TempDir, String) {
+        let (dir, archive, target) = written(b"x", meta());
+        pack(&archive, |tar| {
+            fill(tar);
+            Ok(())
+        })
+        .unwrap();
+        let error = read(&archive, &target).unwrap_err().to_string();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else was written");
+        (dir, error)
+    }
+
+    fn put(tar: &mut tar::Builder<GzEncoder<BufWriter<File>>>, name: &str, content: &[u8]) {
+        let mut header = header(content.len() as u64);
+        // As it stands: the builder itself refuses such names.
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let content: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (_dir, archive, target) = written(&content, meta());
+        assert_eq!(std::fs::metadata(&archive).unwrap().permissions().mode() & 0o777, MODE_SECRET);
+        let expected = Meta { state_bytes: content.len() as u64, ..meta() };
+        assert_eq!(read_meta(&archive).unwrap(), expected);
+        assert_eq!(read(&archive, &target).unwrap(), expected);
+        assert!(std::fs::read(target).unwrap() == content);
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let (_dir, archive, _) = written(b"x", Meta { format: 2, ..meta() });
+        let said = read_meta(&archive).unwrap_err().to_string();
+        assert!(said.contains("format 2, this version knows 1"), "{said}");
+    }
+
+    #[test]
+    fn only_the_two_files_are_taken() {
+        let text = |bytes| serde_json::to_vec(&Meta { state_bytes: bytes, ..meta() }).unwrap();
+        let (_dir, said) = packed(|tar| put(tar, "../escape", b"x"));
+        assert!(said.contains("recovery.json is not where it should be"), "{said}");
+        let (_dir, said) = packed(|tar| {
+            put(tar, META, &text(1));
+            put(tar, "/tmp/escape", b"x");
+        });
+        assert!(said.contains("state.db is not where it should be"), "{said}");
+        let (_dir, said) = packed(|tar| {
+            put(tar, META, &text(9));
+            put(tar, STATE, b"x");
+        });
+        assert!(said.contains("another size"), "{said}");
+        let (_dir, said) = packed(|tar| {
+            put(tar, META, &text(1));
+            put(tar, STATE, b"x");
+            put(tar, "more", b"x");
+        });
+        assert!(said.contains("something behind state.db"), "{said}");
+        let (_dir, said) = packed(|tar| put(tar, META, &text(1)));
+        assert!(said.contains("state.db is not where it should be"), "{said}");
+    }
+
+    proptest! {
+        #![proptest_config(cases(128))]
+
+        #[test]
+        fn a_damaged_archive_is_refused(change in any::<(prop::sample::Index, u8)>(), cut in any::<bool>()) {
+            let content: Vec<u8> = (0..3_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+            let (_dir, archive, target) = written(&content, meta());
+            let mut bytes = std::fs::read(&archive).unwrap();
+            let at = change.0.index(bytes.len());
+            if cut {
+                bytes.truncate(at);
+            } else {
+                bytes[at] ^= change.1 | 1;
+            }
+            std::fs::write(&archive, &bytes).unwrap();
+            // The header of gzip has bytes that mean nothing.
+            if let Ok(found) = read(&archive, &target) {
+                prop_assert_eq!(found, Meta { state_bytes: content.len() as u64, ..meta() });
+                prop_assert!(at < 10 && std::fs::read(target).unwrap() == content, "byte {} of {}", at, bytes.len());
+            }
+        }
+
+        #[test]
+        fn any_description_is_read_or_refused(
+            text in almost(Just(()).prop_map(|()| serde_json::to_vec(&meta()).unwrap())),
+        ) {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::archive::{self, ReadError};
 use super::folder::{Staging, finish};
 use super::{LogPosition, RecoverError, member_config, names, own_fingerprint};
 use crate::cluster::members::{self, MemberRow};
-use crate::db::recovery::{Draft, OfflineError, has_recovered, look};
+use crate::db::recovery::{Draft, OfflineError, look, recoveries};
 use crate::error::Chain;
 use crate::state_dir::{FileError, StateDir, remove_file, sync_directory};
 
@@ -29,6 +29,8 @@ pub(crate) enum TakeError {
         "this member was only joining when it was made; remove the file, and the state directory, and join with a new token"
     )]
     Joining,
+    #[error("this member's database is of a later recovery than it; remove the file")]
+    Earlier,
     #[error("its database cannot be used: {reason}")]
     Database { reason: String },
     #[error("{reason}")]
@@ -55,11 +57,14 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
         return Err(TakeError::Stranger { name: config.name, known: names(&meta.members) });
     }
     let recovery = meta.recovery;
-    let outline = match look(&dir.database(), |_| Ok(())) {
-        Ok((outline, ())) => {
-            if has_recovered(&dir.database(), recovery)? {
+    let outline = match look(&dir.database(), recoveries) {
+        Ok((outline, earlier)) => {
+            if earlier.contains(&recovery) {
                 tracing::warn!(path = %path.display(), "this archive was taken before; it is removed");
                 return Ok(remove(dir)?);
+            }
+            if earlier.first().is_some_and(|last| last.term > recovery.term) {
+                return Err(TakeError::Earlier);
             }
             Some(outline)
         }

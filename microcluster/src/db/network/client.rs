@@ -284,7 +284,8 @@ async fn connect(
                 "it speaks version {version} of the member protocol, this member version {VERSION}: upgrade the older one"
             ))),
             Welcome::WrongEra { era: other } => {
-                let reason = era.check(other).err().unwrap_or_else(|| "it was recovered, or was not".to_owned());
+                let reason =
+                    era.check(other).err().unwrap_or_else(|| "it has the database of another recovery".to_owned());
                 Err(io::Error::other(reason))
             }
             Welcome::WrongNode { node_id } => {
