@@ -3,6 +3,7 @@
 mod kit;
 pub(crate) mod power_loss;
 mod random_sql;
+mod recovery;
 mod seeds;
 mod suite;
 
