@@ -103,7 +103,7 @@ pub enum RecoverError {
         source: io::Error,
     },
     /// The database cannot be used.
-    #[error("the database of this member cannot be recovered; try another member's")]
+    #[error("the database of this member cannot be used")]
     Database {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -310,5 +310,40 @@ impl From<OfflineError> for RecoverError {
 impl From<TaskLost> for RecoverError {
     fn from(error: TaskLost) -> Self {
         RecoverError::Panicked { reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::db::Peer;
+    use crate::db::recovery::RecoveryMark;
+
+    /// The warnings of member 1 whose log ends in term 3, at entry 20, with this vote.
+    fn warned(voted: Option<(u64, u64, bool)>) -> Vec<String> {
+        let config = MemberConfig::new(1, "c1".parse().unwrap(), "10.0.0.1:9000".parse().unwrap());
+        let outline = Outline {
+            last: Some(RecoveryMark { term: 3, node: 2, index: 20 }.into()),
+            vote: voted.map(|(id, term, has_led)| Outline::vote_of(id, term, has_led)),
+            voters: [1, 2].into(),
+            nodes: [(2, Peer { name: "c2".to_owned(), address: "10.0.0.2:9000".to_owned() })].into(),
+        };
+        warnings(&outline, &config)
+    }
+
+    #[test]
+    fn a_vote_in_a_later_term_tells_of_a_newer_log() {
+        assert_eq!(warned(None), [""; 0]);
+        assert_eq!(warned(Some((2, 3, true))), [""; 0], "its entries are here");
+        assert_eq!(warned(Some((1, 9, false))), [""; 0], "it has stood for election itself");
+        for (id, has_led, expected) in [
+            (2, true, "c2 led in term 5, and the log here ends in term 3, at entry 20"),
+            (2, false, "c2 stood for election in term 5"),
+            (7, true, "the member with the id 7 led in term 5"),
+        ] {
+            let said = warned(Some((id, 5, has_led)));
+            assert!(said.len() == 1 && said[0].starts_with(expected), "{said:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use microcluster_client::{Address, AddressError, Name, Role};
 use rusqlite::Connection;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::members::{MemberRow, RowRole};
 use crate::db::recovery::Outline;
@@ -21,6 +21,7 @@ pub struct RaftMember {
     /// Its cluster address.
     pub address: Address,
     /// Its role: a voter, a stand-by or a spare.
+    #[serde(deserialize_with = "role")]
     pub role: Role,
 }
 
@@ -93,6 +94,13 @@ pub enum MembersError {
         /// The address.
         address: Address,
     },
+}
+
+/// One of the roles that a member that is in can have.
+fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let role = [Role::Voter, Role::StandBy, Role::Spare].into_iter().find(|role| role.as_str() == text);
+    role.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no role; a member is voter, stand-by or spare")))
 }
 
 /// The members as Raft has them on this disk, those with a row as the row has them, by name. Who was only coming in is none.

@@ -79,6 +79,12 @@ impl Outline {
         let last_term = self.last.map_or(0, |last| last.leader_id.term);
         (term > last_term).then_some((candidate, term, vote.committed))
     }
+
+    /// A vote as a member has it on its disk.
+    #[cfg(test)]
+    pub fn vote_of(id: NodeId, term: u64, has_led: bool) -> Vote {
+        if has_led { Vote::new_committed(term, id) } else { Vote::new(term, id) }
+    }
 }
 
 /// Looks at the database in `dir`, of a daemon that runs or of none, and reads from its state.

@@ -87,7 +87,7 @@ async fn one_of_three_goes_on_alone() {
         (String::new(), "there is no list of members"),
         ("[{]".to_owned(), "no list of members"),
         (voters(&survivor, &[]).await, "there is no voter"),
-        ("- {id: 1, name: c1, address: '127.0.0.1:1', role: leader}".to_owned(), "role"),
+        ("- {id: 1, name: c1, address: '127.0.0.1:1', role: leader}".to_owned(), "\"leader\" is no role"),
         ("- {id: 9, name: c9, address: '127.0.0.1:1', role: voter}".to_owned(), "no member named c9"),
     ] {
         let said = microctl_with(&survivor, &["cluster", "edit"], &input).await.failed();
