@@ -221,7 +221,7 @@ impl App {
         work: impl FnOnce(&Path) -> Result<T, RecoverError> + Send + 'static,
     ) -> Result<T, RecoverError> {
         let path = self.state_dir.clone();
-        Ok(blocking("recovery", move || work(&path)).await??)
+        blocking("recovery", move || work(&path)).await?
     }
 
     fn file(&self, name: &str) -> Result<String, AppError> {

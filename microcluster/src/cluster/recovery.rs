@@ -240,7 +240,8 @@ mod tests {
             change(&mut given);
             check(&present, &rows(), &given).unwrap_err().to_string()
         };
-        let table: [(fn(&mut Vec<RaftMember>), &str); 10] = [
+        type Change = fn(&mut Vec<RaftMember>);
+        let table: [(Change, &str); 10] = [
             (|given| given[0].role = Role::Spare, "there is no voter"),
             (|given| drop(given.remove(1)), "c2 is missing; nobody can be left out"),
             (|given| given[1].name = "c9".parse().unwrap(), "no member named c9; nobody can be added"),
