@@ -1,5 +1,7 @@
 //! The archive of another member's recovery, taken at a start: its database takes the place of this member's.
 
+use std::path::Path;
+
 use microcluster_client::{Fingerprint, Name};
 
 use super::archive::{self, ReadError};
@@ -8,7 +10,7 @@ use super::{LogPosition, RecoverError, member_config, names, own_fingerprint};
 use crate::cluster::members::{self, MemberRow};
 use crate::db::recovery::{Draft, OfflineError, look, recoveries};
 use crate::error::Chain;
-use crate::state_dir::{FileError, StateDir, remove_file, sync_directory};
+use crate::state_dir::{FileError, StateDir, failed, remove_file, sync_directory};
 
 /// Why an archive cannot be taken. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,11 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
             None
         }
     };
+    tracing::warn!(
+        path = %path.display(),
+        bytes = size(&path)?,
+        "taking the database that the cluster was recovered with; the daemon is up when that is done"
+    );
     let staging = Staging::begin(dir)?;
     let draft = Draft::create(&staging.database())?;
     archive::read(&path, draft.path())?;
@@ -110,6 +117,11 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
         "took the database that the cluster was recovered with"
     );
     Ok(())
+}
+
+/// How large the archive is.
+fn size(path: &Path) -> Result<u64, FileError> {
+    Ok(std::fs::metadata(path).map_err(failed("look at", path))?.len())
 }
 
 /// This member's row in the archive, if it is this member's.

@@ -12,7 +12,7 @@ use microcluster::{App, PreparedRecovery, RaftMember, Recovery};
 use microcluster_client::Role;
 use tokio::task::spawn_blocking;
 
-use super::super::output::{note, print};
+use super::super::output::{note, print, tell};
 
 /// The help of the command.
 pub const ABOUT: &str = "\
@@ -30,6 +30,7 @@ const TEXT_BYTES_MAX: u64 = 4 << 20;
 
 /// Recovers the cluster on the member of a state directory.
 pub async fn run(app: &App) -> anyhow::Result<()> {
+    tell("Copying the database, with all of its log …");
     let prepared = app.prepare_recovery().await?;
     for warning in prepared.warnings() {
         note(&format!("Warning: {warning}."));
@@ -41,6 +42,7 @@ pub async fn run(app: &App) -> anyhow::Result<()> {
     })
     .await
     .context("the editor could not be run")??;
+    tell("Writing the backup and the archive …");
     let recovery = prepared.commit(members).await?;
     print(&report(&recovery, &present))
 }
