@@ -30,6 +30,7 @@ mod query;
 mod raft_types;
 mod read_index;
 mod readers;
+pub(crate) mod recovery;
 mod schema;
 mod sequencer;
 mod sessions;

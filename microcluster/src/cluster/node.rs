@@ -266,6 +266,12 @@ impl Node {
         }
     }
 
+    /// Notes that a member does not answer, without waiting for more heartbeats.
+    pub(super) fn note_silent(&self, id: NodeId) {
+        let term = self.db.status().term;
+        self.liveness().note_silent(term, id, Instant::now());
+    }
+
     /// Members that have been silent for long, as this one has found while it leads.
     pub(super) fn unreachable(&self) -> BTreeSet<NodeId> {
         self.liveness().unreachable(self.db.status().term)
@@ -294,7 +300,7 @@ impl Node {
         }
     }
 
-    async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
+    pub(super) async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
         join_all(rows.iter().map(async |row| (row.id, self.probe(row).await))).await.into_iter().collect()
     }
 

@@ -28,6 +28,8 @@ pub(crate) const RESET: &str = "REPLACE INTO microcluster_reset(id) VALUES (0)";
 /// The version of the bookkeeping; another one is refused.
 const FORMAT: i64 = 2;
 
+const PUT_POSITION: &str = "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)";
+
 /// Why entries could not be applied. There is no going on from here: the daemon stops and says so.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
@@ -276,6 +278,16 @@ pub(crate) fn read_position(connection: &Connection) -> Result<Position, ApplyEr
     }
 }
 
+/// Makes the state behind `connection`, in the transaction that is open there, one that stands at `position`.
+pub(crate) fn put_position(connection: &Connection, position: &Position) -> Result<(), ApplyError> {
+    let index = position.last_applied.map_or(0, |log_id| log_id.index);
+    connection.execute(
+        PUT_POSITION,
+        (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),
+    )?;
+    Ok(())
+}
+
 /// Whether the schema has, or could have, foreign keys that are checked when a transaction ends.
 fn has_deferred_keys(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE sql LIKE '%DEFERR%')", [], |row| row.get(0))
@@ -303,7 +315,7 @@ fn write_position(executor: &Executor, before: &Position, position: &Position) -
         }
     }
     executor.engine_execute(
-        "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)",
+        PUT_POSITION,
         (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),
     )?;
     Ok(())

@@ -18,11 +18,15 @@ use super::damage::{self, Standing, is_damage};
 use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, Early, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
+use super::network::{
+    self, Call, CallError, Early, Era, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
+use super::readers::open_read_only;
+use super::recovery::{self, RecoveryMark};
 use super::schema::{Level, Upgrade};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
@@ -118,12 +122,13 @@ impl Database {
     pub async fn open(options: Options) -> Result<Database, OpenError> {
         let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
         let folder = dir.clone();
-        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
+        let (log, state_machine, recovered) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
         log.follow(shared.applied.subscribe());
-        let peers = Arc::new(Peers::new(connector));
+        let era = Arc::new(Era::new(recovered));
+        let peers = Arc::new(Peers::new(connector, Arc::clone(&era)));
         let sending = Sending::default();
         let early = Arc::new(Early::default());
         let factory = NetworkFactory {
@@ -169,6 +174,7 @@ impl Database {
             read_index,
             shared: Arc::clone(&shared),
             succession: Succession::new(&timings),
+            era,
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {
@@ -526,7 +532,12 @@ impl Inner {
     }
 }
 
-fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
+/// The log, the state, and the last recovery that they stem from, if there is anything in them.
+fn open_files(
+    dir: PathBuf,
+    node_id: NodeId,
+    is_member: bool,
+) -> Result<(LogStore, StateMachine, Option<RecoveryMark>), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
     let damaged = |message| OpenError::Damaged { dir: dir.clone(), message };
     let state_dir = dir.join("state");
@@ -551,7 +562,11 @@ fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStor
     if let Some(reason) = damage::condemned(&dir, node_id).map_err(folder)? {
         state_machine.shared().damage.send_replace(Some(reason));
     }
-    Ok((log, state_machine))
+    let readers = &state_machine.shared().readers;
+    let recoveries = open_read_only(&readers.path()).and_then(|connection| recovery::recoveries(&connection));
+    let recoveries = recoveries.map_err(|e| OpenError::State { dir: dir.clone(), message: chain(&e) })?;
+    let recovered = state_machine.found().map(|_| recoveries.first().copied().unwrap_or_default());
+    Ok((log, state_machine, recovered))
 }
 
 fn raft_config(timings: &Timings) -> Result<Config, String> {

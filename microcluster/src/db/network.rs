@@ -3,6 +3,7 @@
 
 mod client;
 mod early;
+mod era;
 mod message;
 mod raft_network;
 mod server;
@@ -16,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use client::{CallError, Peers};
 pub(crate) use early::Early;
+pub(crate) use era::Era;
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 #[cfg(feature = "bench")]

@@ -32,6 +32,11 @@ pub(crate) fn current(dir: &Path) -> io::Result<PathBuf> {
     Ok(dir.join(generation_name(1)))
 }
 
+/// The state file in force, if there is one.
+pub(crate) fn existing(dir: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(read_pointer(dir)?.map(|(generation, _)| dir.join(generation_name(generation))))
+}
+
 /// The log index of the snapshot that the state file in force began with; 0 if it began empty.
 pub(crate) fn snapshot_index(dir: &Path) -> io::Result<u64> {
     Ok(read_pointer(dir)?.map_or(0, |(_, snapshot)| snapshot))

@@ -4,6 +4,7 @@ mod closures;
 pub(crate) mod kit;
 pub(crate) mod power_loss;
 mod random_sql;
+mod recovery;
 mod seeds;
 mod suite;
 

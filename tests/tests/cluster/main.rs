@@ -9,6 +9,7 @@ mod join;
 mod join_crash;
 mod join_many;
 mod kills;
+mod recovery;
 mod remove;
 mod replace;
 mod roles;

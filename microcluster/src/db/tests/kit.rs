@@ -57,7 +57,7 @@ fn address(id: NodeId) -> String {
     format!("127.0.0.1:{id}")
 }
 
-fn peer(id: NodeId) -> Peer {
+pub fn peer(id: NodeId) -> Peer {
     Peer { name: format!("c{id}"), address: address(id) }
 }
 
@@ -105,6 +105,11 @@ impl Cluster {
         let db = self.net.up.lock().unwrap().remove(&address(id)).unwrap();
         self.cut(id);
         db.shutdown().await;
+    }
+
+    /// The folder of a member.
+    pub fn dir(&self, id: NodeId) -> &std::path::Path {
+        self.dirs[&id].path()
     }
 
     pub async fn restart(&mut self, id: NodeId) {
