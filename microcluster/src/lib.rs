@@ -85,6 +85,7 @@ pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
 pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use state::{Connect, MemberClient, State};
+pub use tokio_util::sync::CancellationToken;
 
 // The programs in the handbook, as tests.
 #[cfg(doctest)]

@@ -248,10 +248,13 @@ impl State {
     /// # }
     /// ```
     pub async fn cancelled(&self) {
-        match &self.1 {
-            Some(call) => call.cancelled.cancelled().await,
-            None => self.0.stopping.cancelled().await,
-        }
+        self.cancellation().cancelled().await;
+    }
+
+    /// The same as a token, for what takes one: cancelled when [`State::cancelled`] completes. Cancelling it ends nothing else.
+    #[must_use]
+    pub fn cancellation(&self) -> CancellationToken {
+        self.1.as_ref().map_or(&self.0.stopping, |call| &call.cancelled).child_token()
     }
 
     /// The replicated database.

@@ -26,7 +26,7 @@ use super::envelope::log_error;
 use super::extract::{BodyBounds, drain, read_body, too_large};
 use super::forward::{self, Outcome};
 use super::proxy;
-use super::routes::{Access, Connection, ListenerKind, Phase, Route};
+use super::routes::{Access, Connection, ListenerKind, Phase, Route, WhileStopping};
 use super::table::table;
 use crate::error::Error;
 use crate::state::{NotNow, State};
@@ -230,13 +230,16 @@ impl PathRoutes {
     ) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
+        if route.stop == WhileStopping::Refused && self.state.stopping().is_cancelled() {
+            return Err(NotNow::ShuttingDown.into());
+        }
         let node = match route.phase {
             Phase::Always => None,
             Phase::Joining => Some(self.state.joined_node()),
             Phase::Member | Phase::Current => Some(self.state.node()),
         };
         match node {
-            Some(Err(NotNow::ShuttingDown)) if route.during_shutdown => {}
+            Some(Err(NotNow::ShuttingDown)) if route.stop == WhileStopping::Allowed => {}
             // The product has not begun yet.
             Some(Ok(node)) if route.phase == Phase::Current => node.is_current()?,
             Some(node) => drop(node?),

@@ -15,7 +15,7 @@ use http_body_util::Limited;
 use tower::{Service, ServiceExt};
 
 use super::access::Access;
-use crate::api::{self, BODY_MAX, ListenerKind, Phase, Route, erase};
+use crate::api::{self, BODY_MAX, ListenerKind, Phase, Route, WhileStopping, erase};
 use crate::error::Error;
 use crate::state::State;
 
@@ -278,8 +278,9 @@ impl Action {
         self
     }
 
-    /// It can be used until the end of a stop. Without this it can be while the requests that run are finished, and the
-    /// answer is a 503 that says so once the member is being closed.
+    /// It can be used while the daemon stops: during [`Hooks::on_stop`](crate::Hooks::on_stop), and while the requests that run are
+    /// finished, until the listener is closed. Without this it takes no requests from the moment on when the stop begins: the answer is a
+    /// 503 that says so.
     pub fn allowed_during_shutdown(mut self) -> Action {
         self.during_shutdown = true;
         self
@@ -307,7 +308,7 @@ impl Action {
             access,
             check,
             phase: if self.before_init { Phase::Always } else { Phase::Current },
-            during_shutdown: self.during_shutdown,
+            stop: if self.during_shutdown { WhileStopping::Allowed } else { WhileStopping::Refused },
             leader: self.leader,
             target: self.target,
             body_max: self.body_max,

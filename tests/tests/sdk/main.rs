@@ -5,5 +5,6 @@ mod connect;
 mod refused;
 mod resources;
 mod servers;
+mod stop;
 mod testing;
 mod websockets;
