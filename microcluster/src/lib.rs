@@ -79,7 +79,7 @@ pub use db::SchemaUpdate;
 pub use error::{Error, Fatal, Result};
 pub use extension::{
     Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
-    Server, Shared, WebSocket, WebSocketUpgrade, action,
+    Server, Shared, WebSocket, WebSocketUpgrade, action, service,
 };
 pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;

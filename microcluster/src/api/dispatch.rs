@@ -156,6 +156,7 @@ impl PathRoutes {
             };
         }
         request.extensions_mut().insert(self.tasks.clone());
+        request.extensions_mut().insert(self.state.clone());
         let handler = route.handler.clone();
         let (state, leader, target, timeout) = (self.state.clone(), route.leader, route.target, route.timeout);
         let run = async move {
@@ -317,6 +318,7 @@ pub(crate) fn without_path(mut request: Request) -> Request {
     keep::<BodyBounds>(&mut from, to);
     keep::<Caller>(&mut from, to);
     keep::<Tasks>(&mut from, to);
+    keep::<State>(&mut from, to);
     keep::<OnUpgrade>(&mut from, to);
     request
 }
