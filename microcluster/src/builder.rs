@@ -116,7 +116,8 @@ impl Builder {
         self
     }
 
-    /// How long a hook may take, the wait for its turn included: 60 s unless it is set.
+    /// How long a hook may take, the wait for its turn included: 60 s unless it is set. What the daemon waits for around a hook goes by
+    /// this; a client waits ten minutes for a bootstrap, a join, a removal or a change of the configuration, unless it has a timeout of its own.
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
         self.product.settings.hook_timeout = timeout;
         self

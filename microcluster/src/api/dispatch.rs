@@ -24,7 +24,7 @@ use tracing::Instrument;
 use super::caller::{Caller, PASSED_ON};
 use super::envelope::log_error;
 use super::extract::{BodyBounds, drain, read_body, too_large};
-use super::forward::{self, Outcome};
+use super::forward::{self, Outcome, Patience};
 use super::proxy;
 use super::routes::{Access, Connection, ListenerKind, Phase, Route, WhileStopping};
 use super::table::table;
@@ -147,6 +147,7 @@ impl PathRoutes {
             return e.into_response();
         }
         let time = connection.map_or(Duration::ZERO, |connection| connection.body_timeout);
+        request.extensions_mut().insert(Patience::of(route, self.state.settings().hook_timeout));
         request.extensions_mut().insert(BodyBounds { bytes: route.body_max, time });
         let mut place = None;
         if route.access == Access::Token {

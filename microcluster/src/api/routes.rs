@@ -170,6 +170,11 @@ impl Route {
         }
     }
 
+    /// Whether it is the daemon's own, and not a product's.
+    pub(super) fn is_core(&self) -> bool {
+        self.stop == WhileStopping::UntilClosed
+    }
+
     /// The name of the handler's function.
     pub(super) fn handler_name(&self) -> &'static str {
         self.handler_type.rsplit("::").next().unwrap_or_default()

@@ -31,8 +31,9 @@ const FIRST_ID: NodeId = 1;
 /// The name in every cluster certificate, beside the address of the member that made it. Members
 /// pin the certificate; the name is for tools that insist on one.
 const CLUSTER_NAME: &str = "cluster.microcluster";
-/// How long a caller waits for a join. It goes on after that.
+/// How long a caller waits for a join, beside the hooks that it has run one after the other. It goes on after that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const HOOKS_MAX: u32 = 4;
 
 impl CoreShared {
     /// Bootstraps or joins, and answers. Whatever happens, the daemon is a member, a joiner, or
@@ -42,10 +43,11 @@ impl CoreShared {
         request: InitRequest,
         answer: oneshot::Sender<Result<(), InitError>>,
     ) {
+        let hooks = self.state.settings().hook_timeout.saturating_mul(HOOKS_MAX);
         let run = self.bootstrap_or_join(request);
         let mut run = std::pin::pin!(run);
         // Dropped with the daemon's state when this task is: the caller is told then.
-        let ended = tokio::time::timeout(ANSWER_TIMEOUT, run.as_mut()).await;
+        let ended = tokio::time::timeout(ANSWER_TIMEOUT.saturating_add(hooks), run.as_mut()).await;
         match ended {
             Ok(ended) => {
                 answer.send(ended).ok();

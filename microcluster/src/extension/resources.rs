@@ -317,7 +317,8 @@ impl Action {
         self
     }
 
-    /// How long it may take: past it the handler is ended where it waits, and the answer is a 504. No bound unless it is set.
+    /// How long it may take: past it the handler is ended where it waits, and the answer is a 504. No bound unless it is set, except that a
+    /// member that has passed the request on waits for ten minutes at most.
     pub fn timeout(mut self, timeout: Duration) -> Action {
         self.timeout = Some(timeout);
         self
