@@ -1,6 +1,5 @@
 //! What a product calls to describe its daemon.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,14 +75,16 @@ impl Builder {
     }
 
     /// The group, by name or number, that may use the control socket beside the daemon's own user.
-    pub fn socket_group(mut self, group: impl Into<Option<String>>) -> Self {
-        self.product.settings.socket_group = group.into();
+    pub fn socket_group(mut self, group: impl Into<String>) -> Self {
+        self.product.settings.socket_group = Some(group.into());
         self
     }
 
-    /// An address that is open until bootstrap or join, with the daemon's own certificate.
-    pub fn pre_init_listen(mut self, address: impl Into<Option<SocketAddr>>) -> Self {
-        self.product.settings.pre_init_listen = address.into();
+    /// An address, `ip:port`, that is open until bootstrap or join, with the daemon's own certificate. It has what the Core API and
+    /// the product serve there ([`CoreApiServer::pre_init`](crate::CoreApiServer::pre_init)). One that is none, or that is in the way of a
+    /// server, is refused when the daemon starts.
+    pub fn pre_init_listen(mut self, address: impl Into<String>) -> Self {
+        self.product.pre_init_listen = Some(address.into());
         self
     }
 

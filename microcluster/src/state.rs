@@ -145,6 +145,8 @@ pub(crate) enum InitError {
     Address(#[from] microcluster_client::AddressError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: Address, source: io::Error },
+    #[error("the cluster address cannot be {address}: {taken}")]
+    AddressTaken { address: Address, taken: String },
     #[error(
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]

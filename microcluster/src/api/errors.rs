@@ -172,7 +172,9 @@ impl From<InitError> for Error {
     fn from(error: InitError) -> Error {
         let message = error.to_string();
         match error {
-            InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
+            InitError::AlreadyInitialised { .. } | InitError::AddressTaken { .. } | InitError::Gone => {
+                Error::conflict(message)
+            }
             InitError::NotNow(reason) => reason.into(),
             InitError::Server { is_taken: true, .. } => Error::conflict(message),
             InitError::Server { is_taken: false, .. } => Error::internal(message),

@@ -136,7 +136,7 @@ impl Servers {
             let (dir, own) = (self.state.dir().clone(), name.clone());
             match blocking("server certificate", move || tls::load(&dir, own.as_str())).await {
                 Ok(Ok(pair)) => server.certificate.set(name, pair),
-                Ok(Err(e)) => server.certificate.complain(name, &e),
+                Ok(Err(e)) => server.certificate.complain(name, Chain(&e).to_string()),
                 Err(lost) => tracing::error!(error = %lost, "a certificate was not read again"),
             }
         }
@@ -183,7 +183,8 @@ impl Servers {
             Ok(Some(pair))
         })
         .await??;
-        Ok(ServerCertificate { state: self.state.clone(), own: RwLock::new(own), complaint: RwLock::default() })
+        let (state, complaint) = (self.state.clone(), RwLock::default());
+        Ok(ServerCertificate { state, dedicated, own: RwLock::new(own), complaint })
     }
 
     async fn close(&self, name: Name, server: Open) {
@@ -194,8 +195,21 @@ impl Servers {
     }
 }
 
-/// Keeps the servers of a member where its configuration says and with the certificates that are in place, until the tasks
-/// are stopped.
+/// Has the servers that are open, those before bootstrap and join too, present the certificates that are in place, until the daemon
+/// stops.
+pub(super) async fn keep_certificates(servers: Arc<Servers>) {
+    if servers.described.is_empty() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            () = servers.state.stopping().cancelled() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => servers.reload_certificates().await,
+        }
+    }
+}
+
+/// Keeps the servers of a member where its configuration says, until the tasks are stopped.
 pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: Tasks) {
     let mut config = node.config.watch();
     loop {
@@ -204,7 +218,6 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
         if let Err(e) = servers.open_all(&moved).await {
             tracing::error!(error = %Chain(&e), "a server is not open; trying again");
         }
-        servers.reload_certificates().await;
         tokio::select! {
             () = tasks.stopping() => return,
             changed = config.changed() => if changed.is_err() { return },
@@ -216,6 +229,8 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
 /// The certificate of a server: its own, or that of the cluster, or that of the daemon.
 struct ServerCertificate {
     state: State,
+    /// It has one of its own in any case.
+    dedicated: bool,
     own: RwLock<Option<KeyPair>>,
     /// What is wrong with the files, once it was said.
     complaint: RwLock<String>,
@@ -223,6 +238,10 @@ struct ServerCertificate {
 
 impl ServerCertificate {
     fn set(&self, name: &Name, pair: Option<KeyPair>) {
+        if self.dedicated && pair.is_none() {
+            let path = self.state.dir().key_pair(name.as_str()).certificate;
+            return self.complain(name, format!("{} and its key are gone", path.display()));
+        }
         // Nothing that holds the locks can panic, so a poisoned value is a whole one.
         let mut own = self.own.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let fingerprint = |pair: &Option<KeyPair>| pair.as_ref().map(KeyPair::fingerprint);
@@ -234,8 +253,7 @@ impl ServerCertificate {
     }
 
     /// Says what is wrong, once.
-    fn complain(&self, name: &Name, error: &LoadError) {
-        let text = Chain(error).to_string();
+    fn complain(&self, name: &Name, text: String) {
         let mut said = self.complaint.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if *said != text {
             tracing::error!(server = %name, error = text, "a certificate cannot be used; the one in use is kept");
