@@ -212,6 +212,13 @@ impl From<InitError> for Error {
     }
 }
 
+/// A product's configuration is what somebody has given to `init`.
+impl From<client::InitConfigError> for Error {
+    fn from(error: client::InitConfigError) -> Error {
+        Error::bad_request(error.to_string())
+    }
+}
+
 impl From<HookError> for Error {
     fn from(error: HookError) -> Error {
         Error::new(hook_status(&error), error.to_string()).caused_by(error)
