@@ -177,7 +177,7 @@ impl Transaction<'_> {
     /// [`Error::Sql`], [`Error::Constraint`], [`Error::Refused`]: the statement changed nothing, and the closure may go on.
     /// [`Error::Conflict`]: the run is over, return it; the closure runs again.
     pub fn execute(&self, sql: &str, parameters: impl Parameters) -> Result<u64, Error> {
-        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values()? };
+        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values(sql)? };
         self.enter()?;
         let index = self.writes.borrow().len() as u64;
         let result = self.run.with(|connection| {
@@ -245,7 +245,7 @@ impl Transaction<'_> {
         parameters: impl Parameters,
         query: impl FnOnce(&mut rusqlite::Statement<'_>, Values) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let values = rusqlite::params_from_iter(parameters.into_values()?);
+        let values = rusqlite::params_from_iter(parameters.into_values(sql)?);
         self.run.with(|connection| {
             self.note(connection, sql)?;
             let result = connection.executor.read_in_closure(sql, |statement| {
