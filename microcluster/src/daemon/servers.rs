@@ -30,8 +30,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Servers {
     described: Vec<Additional>,
     state: State,
-    /// The requests that go on without their clients.
-    requests: Tasks,
     open: Mutex<Opened>,
 }
 
@@ -46,6 +44,8 @@ struct Opened {
 struct Open {
     address: Address,
     listener: Listener,
+    /// The requests that go on without their clients, and its websockets.
+    requests: Tasks,
     certificate: Arc<ServerCertificate>,
 }
 
@@ -67,8 +67,8 @@ pub(super) enum OpenServerError {
 }
 
 impl Servers {
-    pub fn new(described: Vec<Additional>, state: State, requests: Tasks) -> Servers {
-        Servers { described, state, requests, open: Mutex::default() }
+    pub fn new(described: Vec<Additional>, state: State) -> Servers {
+        Servers { described, state, open: Mutex::default() }
     }
 
     /// Opens those that are open before bootstrap and join.
@@ -161,10 +161,11 @@ impl Servers {
         };
         let config = tls::server_config(Resolver(Arc::clone(&certificate)))
             .map_err(|source| OpenServerError::Tls { name: name.clone(), source })?;
-        let api = Api::of(server.routes.iter().cloned(), &self.state, &self.requests);
+        let requests = Tasks::new("requests of a server");
+        let api = Api::of(server.routes.iter().cloned(), &self.state, &requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Additional, api);
         tracing::info!(server = %name, %address, "a server is open");
-        Ok(open.servers.insert(name.clone(), Open { address, listener, certificate }))
+        Ok(open.servers.insert(name.clone(), Open { address, listener, requests, certificate }))
     }
 
     /// What a server presents.
@@ -190,7 +191,8 @@ impl Servers {
     async fn close(&self, name: Name, server: Open) {
         let described = self.described.iter().find(|described| described.name == name);
         let drain = described.and_then(|described| described.drain_timeout);
-        server.listener.close(drain.unwrap_or(self.state.settings().drain_timeout)).await;
+        let drain = drain.unwrap_or(self.state.settings().drain_timeout);
+        tokio::join!(server.listener.close(drain), server.requests.shutdown(drain));
         tracing::info!(server = %name, address = %server.address, "a server is closed");
     }
 }

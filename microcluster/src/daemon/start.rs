@@ -68,7 +68,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket { path: socket, source })?;
     let shared = Arc::new(CoreShared {
         state: state.clone(),
-        servers: Arc::new(Servers::new(additional, state.clone(), requests.clone())),
+        servers: Arc::new(Servers::new(additional, state.clone())),
         routes,
         requests,
         changes: Tasks::new("bootstrap, join, reset or rebuild"),

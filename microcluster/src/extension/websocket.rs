@@ -31,7 +31,8 @@ pub struct WebSocketUpgrade {
 }
 
 impl WebSocketUpgrade {
-    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the daemon stops.
+    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the
+    /// daemon stops, and on an additional server when that is closed or moved.
     pub fn on_upgrade<F, R>(self, run: F) -> Response
     where
         F: FnOnce(WebSocket) -> R + Send + 'static,

@@ -1,6 +1,8 @@
 //! What a product sees: servers, resources, handlers, in clusters inside this process.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod answers;
+mod app;
 mod connect;
 mod refused;
 mod resources;

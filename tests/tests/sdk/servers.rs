@@ -1,9 +1,14 @@
 //! Additional servers: their certificates, their addresses, and when they are open.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use http::Method;
 use microcluster::testing::{Cluster, Member, address_free, eventually};
 use microcluster::{
-    Access, App, Builder, Endpoint, Error, Hooks, InitConfig, Json, Resources, Result, Server, State, action,
+    Access, Action, App, Builder, DaemonConfig, Endpoint, Error, Hooks, InitConfig, Json, Resources, Response, Result,
+    Server, State, action,
 };
 use microcluster_client::{Address, Client, Error as ClientError, Fingerprint, Name, ServerTrust};
 use serde_json::{Value, json};
@@ -146,6 +151,104 @@ async fn an_address_can_be_changed_and_stays_after_a_restart() {
 
     app.update_servers([]).await.unwrap();
     eventually("it is back where it was", async || name(addresses.shared, &shared).await).await;
+}
+
+/// Agrees to no change of the configuration, once it is told so.
+#[derive(Clone, Default)]
+struct Stubborn(Arc<AtomicBool>);
+
+impl Hooks for Stubborn {
+    async fn on_daemon_config_update(&self, _state: &State, _config: &DaemonConfig) -> Result<()> {
+        if self.0.load(Ordering::SeqCst) { Err(Error::conflict("it stays where it is")) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_move_is_undone_is_where_it_was() {
+    let (addresses, hooks) = (Addresses::new(), Stubborn::default());
+    let own = hooks.clone();
+    let cluster = Cluster::start(1, move |builder| addresses.product(builder).hooks(own.clone())).await;
+    let (app, shared) = (cluster.member(0).app(), file(cluster.member(0), "cluster.crt"));
+    let server: Name = "shared".parse().unwrap();
+    let (second, third) = (address_free(), address_free());
+    app.update_servers([(server.clone(), second)]).await.unwrap();
+    eventually("it is moved", async || name(second, &shared).await).await;
+    hooks.0.store(true, Ordering::SeqCst);
+    let refused = app.update_servers([(server.clone(), third)]).await.unwrap_err();
+    assert!(refused.to_string().contains("it stays where it is"), "{refused}");
+    eventually("it answers where it was, and nowhere else", async || {
+        match (name(second, &shared).await, name(third, &shared).await) {
+            (Ok(_), Err(ClientError::Unreachable { .. })) => Ok(()),
+            (before, after) => Err(format!("{before:?} {after:?}")),
+        }
+    })
+    .await;
+    assert_eq!(cluster.member(0).state().servers()[&server], second);
+}
+
+async fn never() -> Response {
+    std::future::pending().await
+}
+
+/// What runs on a server that is closed has the time of that server, and not that of the daemon.
+#[tokio::test]
+async fn a_server_is_drained_for_its_own_time() {
+    let (before, after) = (address_free(), address_free());
+    let slow = || {
+        let open = |handler: Action| handler.access(Access::Open);
+        let never = Endpoint::new("never").get(open(action(never))).post(open(action(never)));
+        Resources::at("").endpoint(never).endpoint(Endpoint::new("name").get(open(action(member_name))))
+    };
+    let cluster = Cluster::start(1, move |builder| {
+        let server = Server::listen(before.to_string()).drain_timeout(Duration::from_millis(100)).resources(slow());
+        builder.drain_timeout(Duration::from_secs(60)).server("slow", server)
+    })
+    .await;
+    let member = cluster.member(0);
+    let shared = file(member, "cluster.crt");
+    let client = Client::tls(before, None, &ServerTrust::pinned_pem(&shared).unwrap()).unwrap();
+    let begun = Instant::now();
+    let ask = |method| client.query::<Value>(method, "/never", ());
+    let moved = async {
+        // The requests are there once the server has answered one that came after them.
+        name(before, &shared).await.unwrap();
+        member.app().update_servers([("slow".parse().unwrap(), after)]).await.unwrap();
+    };
+    let (get, post, ()) = tokio::join!(ask(Method::GET), ask(Method::POST), moved);
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    for cut_off in [get, post] {
+        let cut_off = cut_off.unwrap_err();
+        assert!(cut_off.outcome_unknown() || cut_off.code() == Some(504), "{cut_off:?}");
+    }
+    eventually("it is at the new address", async || name(after, &shared).await).await;
+}
+
+/// What extends the Core API is on the pre-init address where that is asked for, until the daemon is a member.
+#[tokio::test]
+async fn what_extends_the_core_api_can_be_on_the_pre_init_address() {
+    let early = address_free();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |prefix: &str| {
+        let name = action(member_name).access(Access::Open);
+        Resources::at(prefix).endpoint(Endpoint::new("name").get(name.allowed_before_init()))
+    };
+    let daemon = microcluster::Daemon::builder(dir.path())
+        .pre_init_listen(early.to_string())
+        .server("early", Server::core_api().pre_init(true).resources(at("early")))
+        .server("late", Server::core_api().resources(at("late")))
+        .start()
+        .await
+        .unwrap();
+    let pinned = ServerTrust::pinned_pem(&daemon.state().server_certificate_pem()).unwrap();
+    let client = Client::tls(early, None, &pinned).unwrap();
+    assert_eq!(client.query::<Value>(Method::GET, "/early/name", ()).await.unwrap(), json!(null));
+    let missing = client.query::<Value>(Method::GET, "/late/name", ()).await.unwrap_err();
+    assert_eq!(missing.code(), Some(404));
+    App::new(dir.path()).bootstrap("n1".parse().unwrap(), address_free(), Default::default()).await.unwrap();
+    let closed = client.query::<Value>(Method::GET, "/early/name", ()).await.unwrap_err();
+    assert!(matches!(closed, ClientError::Unreachable { .. } | ClientError::Interrupted { .. }), "{closed:?}");
+    daemon.shutdown().await;
+    daemon.wait().await.unwrap();
 }
 
 #[tokio::test]
