@@ -28,7 +28,8 @@ use crate::{Address, Error, Identity, Name, Server, ServerTrust};
 
 /// How long a call may take unless it is told otherwise.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// How long a bootstrap or a join may take unless it is told otherwise: the product's hooks run.
+/// How long a bootstrap, a join, a removal or a change of the configuration may take unless it is told otherwise: the product's
+/// hooks run.
 pub const TIMEOUT_INIT: Duration = Duration::from_secs(600);
 /// Marks a request as a notification: who gets it does not pass it on.
 pub const NOTIFICATION_USER_AGENT: &str = "microcluster-notifier";

@@ -22,8 +22,10 @@ mod tokens;
 pub use caller::{Caller, Notification};
 pub(crate) use dispatch::{Api, without_path};
 pub(crate) use envelope::Answer;
-pub(crate) use extract::{parse_json, read_body};
+pub(crate) use extract::{parse_json, read_body, state_of};
 pub(crate) use routes::Access as CoreAccess;
-pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, erase};
+pub(crate) use routes::{
+    AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, WhileStopping, erase,
+};
 #[cfg(test)]
 pub(crate) use table::table;

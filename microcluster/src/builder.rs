@@ -1,6 +1,5 @@
 //! What a product calls to describe its daemon.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,14 +75,16 @@ impl Builder {
     }
 
     /// The group, by name or number, that may use the control socket beside the daemon's own user.
-    pub fn socket_group(mut self, group: impl Into<Option<String>>) -> Self {
-        self.product.settings.socket_group = group.into();
+    pub fn socket_group(mut self, group: impl Into<String>) -> Self {
+        self.product.settings.socket_group = Some(group.into());
         self
     }
 
-    /// An address that is open until bootstrap or join, with the daemon's own certificate.
-    pub fn pre_init_listen(mut self, address: impl Into<Option<SocketAddr>>) -> Self {
-        self.product.settings.pre_init_listen = address.into();
+    /// An address, `ip:port`, that is open until bootstrap or join, with the daemon's own certificate. It has what the Core API and
+    /// the product serve there ([`CoreApiServer::pre_init`](crate::CoreApiServer::pre_init)). One that is none, or that is in the way of a
+    /// server, is refused when the daemon starts.
+    pub fn pre_init_listen(mut self, address: impl Into<String>) -> Self {
+        self.product.pre_init_listen = Some(address.into());
         self
     }
 
@@ -116,7 +117,8 @@ impl Builder {
         self
     }
 
-    /// How long a hook may take, the wait for its turn included: 60 s unless it is set.
+    /// How long a hook may take, the wait for its turn included: 60 s unless it is set. What the daemon waits for around a hook goes by
+    /// this; a client waits ten minutes for a bootstrap, a join, a removal or a change of the configuration, unless it has a timeout of its own.
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
         self.product.settings.hook_timeout = timeout;
         self

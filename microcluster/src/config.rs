@@ -1,7 +1,6 @@
 //! Typed configuration of a daemon: what the product sets, and what is stored in `daemon.yaml`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ pub(crate) struct Settings {
     pub role_counts: RoleCounts,
     /// Group that may use the control socket, by name or number.
     pub socket_group: Option<String>,
-    pub pre_init_listen: Option<SocketAddr>,
+    pub pre_init_listen: Option<Address>,
     /// How many schema updates the product has.
     pub schema_external_version: u64,
     pub api_extensions: Vec<String>,

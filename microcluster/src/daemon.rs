@@ -194,6 +194,8 @@ impl Handle {
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
     pub settings: Settings,
+    /// The address that is open until bootstrap or join; it is parsed when the daemon starts.
+    pub pre_init_listen: Option<String>,
     /// What its handlers share.
     pub values: SharedValues,
     /// Its servers, by name.
@@ -207,7 +209,7 @@ pub(crate) struct Product {
 impl Product {
     pub fn new(settings: Settings) -> Self {
         let (values, hooks) = (SharedValues::default(), ProductHooks::default());
-        Product { settings, values, servers: Vec::new(), hooks, schema: Vec::new() }
+        Product { settings, pre_init_listen: None, values, servers: Vec::new(), hooks, schema: Vec::new() }
     }
 }
 
@@ -274,7 +276,7 @@ struct CoreShared {
     state: State,
     /// Requests that go on without their clients.
     requests: Tasks,
-    /// A bootstrap, join, reset or rebuild.
+    /// A bootstrap, join, reset or rebuild, and what goes on beside them until the daemon stops.
     changes: Tasks,
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
@@ -480,6 +482,7 @@ impl CoreShared {
         let Some(address) = self.state.settings().pre_init_listen else {
             return Ok(());
         };
+        let address = address.socket_addr();
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;

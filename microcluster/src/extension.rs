@@ -10,7 +10,7 @@ mod websocket;
 
 pub use access::Access;
 pub use extract::{Json, Path, Query, Shared};
-pub use resources::{Action, Endpoint, IntoAction, Resources, action};
+pub use resources::{Action, Endpoint, IntoAction, Resources, action, service};
 pub use response::Response;
 pub use server::{AdditionalServer, CoreApiServer, Server};
 pub use websocket::{WebSocket, WebSocketUpgrade};

@@ -81,13 +81,14 @@ pub use db::SchemaUpdate;
 pub use error::{Error, Fatal, Result};
 pub use extension::{
     Access, Action, AdditionalServer, CoreApiServer, Endpoint, IntoAction, Json, Path, Query, Resources, Response,
-    Server, Shared, WebSocket, WebSocketUpgrade, action,
+    Server, Shared, WebSocket, WebSocketUpgrade, action, service,
 };
 pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
 pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
 pub use recovery::{LocalMembers, LogPosition, PreparedRecovery, RecoverError, Recovery};
 pub use state::{Connect, MemberClient, State};
+pub use tokio_util::sync::CancellationToken;
 
 // The programs in the handbook, as tests.
 #[cfg(doctest)]

@@ -145,6 +145,8 @@ pub(crate) enum InitError {
     Address(#[from] microcluster_client::AddressError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: Address, source: io::Error },
+    #[error("the cluster address cannot be {address}: {taken}")]
+    AddressTaken { address: Address, taken: String },
     #[error(
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
@@ -248,10 +250,13 @@ impl State {
     /// # }
     /// ```
     pub async fn cancelled(&self) {
-        match &self.1 {
-            Some(call) => call.cancelled.cancelled().await,
-            None => self.0.stopping.cancelled().await,
-        }
+        self.cancellation().cancelled().await;
+    }
+
+    /// The same as a token, for what takes one: cancelled when [`State::cancelled`] completes. Cancelling it ends nothing else.
+    #[must_use]
+    pub fn cancellation(&self) -> CancellationToken {
+        self.1.as_ref().map_or(&self.0.stopping, |call| &call.cancelled).child_token()
     }
 
     /// The replicated database.

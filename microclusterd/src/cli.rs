@@ -30,6 +30,7 @@ use crate::daemon::DemoDaemon;
 pub use duration::{DurationError, parse_duration};
 pub use failure::{Usage, block_on};
 pub use output::{ClosedPipe, Format, Output, print};
+pub use shell::{Completions, ShellCommand};
 
 /// The whole of `microctl`.
 #[derive(Debug, Parser)]
@@ -50,10 +51,8 @@ enum MicroctlCommand {
     Daemon(Command),
     /// Run a whole cluster in temporary directories on this machine, with a short guided tour
     Demo(demo::Arguments),
-    /// Print the completions for a shell
-    Completions(shell::Completions),
-    /// Print the manual page
-    Man,
+    #[command(flatten)]
+    Shell(ShellCommand),
     /// Run a member of a demo
     #[command(hide = true)]
     DemoDaemon(DemoDaemon),
@@ -145,7 +144,6 @@ pub fn main() -> ExitCode {
         MicroctlCommand::DemoDaemon(daemon) => daemon.main(),
         MicroctlCommand::Daemon(command) => block_on(async { command.run(&context).await }),
         MicroctlCommand::Demo(arguments) => block_on(arguments.run()),
-        MicroctlCommand::Completions(completions) => block_on(async { completions.run() }),
-        MicroctlCommand::Man => block_on(async { shell::man() }),
+        MicroctlCommand::Shell(command) => block_on(async { command.run::<Microctl>() }),
     }
 }

@@ -92,12 +92,14 @@ impl Options {
 
     fn builder(self, state_dir: PathBuf) -> Builder {
         let Options { heartbeat, voters, stand_bys, socket_group, pre_init_listen, .. } = self;
-        Daemon::builder(state_dir)
-            .heartbeat_interval(heartbeat)
-            .voters(voters)
-            .stand_bys(stand_bys)
-            .socket_group(socket_group)
-            .pre_init_listen(pre_init_listen.map(Address::socket_addr))
+        let mut builder = Daemon::builder(state_dir).heartbeat_interval(heartbeat).voters(voters).stand_bys(stand_bys);
+        if let Some(group) = socket_group {
+            builder = builder.socket_group(group);
+        }
+        if let Some(address) = pre_init_listen {
+            builder = builder.pre_init_listen(address.to_string());
+        }
+        builder
     }
 }
 

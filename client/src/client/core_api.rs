@@ -78,11 +78,12 @@ impl Client {
     }
 
     /// Sets where the additional servers listen; one that is not named goes back to what it was made with.
+    /// The product's hooks run: [`TIMEOUT_INIT`] is its time, unless the client has a timeout of its own.
     ///
     /// # Errors
     /// See [`Error`]; 404 for a server that the daemon does not have.
     pub async fn set_daemon_servers(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), Error> {
-        self.empty(Method::PUT, "/core/1.0/daemon/servers", servers).await
+        self.patient().empty(Method::PUT, "/core/1.0/daemon/servers", servers).await
     }
 
     /// The configuration of the daemon.
@@ -94,19 +95,21 @@ impl Client {
     }
 
     /// Replaces the configuration of the daemon: what is none is cleared.
+    /// The product's hooks run: [`TIMEOUT_INIT`] is its time, unless the client has a timeout of its own.
     ///
     /// # Errors
     /// See [`Error`]; 409 for another name or address.
     pub async fn replace_daemon_config(&self, config: &DaemonConfigUpdate) -> Result<(), Error> {
-        self.empty(Method::PUT, "/core/1.0/daemon/config", config).await
+        self.patient().empty(Method::PUT, "/core/1.0/daemon/config", config).await
     }
 
     /// Changes the configuration of the daemon: what is none stays.
+    /// The product's hooks run: [`TIMEOUT_INIT`] is its time, unless the client has a timeout of its own.
     ///
     /// # Errors
     /// See [`Error`]; 409 for another name or address.
     pub async fn change_daemon_config(&self, change: &DaemonConfigUpdate) -> Result<(), Error> {
-        self.empty(Method::PATCH, "/core/1.0/daemon/config", change).await
+        self.patient().empty(Method::PATCH, "/core/1.0/daemon/config", change).await
     }
 
     /// Bootstraps or joins; returns when the product's hooks are done. Unless the client has a timeout
@@ -115,8 +118,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn control(&self, request: &ControlRequest) -> Result<(), Error> {
-        let patient = if self.timeout == TIMEOUT_DEFAULT { TIMEOUT_INIT } else { self.timeout };
-        self.timeout(patient).empty(Method::POST, "/core/control", request).await
+        self.patient().empty(Method::POST, "/core/control", request).await
     }
 
     /// Stops the daemon; it answers and then ends. Unix socket only.
@@ -144,12 +146,13 @@ impl Client {
     }
 
     /// Removes a member; with `force` also one that does not answer.
+    /// The product's hooks run: [`TIMEOUT_INIT`] is its time, unless the client has a timeout of its own.
     ///
     /// # Errors
     /// See [`Error`]; 404 when there is none with this name.
     pub async fn remove_cluster_member(&self, name: &Name, force: bool) -> Result<(), Error> {
         let force = if force { "?force=1" } else { "" };
-        self.empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
+        self.patient().empty(Method::DELETE, &format!("/core/1.0/cluster/{name}{force}"), ()).await
     }
 
     /// Has a hook of the product run, on the member with that name or, for none, on the one that is asked.
@@ -218,7 +221,26 @@ impl Client {
         self.response_limit(DUMP_BYTES_MAX).query(Method::GET, &format!("/core/internal/sql{schema}"), ()).await
     }
 
+    /// The same client for what has the product's hooks run: with their time, unless it has one of its own.
+    fn patient(&self) -> Client {
+        let patient = if self.timeout == TIMEOUT_DEFAULT { TIMEOUT_INIT } else { self.timeout };
+        self.timeout(patient)
+    }
+
     async fn empty(&self, method: Method, path: &str, body: impl serde::Serialize) -> Result<(), Error> {
         self.query::<Empty>(method, path, body).await.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_hooks_has_their_time_unless_the_client_has_its_own() {
+        let client = Client::unix("control.socket");
+        assert_eq!(client.patient().timeout, TIMEOUT_INIT);
+        let own = Duration::from_secs(5);
+        assert_eq!(client.timeout(own).patient().timeout, own);
     }
 }

@@ -83,6 +83,24 @@ impl Address {
         Ok(self)
     }
 
+    /// Whether two listeners cannot have these addresses at the same time: they are the same, or one is every address of the machine.
+    ///
+    /// ```
+    /// use microcluster_client::Address;
+    ///
+    /// let every: Address = "0.0.0.0:9000".parse()?;
+    /// assert!(every.overlaps("10.0.0.1:9000".parse()?));
+    /// assert!(!every.overlaps("10.0.0.1:9001".parse()?));
+    /// # Ok::<(), microcluster_client::AddressError>(())
+    /// ```
+    #[must_use]
+    pub fn overlaps(self, other: Address) -> bool {
+        // `::` is every IPv4 address too, as the system has it unless it is told otherwise.
+        let covers = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+        let (one, two) = (self.ip(), other.ip());
+        self.port() == other.port() && (one == two || covers(one, two) || covers(two, one))
+    }
+
     /// The IP address.
     #[must_use]
     pub fn ip(self) -> IpAddr {

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue};
 use microcluster_client::{Fingerprint, NOTIFICATION_USER_AGENT, Name};
 
+use super::extract::state_of;
 use super::routes::{Connection, ListenerKind};
 use crate::error::Error;
 use crate::state::State;
@@ -71,23 +72,23 @@ impl Caller {
     }
 }
 
-impl FromRequestParts<State> for Caller {
+impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Caller, Error> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Caller, Error> {
         if let Some(caller) = parts.extensions.get::<Caller>() {
             return Ok(caller.clone());
         }
         let connection = parts.extensions.get::<Arc<Connection>>();
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
-        Ok(Caller::of(state, connection))
+        Ok(Caller::of(state_of(parts)?, connection))
     }
 }
 
-impl FromRequestParts<State> for Notification {
+impl<S: Sync> FromRequestParts<S> for Notification {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &State) -> Result<Notification, Error> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Notification, Error> {
         let agent = parts.headers.get(USER_AGENT);
         Ok(Notification(agent.is_some_and(|agent| agent.as_bytes().starts_with(NOTIFICATION_USER_AGENT.as_bytes()))))
     }

@@ -24,9 +24,9 @@ use tracing::Instrument;
 use super::caller::{Caller, PASSED_ON};
 use super::envelope::log_error;
 use super::extract::{BodyBounds, drain, read_body, too_large};
-use super::forward::{self, Outcome};
+use super::forward::{self, Outcome, Patience};
 use super::proxy;
-use super::routes::{Access, Connection, ListenerKind, Phase, Route};
+use super::routes::{Access, Connection, ListenerKind, Phase, Route, WhileStopping};
 use super::table::table;
 use crate::error::Error;
 use crate::state::{NotNow, State};
@@ -147,6 +147,7 @@ impl PathRoutes {
             return e.into_response();
         }
         let time = connection.map_or(Duration::ZERO, |connection| connection.body_timeout);
+        request.extensions_mut().insert(Patience::of(route, self.state.settings().hook_timeout));
         request.extensions_mut().insert(BodyBounds { bytes: route.body_max, time });
         let mut place = None;
         if route.access == Access::Token {
@@ -156,6 +157,7 @@ impl PathRoutes {
             };
         }
         request.extensions_mut().insert(self.tasks.clone());
+        request.extensions_mut().insert(self.state.clone());
         let handler = route.handler.clone();
         let (state, leader, target, timeout) = (self.state.clone(), route.leader, route.target, route.timeout);
         let run = async move {
@@ -230,13 +232,16 @@ impl PathRoutes {
     ) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
+        if route.stop == WhileStopping::Refused && self.state.stopping().is_cancelled() {
+            return Err(NotNow::ShuttingDown.into());
+        }
         let node = match route.phase {
             Phase::Always => None,
             Phase::Joining => Some(self.state.joined_node()),
             Phase::Member | Phase::Current => Some(self.state.node()),
         };
         match node {
-            Some(Err(NotNow::ShuttingDown)) if route.during_shutdown => {}
+            Some(Err(NotNow::ShuttingDown)) if route.stop == WhileStopping::Allowed => {}
             // The product has not begun yet.
             Some(Ok(node)) if route.phase == Phase::Current => node.is_current()?,
             Some(node) => drop(node?),
@@ -314,6 +319,7 @@ pub(crate) fn without_path(mut request: Request) -> Request {
     keep::<BodyBounds>(&mut from, to);
     keep::<Caller>(&mut from, to);
     keep::<Tasks>(&mut from, to);
+    keep::<State>(&mut from, to);
     keep::<OnUpgrade>(&mut from, to);
     request
 }

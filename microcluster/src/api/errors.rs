@@ -172,7 +172,9 @@ impl From<InitError> for Error {
     fn from(error: InitError) -> Error {
         let message = error.to_string();
         match error {
-            InitError::AlreadyInitialised { .. } | InitError::Gone => Error::conflict(message),
+            InitError::AlreadyInitialised { .. } | InitError::AddressTaken { .. } | InitError::Gone => {
+                Error::conflict(message)
+            }
             InitError::NotNow(reason) => reason.into(),
             InitError::Server { is_taken: true, .. } => Error::conflict(message),
             InitError::Server { is_taken: false, .. } => Error::internal(message),
@@ -207,6 +209,13 @@ impl From<InitError> for Error {
             | InitError::BadAnswer { .. }
             | InitError::Lost(_) => Error::internal(message).caused_by(error),
         }
+    }
+}
+
+/// A product's configuration is what somebody has given to `init`.
+impl From<client::InitConfigError> for Error {
+    fn from(error: client::InitConfigError) -> Error {
+        Error::bad_request(error.to_string())
     }
 }
 

@@ -36,11 +36,12 @@ pub(super) struct PathName(pub Name);
 /// The query of the address.
 pub(super) struct Flags(Uri);
 
-impl FromRequestParts<State> for State {
+/// Whatever the state of the router is: one that a product mounts has its own.
+impl<S: Sync> FromRequestParts<S> for State {
     type Rejection = Error;
 
-    async fn from_request_parts(_parts: &mut Parts, state: &State) -> Result<State, Error> {
-        Ok(state.clone())
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<State, Error> {
+        state_of(parts).cloned()
     }
 }
 
@@ -87,6 +88,11 @@ impl Flags {
         let pairs = self.0.query().unwrap_or_default().split('&');
         pairs.filter_map(|pair| pair.split_once('=')).filter(move |(key, _)| *key == name).map(|(_, value)| value)
     }
+}
+
+/// The daemon that a request came to.
+pub(crate) fn state_of(parts: &Parts) -> Result<&State, Error> {
+    parts.extensions.get::<State>().ok_or_else(|| Error::internal("a request that came to no daemon"))
 }
 
 /// Reads the whole body, up to the bound of its route.

@@ -8,11 +8,12 @@ use axum::extract::Request;
 use axum::response::Response;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Extensions, HeaderMap, Method, StatusCode};
 use microcluster_client::{Client, Name};
 
 use super::caller::{Caller, PASSED_ON};
 use super::extract::{BodyBounds, read_body};
+use super::routes::Route;
 use crate::cluster::Node;
 use crate::db::{NodeId, Status};
 use crate::error::Error;
@@ -22,8 +23,13 @@ use crate::state::State;
 const LEADER_WAIT: Duration = Duration::from_secs(5);
 /// How long a request that was passed on waits for this member to lead: it may not know it yet.
 const LEAD_WAIT: Duration = Duration::from_millis(500);
-/// How long the leader may take.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long another member may take for what the Core API does there, beside hooks; and for the way of any request.
+const CORE_TIMEOUT: Duration = Duration::from_secs(60);
+const WAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many hooks a request can have run one after the other: a removal does before and after.
+const HOOKS_MAX: u32 = 2;
+/// How long another member may take for an action of a product that has no bound of its own.
+const ACTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How many leaders may be lost while they have a request.
 const UNKNOWN_MAX: u32 = 2;
 /// How long a leader may take to answer that leads no more.
@@ -33,6 +39,25 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Below it are the members, by their names.
 const MEMBER_PATH: &str = "/core/1.0/cluster/";
+
+/// How long another member may take for a request that is passed on to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience(Duration);
+
+impl Patience {
+    /// No shorter than what runs there may take.
+    pub fn of(route: &Route, hook_timeout: Duration) -> Patience {
+        Patience(match (route.timeout, route.is_core()) {
+            (Some(timeout), _) => timeout.saturating_add(WAY_TIMEOUT),
+            (None, true) => hook_timeout.saturating_mul(HOOKS_MAX).saturating_add(CORE_TIMEOUT),
+            (None, false) => ACTION_TIMEOUT,
+        })
+    }
+
+    fn of_request(extensions: &Extensions) -> Duration {
+        extensions.get::<Patience>().map_or(CORE_TIMEOUT, |patience| patience.0)
+    }
+}
 
 /// What became of a request.
 pub(super) enum Outcome {
@@ -116,6 +141,7 @@ impl Passing {
             return Ok(Outcome::Here(request));
         }
         let (head, body) = buffered(request).await?;
+        let patience = Patience::of_request(&head.extensions);
         let is_repeatable = head.method.is_safe() || head.uri.path().starts_with("/core/");
         let (mut maybe_done, mut unknown_max) = (false, if is_repeatable { UNKNOWN_MAX } else { 0 });
         loop {
@@ -126,7 +152,7 @@ impl Passing {
                 }
                 Ok(response) => return Ok(Outcome::Answered(response)),
                 Err(Lost::NotDone(error)) => error,
-                Err(Lost::MaybeDone(error)) if unknown_max == 0 || begun.elapsed() >= FORWARD_TIMEOUT => {
+                Err(Lost::MaybeDone(error)) if unknown_max == 0 || begun.elapsed() >= patience => {
                     return Err(error);
                 }
                 Err(Lost::MaybeDone(error)) => {
@@ -155,8 +181,9 @@ impl Passing {
 async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Result<Response, Lost> {
     let client = node.leader_client(status).ok_or_else(|| Lost::NotDone(no_leader()))?;
     let other_leads = |now: &Status| now.leader.is_some_and(|leader| Some(leader) != status.leader);
+    let patience = Patience::of_request(request.extensions());
     let lost = async {
-        if wait_until(node, Instant::now() + FORWARD_TIMEOUT, other_leads).await.is_none() {
+        if wait_until(node, Instant::now() + patience, other_leads).await.is_none() {
             // Its time is over, or this member's is: the answer may still come.
             std::future::pending::<()>().await;
         }
@@ -212,7 +239,8 @@ async fn buffered(request: Request) -> Result<(Parts, Bytes), Error> {
 async fn send(client: &Client, mut request: http::Request<Bytes>) -> Result<Response, microcluster_client::Error> {
     keep_end_to_end(request.headers_mut());
     mark(&mut request);
-    let answer = client.timeout(FORWARD_TIMEOUT).forward(request).await?;
+    let patience = Patience::of_request(request.extensions());
+    let answer = client.timeout(patience).forward(request).await?;
     let mut response = answer.map(Body::new);
     keep_end_to_end(response.headers_mut());
     Ok(response)
@@ -241,4 +269,24 @@ fn misdirected() -> Error {
 
 fn no_leader() -> Error {
     Error::unavailable("the cluster has no leader at the moment").retry_after(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::routes::WhileStopping;
+    use crate::api::table::table;
+
+    #[test]
+    fn nobody_waits_less_than_what_is_waited_for_may_take() {
+        let hook_timeout = Duration::from_secs(900);
+        for route in table().iter().filter(|route| route.leader || route.target) {
+            let Patience(patience) = Patience::of(route, hook_timeout);
+            assert!(patience > HOOKS_MAX * hook_timeout, "{}: {patience:?}", route.path);
+            let action = |timeout| Route { stop: WhileStopping::Refused, timeout, ..route.clone() };
+            let timeout = Duration::from_secs(3600);
+            assert!(Patience::of(&action(Some(timeout)), hook_timeout).0 > timeout);
+            assert_eq!(Patience::of(&action(None), hook_timeout).0, ACTION_TIMEOUT);
+        }
+    }
 }

@@ -91,6 +91,17 @@ pub(crate) enum Phase {
     Current,
 }
 
+/// What becomes of a route when the daemon stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhileStopping {
+    /// It is served until the member is closed, as the Core API is: the stop itself needs it.
+    UntilClosed,
+    /// It takes no requests from the moment on when the stop begins.
+    Refused,
+    /// It is served for as long as its listener is.
+    Allowed,
+}
+
 pub(crate) type Handler = Arc<dyn Fn(Request, State) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
 /// A product's own decision about a caller.
 pub(crate) type AccessCheck =
@@ -107,8 +118,7 @@ pub(crate) struct Route {
     /// Asked beside `access`.
     pub check: Option<AccessCheck>,
     pub phase: Phase,
-    /// Also while the daemon stops.
-    pub during_shutdown: bool,
+    pub stop: WhileStopping,
     /// Only the leader can do it: others pass it on.
     pub leader: bool,
     /// With `?target=NAME` it is for that member: others pass it on.
@@ -149,7 +159,7 @@ impl Route {
             access: Access::Member,
             check: None,
             phase: Phase::Member,
-            during_shutdown: false,
+            stop: WhileStopping::UntilClosed,
             leader: false,
             target: false,
             body_max: BODY_MAX,
@@ -158,6 +168,11 @@ impl Route {
             handler: erase(handler),
             handler_type: std::any::type_name::<H>(),
         }
+    }
+
+    /// Whether it is the daemon's own, and not a product's.
+    pub(super) fn is_core(&self) -> bool {
+        self.stop == WhileStopping::UntilClosed
     }
 
     /// The name of the handler's function.

@@ -44,10 +44,12 @@ pub(crate) enum ConfigError {
     Fixed { what: &'static str, present: String, given: String },
     #[error("this daemon has no server {name} whose address can be set; it has {}", listed(.known))]
     UnknownServer { name: Name, known: BTreeSet<Name> },
-    #[error("the servers {one} and {other} cannot both listen on {address}")]
-    AddressTwice { one: Name, other: Name, address: Address },
-    #[error("the server {name} cannot listen on {address}: that is the cluster address of this member")]
-    AddressTaken { name: Name, address: Address },
+    #[error(
+        "the servers {one} on {one_address} and {other} on {address} cannot both listen: one is in the way of the other"
+    )]
+    AddressTwice { one: Name, one_address: Address, other: Name, address: Address },
+    #[error("the server {name} cannot listen on {address}: the cluster address of this member is {own}")]
+    AddressTaken { name: Name, address: Address, own: Address },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
     #[error("the configuration is as it was: {0}")]
@@ -208,7 +210,7 @@ fn check_servers(
     known: &BTreeMap<Name, Address>,
 ) -> Result<(), ConfigError> {
     let unmoved = known.iter().filter(|(name, _)| !servers.contains_key(*name));
-    let mut taken: BTreeMap<_, &Name> = unmoved.map(|(name, address)| (address.socket_addr(), name)).collect();
+    let mut taken: Vec<(&Name, Address)> = unmoved.map(|(name, address)| (name, *address)).collect();
     for (name, ServerConfig { address }) in servers {
         let address = *address;
         if !known.contains_key(name) {
@@ -217,12 +219,14 @@ fn check_servers(
         if address.port() == 0 {
             return Err(ConfigError::PortZero { name: name.clone() });
         }
-        if address == own {
-            return Err(ConfigError::AddressTaken { name: name.clone(), address });
+        if address.overlaps(own) {
+            return Err(ConfigError::AddressTaken { name: name.clone(), address, own });
         }
-        if let Some(one) = taken.insert(address.socket_addr(), name) {
-            return Err(ConfigError::AddressTwice { one: one.clone(), other: name.clone(), address });
+        if let Some((one, one_address)) = taken.iter().find(|(_, one)| one.overlaps(address)) {
+            let (one, one_address, other) = ((*one).clone(), *one_address, name.clone());
+            return Err(ConfigError::AddressTwice { one, one_address, other, address });
         }
+        taken.push((name, address));
     }
     Ok(())
 }
@@ -314,8 +318,12 @@ mod tests {
         assert!(error.to_string().contains("gateway, metrics"), "{error}");
         let two = json!({"metrics": {"address": "127.0.0.1:1"}, "gateway": {"address": "127.0.0.1:1"}});
         assert!(matches!(refused(two), ConfigError::AddressTwice { .. }));
-        let own = json!({"metrics": {"address": "127.0.0.1:9001"}});
-        assert!(matches!(refused(own), ConfigError::AddressTaken { .. }));
+        let two = json!({"metrics": {"address": "0.0.0.0:9445"}});
+        assert!(matches!(refused(two), ConfigError::AddressTwice { .. }), "gateway is there");
+        for own in ["127.0.0.1:9001", "0.0.0.0:9001"] {
+            let own = json!({"metrics": {"address": own}});
+            assert!(matches!(refused(own), ConfigError::AddressTaken { .. }));
+        }
         let zero = json!({"metrics": {"address": "127.0.0.1:0"}});
         assert!(matches!(refused(zero), ConfigError::PortZero { .. }));
         let none = ConfigError::UnknownServer { name: "x".parse().unwrap(), known: BTreeSet::new() };

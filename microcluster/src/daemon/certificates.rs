@@ -26,6 +26,19 @@ pub(super) fn load_or_make_server(dir: &StateDir, machine: &str) -> Result<KeyPa
     Ok(pair)
 }
 
+/// Whether this daemon's certificate carries its name as a member, or can be made anew so that it does: one that an operator
+/// brought is not touched.
+pub(super) fn check_server_can_carry(state: &State, name: &Name) -> Result<(), InitError> {
+    let current = state.server_certificate().current();
+    if current.certificate.carries(name.as_str()) || current.certificate.is_generated {
+        return Ok(());
+    }
+    let names = current.certificate.names().join(", ");
+    let path = state.dir().key_pair("server").certificate;
+    let (path, name) = (path.display().to_string(), name.clone());
+    Err(InitError::CertificateName { path, name, names })
+}
+
 /// Makes sure that this daemon's certificate carries its name as a member. One that a daemon made is
 /// made anew; one that an operator brought is not touched.
 pub(super) async fn ensure_server_carries(state: &State, name: &Name) -> Result<KeyPair, InitError> {
@@ -33,12 +46,7 @@ pub(super) async fn ensure_server_carries(state: &State, name: &Name) -> Result<
     if current.certificate.carries(name.as_str()) {
         return Ok(current);
     }
-    if !current.certificate.is_generated {
-        let names = current.certificate.names().join(", ");
-        let path = state.dir().key_pair("server").certificate;
-        let (path, name) = (path.display().to_string(), name.clone());
-        return Err(InitError::CertificateName { path, name, names });
-    }
+    check_server_can_carry(state, name)?;
     let (dir, own) = (state.dir().clone(), name.clone());
     let pair = blocking("server certificate", move || -> Result<KeyPair, InitError> {
         let pair = KeyPair::generate(&Generate { name: own.as_str(), addresses: &[] })?;

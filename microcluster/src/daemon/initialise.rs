@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use microcluster_client::{MemberLocal, Timestamp};
+use microcluster_client::{Address, MemberLocal, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::CoreShared;
-use super::certificates::ensure_server_carries;
+use super::certificates::{check_server_can_carry, ensure_server_carries};
 use super::member::{Identity, versions};
 use super::servers::OpenServerError;
 use crate::cluster::Node;
@@ -31,8 +31,9 @@ const FIRST_ID: NodeId = 1;
 /// The name in every cluster certificate, beside the address of the member that made it. Members
 /// pin the certificate; the name is for tools that insist on one.
 const CLUSTER_NAME: &str = "cluster.microcluster";
-/// How long a caller waits for a join. It goes on after that.
+/// How long a caller waits for a join, beside the hooks that it has run one after the other. It goes on after that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const HOOKS_MAX: u32 = 4;
 
 impl CoreShared {
     /// Bootstraps or joins, and answers. Whatever happens, the daemon is a member, a joiner, or
@@ -42,10 +43,11 @@ impl CoreShared {
         request: InitRequest,
         answer: oneshot::Sender<Result<(), InitError>>,
     ) {
+        let hooks = self.state.settings().hook_timeout.saturating_mul(HOOKS_MAX);
         let run = self.bootstrap_or_join(request);
         let mut run = std::pin::pin!(run);
         // Dropped with the daemon's state when this task is: the caller is told then.
-        let ended = tokio::time::timeout(ANSWER_TIMEOUT, run.as_mut()).await;
+        let ended = tokio::time::timeout(ANSWER_TIMEOUT.saturating_add(hooks), run.as_mut()).await;
         match ended {
             Ok(ended) => {
                 answer.send(ended).ok();
@@ -60,13 +62,8 @@ impl CoreShared {
     }
 
     async fn bootstrap_or_join(&self, request: InitRequest) -> Result<(), InitError> {
-        let prepared = self.prepare(&request).await;
-        let agreed = match prepared {
-            Ok(prepared) => self.ask_product(&request).await.map(|()| prepared),
-            Err(e) => Err(e),
-        };
-        let (tcp, server) = match agreed {
-            Ok(prepared) => prepared,
+        let (tcp, server) = match self.begin_initialisation(&request).await {
+            Ok(begun) => begun,
             Err(e) => {
                 self.servers.close_members().await;
                 self.state.set_lifecycle(Lifecycle::Uninitialised);
@@ -85,15 +82,31 @@ impl CoreShared {
         Ok(())
     }
 
-    /// What can be checked on this machine alone: nobody else is bothered with a request that cannot succeed.
-    async fn prepare(&self, request: &InitRequest) -> Result<(TcpListener, KeyPair), InitError> {
+    /// The part of a bootstrap or a join that is on this machine alone: nobody else is bothered with a request that cannot succeed.
+    async fn begin_initialisation(&self, request: &InitRequest) -> Result<(TcpListener, KeyPair), InitError> {
         let address = request.address;
+        self.check_address(address)?;
+        check_server_can_carry(&self.state, &request.name)?;
         let tcp =
             listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?;
-        let server = ensure_server_carries(&self.state, &request.name).await?;
+        // Nothing was changed up to here, and where the product does not agree nothing is.
+        self.ask_product(request).await?;
         // They answer that there is no member yet; what matters is that they can be opened.
         self.servers.open_all(&BTreeMap::new()).await?;
+        let server = ensure_server_carries(&self.state, &request.name).await?;
         Ok((tcp, server))
+    }
+
+    /// Whether no listener of this daemon is in the way of a cluster address.
+    fn check_address(&self, address: Address) -> Result<(), InitError> {
+        let settings = self.state.settings();
+        let servers =
+            settings.servers.iter().map(|(name, at)| (format!("the server {name} is to listen on {at}"), *at));
+        let pre_init = settings.pre_init_listen.map(|at| (format!("the pre-init address is {at}"), at));
+        match servers.chain(pre_init).find(|(_, at)| at.overlaps(address)) {
+            Some((taken, _)) => Err(InitError::AddressTaken { address, taken }),
+            None => Ok(()),
+        }
     }
 
     /// Has the product agree before anything is changed here or told to anybody.

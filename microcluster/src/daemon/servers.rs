@@ -30,8 +30,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Servers {
     described: Vec<Additional>,
     state: State,
-    /// The requests that go on without their clients.
-    requests: Tasks,
     open: Mutex<Opened>,
 }
 
@@ -46,6 +44,8 @@ struct Opened {
 struct Open {
     address: Address,
     listener: Listener,
+    /// The requests that go on without their clients, and its websockets.
+    requests: Tasks,
     certificate: Arc<ServerCertificate>,
 }
 
@@ -67,8 +67,8 @@ pub(super) enum OpenServerError {
 }
 
 impl Servers {
-    pub fn new(described: Vec<Additional>, state: State, requests: Tasks) -> Servers {
-        Servers { described, state, requests, open: Mutex::default() }
+    pub fn new(described: Vec<Additional>, state: State) -> Servers {
+        Servers { described, state, open: Mutex::default() }
     }
 
     /// Opens those that are open before bootstrap and join.
@@ -136,7 +136,7 @@ impl Servers {
             let (dir, own) = (self.state.dir().clone(), name.clone());
             match blocking("server certificate", move || tls::load(&dir, own.as_str())).await {
                 Ok(Ok(pair)) => server.certificate.set(name, pair),
-                Ok(Err(e)) => server.certificate.complain(name, &e),
+                Ok(Err(e)) => server.certificate.complain(name, Chain(&e).to_string()),
                 Err(lost) => tracing::error!(error = %lost, "a certificate was not read again"),
             }
         }
@@ -161,10 +161,11 @@ impl Servers {
         };
         let config = tls::server_config(Resolver(Arc::clone(&certificate)))
             .map_err(|source| OpenServerError::Tls { name: name.clone(), source })?;
-        let api = Api::of(server.routes.iter().cloned(), &self.state, &self.requests);
+        let requests = Tasks::new("requests of a server");
+        let api = Api::of(server.routes.iter().cloned(), &self.state, &requests);
         let listener = Listener::tls(tcp, config, ListenerKind::Additional, api);
         tracing::info!(server = %name, %address, "a server is open");
-        Ok(open.servers.insert(name.clone(), Open { address, listener, certificate }))
+        Ok(open.servers.insert(name.clone(), Open { address, listener, requests, certificate }))
     }
 
     /// What a server presents.
@@ -183,19 +184,34 @@ impl Servers {
             Ok(Some(pair))
         })
         .await??;
-        Ok(ServerCertificate { state: self.state.clone(), own: RwLock::new(own), complaint: RwLock::default() })
+        let (state, complaint) = (self.state.clone(), RwLock::default());
+        Ok(ServerCertificate { state, dedicated, own: RwLock::new(own), complaint })
     }
 
     async fn close(&self, name: Name, server: Open) {
         let described = self.described.iter().find(|described| described.name == name);
         let drain = described.and_then(|described| described.drain_timeout);
-        server.listener.close(drain.unwrap_or(self.state.settings().drain_timeout)).await;
+        let drain = drain.unwrap_or(self.state.settings().drain_timeout);
+        tokio::join!(server.listener.close(drain), server.requests.shutdown(drain));
         tracing::info!(server = %name, address = %server.address, "a server is closed");
     }
 }
 
-/// Keeps the servers of a member where its configuration says and with the certificates that are in place, until the tasks
-/// are stopped.
+/// Has the servers that are open, those before bootstrap and join too, present the certificates that are in place, until the daemon
+/// stops.
+pub(super) async fn keep_certificates(servers: Arc<Servers>) {
+    if servers.described.is_empty() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            () = servers.state.stopping().cancelled() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => servers.reload_certificates().await,
+        }
+    }
+}
+
+/// Keeps the servers of a member where its configuration says, until the tasks are stopped.
 pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: Tasks) {
     let mut config = node.config.watch();
     loop {
@@ -204,7 +220,6 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
         if let Err(e) = servers.open_all(&moved).await {
             tracing::error!(error = %Chain(&e), "a server is not open; trying again");
         }
-        servers.reload_certificates().await;
         tokio::select! {
             () = tasks.stopping() => return,
             changed = config.changed() => if changed.is_err() { return },
@@ -216,6 +231,8 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
 /// The certificate of a server: its own, or that of the cluster, or that of the daemon.
 struct ServerCertificate {
     state: State,
+    /// It has one of its own in any case.
+    dedicated: bool,
     own: RwLock<Option<KeyPair>>,
     /// What is wrong with the files, once it was said.
     complaint: RwLock<String>,
@@ -223,6 +240,10 @@ struct ServerCertificate {
 
 impl ServerCertificate {
     fn set(&self, name: &Name, pair: Option<KeyPair>) {
+        if self.dedicated && pair.is_none() {
+            let path = self.state.dir().key_pair(name.as_str()).certificate;
+            return self.complain(name, format!("{} and its key are gone", path.display()));
+        }
         // Nothing that holds the locks can panic, so a poisoned value is a whole one.
         let mut own = self.own.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let fingerprint = |pair: &Option<KeyPair>| pair.as_ref().map(KeyPair::fingerprint);
@@ -234,8 +255,7 @@ impl ServerCertificate {
     }
 
     /// Says what is wrong, once.
-    fn complain(&self, name: &Name, error: &LoadError) {
-        let text = Chain(error).to_string();
+    fn complain(&self, name: &Name, text: String) {
         let mut said = self.complaint.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if *said != text {
             tracing::error!(server = %name, error = text, "a certificate cannot be used; the one in use is kept");

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::certificates::load_or_make_server;
 use super::member::Identity;
 use super::rebuild::Damaged;
-use super::servers::{OpenServerError, Servers};
+use super::servers::{OpenServerError, Servers, keep_certificates};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::JoinRecord;
@@ -43,9 +43,11 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
-    let Product { mut settings, values, servers, hooks, schema } = product;
-    let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
-    let Described { core: routes, roots, additional } = described;
+    let Product { mut settings, pre_init_listen, values, servers, hooks, schema } = product;
+    let described = extension::check(&servers, pre_init_listen.as_deref());
+    let described = described.map_err(|e| StartError::Description { reason: e.to_string() })?;
+    let Described { core: routes, roots, additional, pre_init } = described;
+    settings.pre_init_listen = pre_init;
     settings.servers = additional.iter().map(|server| (server.name.clone(), server.address)).collect();
     let voters = settings.role_counts.voters;
     if voters.is_multiple_of(2) {
@@ -67,7 +69,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         Listener::unix(socket.clone(), group, api).map_err(|source| StartError::Socket { path: socket, source })?;
     let shared = Arc::new(CoreShared {
         state: state.clone(),
-        servers: Arc::new(Servers::new(additional, state.clone(), requests.clone())),
+        servers: Arc::new(Servers::new(additional, state.clone())),
         routes,
         requests,
         changes: Tasks::new("bootstrap, join, reset or rebuild"),
@@ -85,6 +87,7 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
         return Err(e);
     }
     shared.begin_on_start();
+    shared.changes.spawn("server certificates", keep_certificates(shared.servers.clone()));
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
     Ok(Handle { control, state, done: wait })

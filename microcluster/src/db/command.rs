@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::raft_types::Command;
+use super::transaction::Parameters;
 
 /// The version of the encoding of [`Batch`].
 const BATCH_VERSION: u8 = 1;
@@ -31,7 +32,14 @@ pub enum Value {
     Blob(Vec<u8>),
 }
 
-/// One SQL statement with its bound parameters.
+/// One SQL statement with its bound parameters, for [`Database::batch`](super::Database::batch).
+///
+/// ```
+/// use microcluster::db::Statement;
+///
+/// let statement = Statement::new("UPDATE account SET balance = balance - ?1 WHERE id = ?2").bind(5).bind(1);
+/// # let _ = statement;
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Statement {
     /// The SQL text: exactly one statement.
@@ -44,6 +52,24 @@ impl Statement {
     /// A statement without parameters.
     pub fn new(sql: impl Into<String>) -> Self {
         Statement { sql: sql.into(), parameters: Vec::new() }
+    }
+
+    /// A statement with all its parameters, with names or without.
+    ///
+    /// ```
+    /// use microcluster::db::{Named, Statement};
+    ///
+    /// let sql = "UPDATE account SET balance = balance - :sum WHERE id = :id";
+    /// let statement = Statement::with(sql, Named::new().bind(":id", 1)?.bind(":sum", 5)?)?;
+    /// # assert_eq!(statement.parameters.len(), 2);
+    /// # Ok::<(), microcluster::db::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the parameters do not fit: see [`Parameters::into_values`].
+    pub fn with(sql: impl Into<String>, parameters: impl Parameters) -> Result<Self, Error> {
+        let sql = sql.into();
+        Ok(Statement { parameters: parameters.into_values(&sql)?, sql })
     }
 
     /// The statement with one more parameter bound.

@@ -27,7 +27,7 @@ use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
 use super::readers::open_read_only;
 use super::recovery::{self, RecoveryMark};
-use super::schema::{Level, Upgrade};
+use super::schema::{Level, Upgrade, level};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
@@ -90,7 +90,19 @@ pub enum OpenError {
     Raft(String),
 }
 
-/// A member's database. Cheap to clone; call [`Database::shutdown`] when done.
+/// A member's database, the same on every member; from [`State::database`](crate::State::database). Cheap to clone. The daemon opens and
+/// closes it.
+///
+/// ```
+/// use microcluster::db::{Consistency, Database, Error};
+///
+/// async fn visits(database: &Database, name: &str) -> Result<Option<i64>, Error> {
+///     let add = "INSERT INTO visits VALUES (?1, 1) ON CONFLICT DO UPDATE SET count = count + 1";
+///     database.execute(add, (name,)).await?;
+///     let sql = "SELECT count FROM visits WHERE name = ?1";
+///     database.query_row(Consistency::Linearizable, sql, (name,), |row| row.get(0)).await
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Database {
     pub(super) inner: Arc<Inner>,
@@ -119,7 +131,7 @@ impl Database {
     ///
     /// # Errors
     /// [`OpenError`] says which file is in the way and why. Nothing is changed then.
-    pub async fn open(options: Options) -> Result<Database, OpenError> {
+    pub(crate) async fn open(options: Options) -> Result<Database, OpenError> {
         let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
         let folder = dir.clone();
         let (log, state_machine, recovered) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
@@ -199,7 +211,7 @@ impl Database {
     ///
     /// # Errors
     /// [`Error::Refused`] if the node is a member of a cluster already.
-    pub async fn initialise(&self, me: Peer) -> Result<(), Error> {
+    pub(crate) async fn initialise(&self, me: Peer) -> Result<(), Error> {
         use openraft::error::{InitializeError, RaftError};
         let members = std::collections::BTreeMap::from([(self.inner.service.node_id, me)]);
         match self.inner.raft.initialize(members).await {
@@ -224,7 +236,7 @@ impl Database {
     /// # Errors
     /// All of [`Error`]; only [`Error::OutcomeUnknown`] leaves it open whether it was done.
     pub async fn execute(&self, sql: &str, parameters: impl Parameters) -> Result<u64, Error> {
-        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values()? };
+        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values(sql)? };
         match self.batch(vec![statement]).await?.pop() {
             Some(QueryResult::Changed { rows_affected }) => Ok(rows_affected),
             Some(QueryResult::Rows { rows, .. }) => Ok(rows.len() as u64),
@@ -294,7 +306,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T> + Send + Sync + 'static,
     {
-        let parameters = parameters.into_values()?;
+        let parameters = parameters.into_values(sql)?;
         self.reach(consistency).await?;
         let (shared, sql) = (Arc::clone(&self.inner.shared), sql.to_owned());
         query::quick_or_blocking(self.inner.timings.read, move |limit| {
@@ -323,7 +335,7 @@ impl Database {
         F: Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T> + Send + Sync + 'static,
     {
         use rusqlite::OptionalExtension;
-        let parameters = parameters.into_values()?;
+        let parameters = parameters.into_values(sql)?;
         self.reach(consistency).await?;
         let (shared, sql) = (Arc::clone(&self.inner.shared), sql.to_owned());
         query::quick_or_blocking(self.inner.timings.read, move |limit| {
@@ -386,6 +398,21 @@ impl Database {
         self.applied(index, deadline).await
     }
 
+    /// Whether the database takes calls: from the start of the member on until the daemon stops, or cannot use its files any more. An open
+    /// one may still be without a quorum: see [`Database::status`].
+    pub fn is_open(&self) -> bool {
+        !self.inner.cancelled.is_cancelled() && !self.status().is_shut_down()
+    }
+
+    /// How many of the product's schema updates the cluster has applied, as far as this replica is. What
+    /// [`State::database`](crate::State::database) gives has all that this daemon has.
+    ///
+    /// # Errors
+    /// As [`Database::read`] of the local replica.
+    pub async fn schema_version(&self) -> Result<u64, Error> {
+        Ok(self.read(Consistency::Local, level).await?.external)
+    }
+
     /// How this member's database is, now.
     pub fn status(&self) -> Status {
         let inner = &self.inner;
@@ -432,7 +459,7 @@ impl Database {
     }
 
     /// Why this member's files must not be used any more, once they must not: it has to be rebuilt from the others.
-    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn damage(&self) -> watch::Receiver<Option<String>> {
         self.inner.shared.damage.subscribe()
     }
 
@@ -445,7 +472,7 @@ impl Database {
 
     /// Serves the calls of one other member until its connection closes or the database shuts down. The stream must
     /// be an authenticated member's.
-    pub async fn serve_peer(&self, stream: PeerStream) {
+    pub(crate) async fn serve_peer(&self, stream: PeerStream) {
         let served = tokio::select! {
             () = self.inner.cancelled.cancelled() => return,
             served = network::serve(&self.inner.service, stream) => served,
@@ -459,7 +486,7 @@ impl Database {
     ///
     /// # Errors
     /// [`Error::NoQuorum`] with the reason when it does not answer within `timeout`.
-    pub async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, Error> {
+    pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, Error> {
         if id == self.inner.service.node_id {
             return Ok(Pong { node_id: id, applied_index: *self.inner.shared.applied.borrow() });
         }
@@ -475,7 +502,7 @@ impl Database {
     }
 
     /// Stops Raft, ends all tasks and closes the files. What was acknowledged is safe; calls that run fail.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.inner.cancelled.cancel();
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::error!(%error, "Raft's task panicked");

@@ -1,6 +1,6 @@
 //! Changes of Raft's membership. Only the leader makes them, one at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Database {
     ///
     /// # Errors
     /// [`Error::NotLeader`] unless this member leads; [`Error::NoQuorum`] if it took too long.
-    pub async fn add_learner(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
+    pub(crate) async fn add_learner(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
         self.changed(async {
             let added = self.when_free(|| self.inner.raft.add_learner(id, peer.clone(), false)).await?.log_id;
             self.caught_up(id, added).await
@@ -62,7 +62,7 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::add_learner`]. A change that was interrupted is finished by the next one.
-    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
+    pub(crate) async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
         self.changed(self.when_free(|| self.inner.raft.change_membership(voters.clone(), true))).await
     }
 
@@ -70,21 +70,12 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::add_learner`].
-    pub async fn remove_node(&self, id: NodeId) -> Result<(), Error> {
+    pub(crate) async fn remove_node(&self, id: NodeId) -> Result<(), Error> {
         if self.status().voters.contains(&id) {
             self.changed(self.inner.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true))
                 .await?;
         }
         self.changed(self.inner.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
-    }
-
-    /// Records another name or address for a node.
-    ///
-    /// # Errors
-    /// As [`Database::add_learner`].
-    pub async fn set_peer(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
-        self.changed(self.inner.raft.change_membership(ChangeMembers::SetNodes(BTreeMap::from([(id, peer)])), true))
-            .await
     }
 
     /// Lets another voter lead, before this member leaves or stops. Returns when one does, or when it took too long.
@@ -94,7 +85,7 @@ impl Database {
     ///
     /// # Errors
     /// [`Error::NotLeader`] unless this member leads; [`Error::NoQuorum`] if nobody else can or did take over.
-    pub async fn transfer_leadership(&self) -> Result<(), Error> {
+    pub(crate) async fn transfer_leadership(&self) -> Result<(), Error> {
         let status = self.status();
         if !status.is_leader() {
             return Err(Error::NotLeader { leader: status.leader_peer().cloned() });

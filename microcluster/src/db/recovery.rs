@@ -142,7 +142,8 @@ impl Draft {
         }
         let state_dir = create_state_dir(dir)?;
         let copy = |source| OfflineError::Copy { dir: from.join("state"), source };
-        let pinned = PinnedSnapshot::take(&Readers::new(current(from)?)).map_err(copy)?;
+        let pinned =
+            PinnedSnapshot::take(&Readers::new(current(from)?, tokio::sync::watch::Sender::new(None))).map_err(copy)?;
         let draft = Draft { dir: dir.to_owned(), file: pinned.copy_to(&state_dir).map_err(copy)? };
 
         let mut applier = Applier::open(draft.path()).map_err(draft.state_error())?;

@@ -14,7 +14,11 @@ use std::time::Duration;
 
 use kit::Cluster;
 
-use super::{Consistency, Error, QueryResult, Value, Verdict};
+use rusqlite::named_params;
+
+use super::{
+    Consistency, Database, Error, Level, Named, QueryResult, SchemaUpdate, Statement, Upgrade, Value, Verdict, level,
+};
 
 async fn count(cluster: &Cluster, id: u64, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
@@ -33,6 +37,47 @@ async fn one_node_writes_reads_and_comes_back() {
     assert!(matches!(&error, Error::Sql { message } if message.contains("nope")), "{error:?}");
     cluster.restart(1).await;
     assert_eq!(count(&cluster, 1, "t").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parameters_have_names_everywhere() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(a INTEGER, b TEXT)", ()).await.unwrap();
+    let values = |a: i64, b: &str| Named::new().bind(":a", a).unwrap().bind(":b", b).unwrap();
+    assert_eq!(db.execute("INSERT INTO t(b, a) VALUES (:b, :a)", values(1, "x")).await.unwrap(), 1);
+    let second = Statement::with("INSERT INTO t VALUES (:a, :b)", values(2, "y")).unwrap();
+    db.batch(vec![second]).await.unwrap();
+    let added = db.transaction(|tx| {
+        let b: String = tx.query_row("SELECT b FROM t WHERE a = :a", named_params! {":a": 2}, |row| row.get(0))?;
+        tx.execute("INSERT INTO t VALUES (@a, $b)", named_params! {"$b": b, "@a": 3})
+    });
+    assert_eq!(added.await.unwrap(), 1);
+    let sql = "SELECT a FROM t WHERE b = :b ORDER BY a";
+    let named = Named::new().bind(":b", "y").unwrap();
+    assert_eq!(db.query(Consistency::Local, sql, named, |row| row.get::<_, i64>(0)).await.unwrap(), [2, 3]);
+    let error = db.execute("DELETE FROM t WHERE a = :c", values(1, "x")).await.unwrap_err();
+    assert!(matches!(&error, Error::Sql { message } if message.contains(":c")), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_is_open_until_it_is_shut_down() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1).clone();
+    assert!(db.is_open());
+    assert_eq!(db.schema_version().await.unwrap(), 0);
+    let to = Level { internal: level_of(&db).await.internal, external: 2, extensions: 0 };
+    let external = ["CREATE TABLE a (x)", "CREATE TABLE b (x)"].map(SchemaUpdate::from);
+    let internal = ["CREATE TABLE core_example(a)"];
+    let upgrade = Upgrade { from: level_of(&db).await, to, internal: &internal, external: &external, unless: "false" };
+    assert!(db.upgrade(upgrade).await.unwrap());
+    assert_eq!(db.schema_version().await.unwrap(), 2);
+    db.shutdown().await;
+    assert!(!db.is_open());
+}
+
+async fn level_of(db: &Database) -> Level {
+    db.read(Consistency::Local, level).await.unwrap()
 }
 
 /// What was written on one member is read on another one, without the leader, and a read that cannot be that fresh says so.

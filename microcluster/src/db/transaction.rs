@@ -2,6 +2,7 @@
 //! its writes are recorded, and the leader lets the record in if nothing that it touched has changed since.
 
 mod closure;
+mod named;
 mod parameters;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::writer::Shared;
 use closure::{Connections, Ran, Run, Start};
 
 pub use closure::Transaction;
+pub use named::Named;
 pub use parameters::Parameters;
 
 /// How many closures of one member run at once; the others wait. The product's, and as many of the cluster's own: one of the

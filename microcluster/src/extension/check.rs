@@ -22,6 +22,8 @@ pub(crate) struct Described {
     pub roots: BTreeSet<String>,
     /// The listeners beside those of the daemon.
     pub additional: Vec<Additional>,
+    /// The address that is open until bootstrap or join.
+    pub pre_init: Option<Address>,
 }
 
 /// An additional server.
@@ -48,8 +50,14 @@ pub(crate) enum DescriptionError {
     Address { name: Name, address: String, source: AddressError },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
-    #[error("the servers {one} and {other} cannot both listen on {address}")]
-    AddressTwice { one: Name, other: Name, address: Address },
+    #[error(
+        "the servers {one} on {one_address} and {other} on {address} cannot both listen: one is in the way of the other"
+    )]
+    AddressTwice { one: Name, one_address: Address, other: Name, address: Address },
+    #[error("the pre-init address cannot be {address:?}: {source}")]
+    PreInit { address: String, source: AddressError },
+    #[error("the server {name} cannot listen on {address}: the pre-init address is {pre_init}")]
+    PreInitTwice { name: Name, address: Address, pre_init: Address },
     #[error("the server {name} has no resources")]
     Empty { name: Name },
     #[error("the endpoint {path} of the server {name} has no action: give it one with get, post, put, patch or delete")]
@@ -70,11 +78,10 @@ pub(crate) enum DescriptionError {
     PassedOn { name: Name, path: String },
 }
 
-/// Checks all servers of a product.
-pub(crate) fn check(servers: &[(String, Server)]) -> Result<Described, DescriptionError> {
-    let mut described = Described::default();
+/// Checks all servers of a product, and the address that is open until bootstrap or join.
+pub(crate) fn check(servers: &[(String, Server)], pre_init: Option<&str>) -> Result<Described, DescriptionError> {
+    let mut described = Described { pre_init: pre_init.map(parse_pre_init).transpose()?, ..Described::default() };
     let mut names = BTreeSet::new();
-    let mut addresses: BTreeMap<_, Name> = BTreeMap::new();
     let mut core = Paths::default();
     for (name, server) in servers {
         let parsed = name.parse::<Name>();
@@ -105,9 +112,7 @@ pub(crate) fn check(servers: &[(String, Server)]) -> Result<Described, Descripti
                     .flat_map(|resources| resources.paths())
                     .try_for_each(|path| paths.add(&name, path))?;
                 let address = check_address(&name, own)?;
-                if let Some(one) = addresses.insert(address.socket_addr(), name.clone()) {
-                    return Err(DescriptionError::AddressTwice { one, other: name, address });
-                }
+                check_free(&name, address, &described)?;
                 described.additional.push(Additional {
                     name,
                     address,
@@ -167,6 +172,26 @@ fn check_address(name: &Name, own: &OwnPlace) -> Result<Address, DescriptionErro
     Ok(address)
 }
 
+fn parse_pre_init(address: &str) -> Result<Address, DescriptionError> {
+    address.parse().map_err(|source| DescriptionError::PreInit { address: address.to_owned(), source })
+}
+
+/// Whether no listener is in the way of this one.
+fn check_free(name: &Name, address: Address, described: &Described) -> Result<(), DescriptionError> {
+    if let Some(pre_init) = described.pre_init.filter(|pre_init| pre_init.overlaps(address)) {
+        return Err(DescriptionError::PreInitTwice { name: name.clone(), address, pre_init });
+    }
+    match described.additional.iter().find(|one| one.address.overlaps(address)) {
+        None => Ok(()),
+        Some(one) => Err(DescriptionError::AddressTwice {
+            one: one.name.clone(),
+            one_address: one.address,
+            other: name.clone(),
+            address,
+        }),
+    }
+}
+
 /// The paths of one listener, with whose they are, in the router that will look them up.
 #[derive(Default)]
 struct Paths {
@@ -209,7 +234,7 @@ mod tests {
 
     fn refused(servers: Vec<(&str, Server)>) -> String {
         let servers: Vec<_> = servers.into_iter().map(|(name, server)| (name.to_owned(), server)).collect();
-        check(&servers).map(|_| ()).unwrap_err().to_string()
+        check(&servers, Some("127.0.0.1:8000")).map(|_| ()).unwrap_err().to_string()
     }
 
     fn beside_core(resources: Resources) -> Server {
@@ -234,7 +259,7 @@ mod tests {
             ("files".to_owned(), beside_core(at("1.0", "kv"))),
             ("metrics.internal".to_owned(), own("127.0.0.1:9443")),
         ];
-        let described = check(&servers).unwrap();
+        let described = check(&servers, None).unwrap();
         assert_eq!(described.core.len(), 2);
         assert_eq!(described.roots, ["/1.0".to_owned()].into());
         assert_eq!(described.additional[0].name, "metrics.internal");
@@ -250,6 +275,10 @@ mod tests {
             (vec![("core", beside_core(at("1.0", "x")))], &["core"]),
             (vec![("a", own("127.0.0.1:1")), ("a", own("127.0.0.1:2"))], &["two servers named a"]),
             (vec![("a", own("127.0.0.1:1")), ("b", own("127.0.0.1:1"))], &["a", "b", "127.0.0.1:1"]),
+            (vec![("a", own("0.0.0.0:1")), ("b", own("127.0.0.1:1"))], &["a", "b", "0.0.0.0:1", "127.0.0.1:1"]),
+            (vec![("a", own("10.0.0.1:1")), ("b", own("[::]:1"))], &["a", "b", "[::]:1", "10.0.0.1:1"]),
+            (vec![("a", own("127.0.0.1:8000"))], &["a", "pre-init", "127.0.0.1:8000"]),
+            (vec![("a", own("0.0.0.0:8000"))], &["a", "pre-init", "0.0.0.0:8000", "127.0.0.1:8000"]),
             (vec![("a", own("localhost:1"))], &["a", "localhost:1"]),
             (vec![("a", own("127.0.0.1:0"))], &["a", "port 0"]),
             (vec![("a", beside_core(Resources::at("1.0")))], &["a", "no resources"]),

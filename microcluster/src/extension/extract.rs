@@ -8,9 +8,8 @@ use http::request::Parts;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{Answer, parse_json, read_body};
+use crate::api::{Answer, parse_json, read_body, state_of};
 use crate::error::Error;
-use crate::state::State;
 
 /// A JSON value: the body of a request, whatever its content type; or the content of an answer, in the envelope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +27,10 @@ pub struct Query<T>(pub T);
 #[derive(Debug)]
 pub struct Shared<T>(pub Arc<T>);
 
-impl<T: DeserializeOwned> FromRequest<State> for Json<T> {
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, _state: &State) -> Result<Self, Error> {
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Error> {
         parse_json(&read_body(request).await?).map(Json)
     }
 }
@@ -42,29 +41,29 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<T: DeserializeOwned + Send> FromRequestParts<State> for Path<T> {
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let path = axum::extract::Path::from_request_parts(parts, state).await;
         path.map(|axum::extract::Path(value)| Path(value)).map_err(|e| Error::bad_request(e.body_text()))
     }
 }
 
-impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
         query.map(|axum::extract::Query(value)| Query(value)).map_err(|e| Error::bad_request(e.body_text()))
     }
 }
 
-impl<T: Send + Sync + 'static> FromRequestParts<State> for Shared<T> {
+impl<T: Send + Sync + 'static, S: Sync> FromRequestParts<S> for Shared<T> {
     type Rejection = Error;
 
-    async fn from_request_parts(_parts: &mut Parts, state: &State) -> Result<Self, Error> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
         let missing = || Error::internal(format!("the product shares no {}", std::any::type_name::<T>()));
-        state.shared::<T>().map(Shared).ok_or_else(missing)
+        state_of(parts)?.shared::<T>().map(Shared).ok_or_else(missing)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::handler::Handler;
 use axum::response::IntoResponse;
 use http::{Method, Uri};
@@ -15,7 +15,7 @@ use http_body_util::Limited;
 use tower::{Service, ServiceExt};
 
 use super::access::Access;
-use crate::api::{self, BODY_MAX, ListenerKind, Phase, Route, erase};
+use crate::api::{self, BODY_MAX, ListenerKind, Phase, Route, WhileStopping, erase};
 use crate::error::Error;
 use crate::state::State;
 
@@ -117,6 +117,30 @@ where
     }
 }
 
+/// A whole service as an action, an [`axum::Router`] for one, with the options of an action: for [`Resources::mount`].
+///
+/// The extractors of this crate work in its handlers too, whatever the state of the router is: [`State`], [`Caller`](crate::Caller),
+/// [`Shared`](crate::Shared), [`WebSocketUpgrade`](crate::WebSocketUpgrade) and the others.
+pub fn service<S>(service: S) -> Action
+where
+    S: Service<Request, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Response: IntoResponse,
+    S::Future: Send,
+{
+    action(move |request: Request| {
+        let service = service.clone();
+        async move {
+            let mut request = api::without_path(request);
+            // The bound is that of the action.
+            DefaultBodyLimit::disable().apply(&mut request);
+            match service.oneshot(request).await {
+                Ok(response) => response.into_response(),
+                Err(never) => match never {},
+            }
+        }
+    })
+}
+
 impl Resources {
     /// Resources below a prefix such as `1.0`. Nothing can be below `core`.
     pub fn at(prefix: impl Into<String>) -> Resources {
@@ -129,27 +153,24 @@ impl Resources {
         self
     }
 
-    /// Has a whole service answer everything below a path, an [`axum::Router`] for one: all methods, the path without the
-    /// prefix and its own path. It sees the request as it came, so its answers are not in the envelope.
-    pub fn mount<S>(mut self, path: impl Into<String>, access: Access, service: S) -> Resources
-    where
-        S: Service<Request, Error = Infallible> + Clone + Send + Sync + 'static,
-        S::Response: IntoResponse,
-        S::Future: Send,
-    {
-        let path = path.into();
-        let below = full_path(&self.prefix, &path);
-        let handler = move |request: Request| {
-            let (service, below) = (service.clone(), below.clone());
-            async move {
-                let request = api::without_path(without_prefix(request, &below)?);
-                match service.oneshot(request).await {
-                    Ok(response) => Ok::<_, Error>(response.into_response()),
-                    Err(never) => match never {},
-                }
-            }
-        };
-        self.mounts.push(Mount { path, action: action(handler).access(access) });
+    /// Has one action answer everything below a path, usually a whole [`service`]: all methods, the path without the prefix and its
+    /// own path. The answers are its own, so they are not in the envelope, and a request ends with its client.
+    ///
+    /// ```
+    /// use microcluster::axum::{Router, routing::get};
+    /// use microcluster::{Access, Resources, Result, State, service};
+    ///
+    /// async fn name(state: State) -> String {
+    ///     state.name().map(|name| name.to_string()).unwrap_or_default()
+    /// }
+    ///
+    /// let pages = Router::new().route("/name", get(name));
+    /// // GET /1.0/ui/name
+    /// let resources = Resources::at("1.0").mount("ui", service(pages).access(Access::Open).body_limit(64 << 10));
+    /// # let _ = resources;
+    /// ```
+    pub fn mount(mut self, path: impl Into<String>, action: Action) -> Resources {
+        self.mounts.push(Mount { path: path.into(), action });
         self
     }
 
@@ -185,8 +206,10 @@ impl Resources {
     pub(super) fn passed_on(&self) -> Option<String> {
         let is_passed_on =
             |endpoint: &&Endpoint| endpoint.actions.iter().any(|(_, action)| action.target || action.leader);
-        let endpoint = self.endpoints.iter().find(is_passed_on)?;
-        Some(full_path(&self.prefix, endpoint.paths.first().map_or("", String::as_str)))
+        let endpoint = self.endpoints.iter().find(is_passed_on).map(|endpoint| endpoint.paths.first());
+        let mount = self.mounts.iter().find(|mount| mount.action.target || mount.action.leader);
+        let path = endpoint.or(mount.map(|mount| Some(&mount.path)))?;
+        Some(full_path(&self.prefix, path.map_or("", String::as_str)))
     }
 
     /// As rows of the route table.
@@ -202,7 +225,9 @@ impl Resources {
         }
         for mount in &self.mounts {
             for path in mount_paths(&self.prefix, &mount.path) {
-                routes.push(mount.action.route(None, path, listeners));
+                let below = full_path(&self.prefix, &mount.path);
+                let route = mount.action.route(None, path, listeners);
+                routes.push(Route { handler: without_its_prefix(route.handler, below), ..route });
             }
         }
         routes
@@ -278,8 +303,9 @@ impl Action {
         self
     }
 
-    /// It can be used until the end of a stop. Without this it can be while the requests that run are finished, and the
-    /// answer is a 503 that says so once the member is being closed.
+    /// It can be used while the daemon stops: during [`Hooks::on_stop`](crate::Hooks::on_stop), and while the requests that run are
+    /// finished, until the listener is closed. Without this it takes no requests from the moment on when the stop begins: the answer is a
+    /// 503 that says so.
     pub fn allowed_during_shutdown(mut self) -> Action {
         self.during_shutdown = true;
         self
@@ -291,7 +317,8 @@ impl Action {
         self
     }
 
-    /// How long it may take: past it the handler is ended where it waits, and the answer is a 504. No bound unless it is set.
+    /// How long it may take: past it the handler is ended where it waits, and the answer is a 504. No bound unless it is set, except that a
+    /// member that has passed the request on waits for ten minutes at most.
     pub fn timeout(mut self, timeout: Duration) -> Action {
         self.timeout = Some(timeout);
         self
@@ -307,7 +334,7 @@ impl Action {
             access,
             check,
             phase: if self.before_init { Phase::Always } else { Phase::Current },
-            during_shutdown: self.during_shutdown,
+            stop: if self.during_shutdown { WhileStopping::Allowed } else { WhileStopping::Refused },
             leader: self.leader,
             target: self.target,
             body_max: self.body_max,
@@ -354,6 +381,14 @@ fn mount_paths(prefix: &str, path: &str) -> Vec<String> {
 /// A handler whose requests end with an error where their bodies go over the bound, whoever reads them.
 fn limited(handler: api::Handler, bytes: usize) -> api::Handler {
     Arc::new(move |request, state| handler(request.map(|body| Body::new(Limited::new(body, bytes))), state))
+}
+
+/// A handler that sees the path of a request without the part where it is mounted.
+fn without_its_prefix(handler: api::Handler, below: String) -> api::Handler {
+    Arc::new(move |request, state| match without_prefix(request, &below) {
+        Ok(request) => handler(request, state),
+        Err(e) => Box::pin(std::future::ready(e.into_response())),
+    })
 }
 
 /// The request as a service that is mounted at `below` sees it.

@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 
 use super::response::Response;
 use crate::error::Error;
-use crate::state::State;
 use crate::tasks::Tasks;
 
 /// A request to become a websocket. An extractor for handlers of GET.
@@ -32,7 +31,8 @@ pub struct WebSocketUpgrade {
 }
 
 impl WebSocketUpgrade {
-    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the daemon stops.
+    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the
+    /// daemon stops, and on an additional server when that is closed or moved.
     pub fn on_upgrade<F, R>(self, run: F) -> Response
     where
         F: FnOnce(WebSocket) -> R + Send + 'static,
@@ -59,10 +59,10 @@ impl WebSocketUpgrade {
     }
 }
 
-impl FromRequestParts<State> for WebSocketUpgrade {
+impl<S: Send + Sync> FromRequestParts<S> for WebSocketUpgrade {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<WebSocketUpgrade, Error> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<WebSocketUpgrade, Error> {
         let upgrade = axum::extract::ws::WebSocketUpgrade::from_request_parts(parts, state).await;
         let upgrade = upgrade.map_err(|e| Error::new(e.status(), e.body_text()))?;
         let tasks = parts.extensions.get::<Tasks>().cloned();

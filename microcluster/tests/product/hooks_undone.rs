@@ -25,12 +25,15 @@ fn refused_by<T: std::fmt::Debug>(result: Result<T, Error>, hook: &str, fault: F
 async fn a_bootstrap_is_undone() {
     let journal = Journal::default();
     let c1 = Member::start("c1", &journal).await;
+    let certificate = || std::fs::read(c1.dir.path().join("server.crt")).unwrap();
+    let before = certificate();
     for hook in ["pre_init", "post_bootstrap"] {
         for fault in FAULTS {
             journal.fault("c1", hook, fault);
             refused_by(c1.bootstrap(InitConfig::default()).await, hook, fault);
             c1.is_free().await;
             journal.heal();
+            assert!(hook != "pre_init" || certificate() == before, "the product did not agree to another certificate");
         }
     }
     c1.bootstrap(InitConfig::default()).await.unwrap();
@@ -48,9 +51,12 @@ async fn a_join_is_undone_on_every_member_and_its_token_stays_good() {
     for (member, hook) in places {
         for fault in FAULTS {
             journal.fault(member, hook, fault);
+            let certificate = || std::fs::read(c3.dir.path().join("server.crt")).unwrap();
+            let before = certificate();
             refused_by(c3.join(&token, InitConfig::default()).await, hook, fault);
             c3.is_free().await;
             journal.heal();
+            assert!(!hook.starts_with("pre_") || certificate() == before, "after {hook}");
             for member in &members {
                 assert_eq!(member.names().await, ["c1", "c2"], "after {hook} on {}", member.name);
                 let status = member.client().daemon_status().await.unwrap();

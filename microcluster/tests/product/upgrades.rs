@@ -282,6 +282,44 @@ async fn more_api_extensions_are_waited_for_like_a_schema() {
     assert!(members[1].members().await.iter().all(|member| member.extensions.contains(&"history".to_owned())));
 }
 
+/// Like the schema: back again before all have them, and refused after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_goes_back_behind_an_api_extension_only_before_all_have_it() {
+    let mut members = first_release(2).await;
+    let restart = async |member: &mut Member, extensions: &[&str]| {
+        member.stop().await;
+        member.extensions(extensions);
+        member.begin().await;
+    };
+    let extensions = async |member: &Member| member.members().await[0].extensions.clone();
+    let fewer = extensions(&members[1]).await;
+    restart(&mut members[0], &["history", "labels"]).await;
+    eventually("it waits", async || members[1].members().await[0].status == MemberStatus::Upgrading).await;
+    waits(&members[0]).await;
+    restart(&mut members[0], &[]).await;
+    members[0].client().wait_ready(crate::member::PATIENCE).await.unwrap();
+    eventually("it is as it was", async || extensions(&members[1]).await == fewer).await;
+    write(&members[0], "back").await;
+    for member in &mut members {
+        restart(member, &["history", "labels"]).await;
+    }
+    for member in &members {
+        member.client().wait_ready(crate::member::PATIENCE).await.unwrap();
+    }
+    let more = extensions(&members[1]).await;
+    assert_eq!(more.len(), fewer.len() + 2);
+    members[0].stop().await;
+    members[0].extensions(&["history"]);
+    let refused = members[0].builder().start().await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, StartError::TooOld { .. }), "{refused:?}");
+    let said = refused.to_string();
+    let counts = [fewer.len() + 1, more.len()].map(|count| format!("{count} API extensions"));
+    assert!(counts.iter().all(|count| said.contains(count)), "{said}");
+    members[0].extensions(&["history", "labels"]);
+    members[0].start_again().await;
+    write(&members[0], "again").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_that_fails_changes_nothing_and_can_be_taken_back() {
     let mut members = first_release(2).await;
@@ -340,24 +378,27 @@ async fn is_not_upgraded(members: &[Member]) {
     }
 }
 
-/// Writes through whoever serves, one after the other, until it is told to stop. A member that serves takes the write, or
-/// says that it is to be tried again, as the API has it: 503. Returns what was acknowledged.
-async fn keep_writing(clients: Vec<Client>, stop: Arc<AtomicBool>) -> BTreeSet<u64> {
+/// A member that is written through, and whether the test has stopped it since it last served.
+struct Written {
+    client: Client,
+    is_away: Arc<AtomicBool>,
+}
+
+/// Writes through all members, one after the other, until it is told to stop. One that was left alone takes every write; one that the
+/// test has stopped may refuse until it is back. Returns what was acknowledged.
+async fn keep_writing(members: Vec<Written>, stop: Arc<AtomicBool>) -> BTreeSet<u64> {
     let mut acknowledged = BTreeSet::new();
     let mut id = 0;
     while !stop.load(Ordering::Relaxed) {
-        for client in &clients {
-            if client.ready().await.is_err() {
-                continue;
-            }
+        for Written { client, is_away } in &members {
             id += 1;
             let insert = SqlRequest::new(format!("INSERT INTO notes (id, text) VALUES ({id}, 'x')"));
             match client.sql(&insert).await {
                 Ok(_) => drop(acknowledged.insert(id)),
+                Err(e) if !is_away.load(Ordering::SeqCst) => panic!("a write failed on a member that serves: {e}"),
                 Err(e) if e.code() == Some(503) => {}
-                // The daemon was stopped by the test: it does not serve any more.
                 Err(Error::Unreachable { .. } | Error::Interrupted { .. }) => {}
-                Err(e) => panic!("a write failed on a member that serves: {e}"),
+                Err(e) => panic!("a write was refused for another reason than the restart: {e}"),
             }
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -369,12 +410,16 @@ async fn keep_writing(clients: Vec<Client>, stop: Arc<AtomicBool>) -> BTreeSet<u
 async fn a_writer_does_not_notice_a_rolling_upgrade_beyond_its_pauses() {
     let mut members = first_release(3).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let writer = tokio::spawn(keep_writing(members.iter().map(Member::client).collect(), stop.clone()));
+    let away: Vec<Arc<AtomicBool>> = members.iter().map(|_| Arc::default()).collect();
+    let written = members.iter().zip(&away);
+    let written = written.map(|(member, away)| Written { client: member.client(), is_away: away.clone() });
+    let writer = tokio::spawn(keep_writing(written.collect(), stop.clone()));
     let count = async |member: &Member| {
         let read = member.client().sql(&SqlRequest::new("SELECT count(*) FROM notes")).await;
         read.ok().and_then(|results| results.into_iter().next()?.rows?.first()?.first()?.as_u64())
     };
     for place in [1, 0, 2] {
+        away[place].store(true, Ordering::SeqCst);
         restart(&mut members[place], V2).await;
         if place != 2 {
             let before = count(&members[2]).await.unwrap();
@@ -386,6 +431,9 @@ async fn a_writer_does_not_notice_a_rolling_upgrade_beyond_its_pauses() {
     }
     for member in &members {
         member.client().wait_ready(crate::member::PATIENCE).await.unwrap();
+    }
+    for away in &away {
+        away.store(false, Ordering::SeqCst);
     }
     let before = count(&members[0]).await.unwrap();
     eventually("writes after the upgrade", async || count(&members[0]).await.is_some_and(|now| now >= before + 20))

@@ -82,7 +82,7 @@ impl Command {
                 Ok(())
             }
             Command::Remove(Remove { name, force }) => {
-                client.timeout(TIMEOUT_INIT).remove_cluster_member(&name, force).await?;
+                client.remove_cluster_member(&name, force).await?;
                 tell(&format!("{name} is no member of the cluster any more"));
                 Ok(())
             }

@@ -1,30 +1,81 @@
-//! `microctl completions` and `microctl man`.
+//! `completions` and `man`, of `microctl` or of a product's own command line.
 
 use clap::builder::StyledStr;
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command, CommandFactory, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::Microctl;
 use super::output::print;
 
+/// What a command line says of itself, all its commands included. A product's own has it with one line.
+///
+/// ```no_run
+/// use clap::{Parser, Subcommand};
+/// use microclusterd::cli;
+///
+/// /// Use and control a fleet
+/// #[derive(Parser)]
+/// struct Fleetctl {
+///     #[command(flatten)]
+///     context: cli::Context,
+///     #[command(subcommand)]
+///     command: FleetCommand,
+/// }
+///
+/// #[derive(Subcommand)]
+/// enum FleetCommand {
+///     #[command(flatten)]
+///     Cluster(cli::Command),
+///     #[command(flatten)]
+///     Shell(cli::ShellCommand),
+/// }
+///
+/// fn main() -> std::process::ExitCode {
+///     let Fleetctl { context, command } = Fleetctl::parse();
+///     cli::block_on(async move {
+///         match command {
+///             FleetCommand::Cluster(command) => command.run(&context).await,
+///             FleetCommand::Shell(command) => command.run::<Fleetctl>(),
+///         }
+///     })
+/// }
+/// ```
+#[derive(Debug, Subcommand)]
+pub enum ShellCommand {
+    /// Print the completions for a shell
+    Completions(Completions),
+    /// Print the manual page
+    Man,
+}
+
+/// For which shell.
 #[derive(Debug, Args)]
 pub struct Completions {
     /// The shell
     shell: Shell,
 }
 
-impl Completions {
-    pub fn run(self) -> anyhow::Result<()> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Microctl::command(), "microctl", &mut script);
-        print(&String::from_utf8_lossy(&script))
+impl ShellCommand {
+    /// Prints it, for the command line `C`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn run<C: CommandFactory>(self) -> anyhow::Result<()> {
+        match self {
+            ShellCommand::Completions(Completions { shell }) => completions(C::command(), shell),
+            ShellCommand::Man => man(C::command()),
+        }
     }
 }
 
-/// Prints the manual: the page of `microctl` and a section for each command.
-pub fn man() -> anyhow::Result<()> {
-    let mut command = Microctl::command();
+fn completions(mut command: Command, shell: Shell) -> anyhow::Result<()> {
+    let (name, mut script) = (command.get_name().to_owned(), Vec::new());
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Prints the manual: the page of the whole and a section for each command.
+fn man(mut command: Command) -> anyhow::Result<()> {
     command.build();
     let page = Man::new(command.clone()).manual("microcluster");
     let mut text = Vec::new();

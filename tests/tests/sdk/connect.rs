@@ -1,10 +1,12 @@
 //! Members that ask each other.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http::Method;
 use microcluster::testing::{Cluster, eventually};
-use microcluster::{Builder, Endpoint, Json, Notification, Resources, Result, Server, State, action};
+use microcluster::{Builder, Endpoint, Json, MemberClient, Notification, Resources, Result, Server, State, action};
+use microcluster_client::Error;
 
 /// Answers with its own name and, unless it is part of a fan-out, with what the others answer.
 async fn names(state: State, Notification(is_fan_out): Notification) -> Result<Json<Vec<String>>> {
@@ -37,6 +39,36 @@ async fn a_fan_out_reaches_every_member_once() {
     let answers = ask(cluster.member(0).client()).await;
     assert_eq!(answers[..2], ["n1", "n2"]);
     assert!(answers[2].starts_with("n3: "), "{answers:?}");
+}
+
+/// One after the other, in the order of their names; one that hangs costs its time and no more.
+#[tokio::test]
+async fn members_can_be_asked_one_after_the_other() {
+    let mut cluster = Cluster::start(3, product).await;
+    cluster.member_mut(1).pause();
+    let connect = cluster.member(0).state().connect().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (timeout, begun) = (Duration::from_millis(500), Instant::now());
+    let query = |member: MemberClient| {
+        let asked = asked.clone();
+        async move {
+            asked.lock().unwrap().push(format!("{} begins", member.name));
+            let answer = member.client.query::<Vec<String>>(Method::GET, "/1.0/names", ()).await;
+            asked.lock().unwrap().push(format!("{} ends", member.name));
+            answer
+        }
+    };
+    let answers = connect.query_all(false, timeout, query).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(answers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["n2", "n3"]);
+    assert!(matches!(&answers[0].1, Err(Error::Timeout { after, .. }) if *after == timeout), "{:?}", answers[0].1);
+    assert_eq!(*answers[1].1.as_ref().unwrap(), ["n3"], "it is part of a fan-out");
+    let asked = asked.lock().unwrap();
+    let place = |line: &str| asked.iter().position(|asked| asked == line);
+    assert_eq!(place("n2 begins"), Some(0));
+    assert!(place("n3 begins") > place("n2 begins") && place("n3 ends") == Some(asked.len() - 1), "{asked:?}");
+    drop(asked);
+    cluster.member_mut(1).resume();
 }
 
 #[tokio::test]

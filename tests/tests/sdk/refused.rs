@@ -1,7 +1,7 @@
 //! Daemons that cannot be as they are described: refused before anything listens.
 
 use microcluster::testing::address_free;
-use microcluster::{Builder, Daemon, Endpoint, Resources, Response, Server, StartError};
+use microcluster::{App, AppError, Builder, Daemon, Endpoint, Resources, Response, Server, StartError};
 
 async fn nothing() -> Response {
     Response::empty()
@@ -29,6 +29,37 @@ async fn what_does_not_fit_together_names_both_sides() {
     .await;
     let text = twice.to_string();
     assert!(["server a", "server b", "/1.0/x/{y}", "/1.0/x/{z}"].iter().all(|part| text.contains(part)), "{text}");
+}
+
+/// Whoever is in the way is named before anything is changed: by the start where that can be known, else by `init`.
+#[tokio::test]
+async fn an_address_that_is_in_the_way_names_both_sides() {
+    let (early, metrics) = (address_free(), address_free());
+    let product = |builder: Builder| {
+        let server = Server::listen(format!("0.0.0.0:{}", metrics.port())).resources(at("", "x"));
+        builder.server("metrics", server).pre_init_listen(early.to_string())
+    };
+    let own = metrics.to_string();
+    let second = Server::listen(own.as_str()).resources(at("", "x"));
+    let text = refused(|builder| product(builder).server("second", second)).await.to_string();
+    assert!(["metrics", "second", own.as_str(), "0.0.0.0"].iter().all(|part| text.contains(part)), "{text}");
+    let text = refused(|builder| product(builder).pre_init_listen("nowhere")).await.to_string();
+    assert!(text.contains("pre-init") && text.contains("nowhere"), "{text}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = product(Daemon::builder(dir.path())).start().await.unwrap();
+    let certificate = std::fs::read(dir.path().join("server.crt")).unwrap();
+    for (address, named) in [(metrics, "metrics"), (early, "pre-init")] {
+        let app = App::new(dir.path());
+        let refused = app.bootstrap("n1".parse().unwrap(), address, Default::default()).await.unwrap_err();
+        let AppError::Client(refused) = refused else { panic!("{refused}") };
+        let text = refused.to_string();
+        assert_eq!(refused.code(), Some(409), "{text}");
+        assert!(text.contains(named) && text.contains(&address.to_string()), "{text}");
+    }
+    assert_eq!(std::fs::read(dir.path().join("server.crt")).unwrap(), certificate);
+    daemon.shutdown().await;
+    daemon.wait().await.unwrap();
 }
 
 #[tokio::test]

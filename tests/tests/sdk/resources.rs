@@ -12,7 +12,7 @@ use microcluster::db::Consistency;
 use microcluster::testing::Cluster;
 use microcluster::{
     Access, App, Builder, Caller, Endpoint, Error, Json, Path, Query, Resources, Response, Result, Server, Shared,
-    State, action,
+    State, action, service,
 };
 use microcluster_client::{Client, Empty, Fingerprint, ServerTrust};
 use serde::Deserialize;
@@ -65,6 +65,22 @@ async fn length(text: String) -> Json<usize> {
     Json(text.len())
 }
 
+/// What is written and read below it is in the database.
+fn notes() -> Router {
+    async fn put(state: State, Path(key): Path<String>, caller: Caller, text: String) -> Result<Response> {
+        let value = format!("{caller:?}: {} bytes", text.len());
+        state.database()?.execute("INSERT INTO kv VALUES (?1, ?2)", (key, value)).await?;
+        Ok(Response::empty())
+    }
+    async fn counted(Shared(count): Shared<AtomicU32>, Query(scale): Query<Scale>) -> Json<u32> {
+        Json(count.load(Ordering::Relaxed) + scale.by)
+    }
+    Router::new()
+        .route("/{key}", get(read_key).put(put))
+        .route("/counted/now", get(counted))
+        .route("/hang/here", get(never))
+}
+
 fn ui() -> Router {
     let item = |axum::extract::Path(id): axum::extract::Path<String>| async move { format!("item {id}") };
     Router::new()
@@ -95,7 +111,7 @@ fn product(builder: Builder) -> Builder {
         .endpoint(Endpoint::new("text").put(action(length).body_limit(5 << 20)))
         .endpoint(Endpoint::new("never").get(action(never).timeout(Duration::from_millis(50))))
         .endpoint(Endpoint::new("panics").get(panics).post(panics))
-        .mount("ui", Access::Member, ui());
+        .mount("ui", service(ui()));
     builder
         .schema(["CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT NOT NULL)"])
         .shared(Arc::new(AtomicU32::new(0)))
@@ -260,6 +276,40 @@ async fn a_mounted_router_answers_below_its_path() {
     assert_eq!(body("/1.0/ui").await, (200, "start".to_owned()));
     assert_eq!(body("/1.0/ui/").await, (200, "start".to_owned()));
     assert_eq!(body("/1.0/ui/nothing").await.0, 404);
+}
+
+/// It is a part of the product like any other: with the daemon in hand, and with the options of an action.
+#[tokio::test]
+async fn a_mounted_router_uses_the_database_and_has_bounds() {
+    let notes = || {
+        let bounded = service(notes()).body_limit(3 << 20).timeout(Duration::from_millis(300));
+        Resources::at("1.0").mount("notes", bounded.access(Access::Open).allowed_before_init())
+    };
+    let cluster = Cluster::start(1, move |builder| {
+        product(builder).server("notes", Server::core_api().serve_unix().resources(notes()))
+    })
+    .await;
+    let client = cluster.member(0).client();
+    let put = async |key: &str, bytes: usize| {
+        let path = format!("/1.0/notes/{key}");
+        client.query_raw(Method::PUT, &path, vec![b'x'; bytes]).await.unwrap().status().as_u16()
+    };
+    assert_eq!(put("a", 5 << 19).await, 200, "more than axum takes by itself");
+    assert_eq!(put("b", 7 << 19).await, 413);
+    let read = ask(&client, "/1.0/notes/a").await.unwrap();
+    assert_eq!(read, json!({"key": "a", "value": format!("Socket: {} bytes", 5 << 19)}));
+    assert_eq!(refusal(&client, Method::GET, "/1.0/notes/b", Value::Null).await.0, 404);
+    assert_eq!(refusal(&client, Method::GET, "/1.0/notes/hang/here", Value::Null).await.0, 504);
+
+    let dir = tempfile::tempdir().unwrap();
+    let builder = product(microcluster::Daemon::builder(dir.path()));
+    let server = Server::core_api().serve_unix().resources(notes());
+    let daemon = builder.server("notes", server).start().await.unwrap();
+    let client = App::new(dir.path()).local_client();
+    assert_eq!(ask(&client, "/1.0/notes/counted/now?by=7").await.unwrap(), json!(7));
+    assert_eq!(refusal(&client, Method::GET, "/1.0/notes/a", Value::Null).await.0, 503);
+    daemon.shutdown().await;
+    daemon.wait().await.unwrap();
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use microcluster::axum::extract::ws;
-use microcluster::testing::Cluster;
-use microcluster::{Builder, Endpoint, Notification, Resources, Response, Server, State, WebSocketUpgrade, action};
-use microcluster_client::{Client, Error, Message};
+use microcluster::testing::{Cluster, address_free, eventually};
+use microcluster::{
+    Access, Builder, Endpoint, Notification, Resources, Response, Server, State, WebSocketUpgrade, action,
+};
+use microcluster_client::{Client, Error, Message, ServerTrust};
 
 /// Says who it is, then sends everything back.
 async fn echo(state: State, Notification(passed_on): Notification, upgrade: WebSocketUpgrade) -> Response {
@@ -23,9 +25,26 @@ async fn echo(state: State, Notification(passed_on): Notification, upgrade: WebS
     })
 }
 
+/// Says how long a message was; takes none of more than 100 bytes.
+async fn bounded(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.message_limit(100).on_upgrade(|mut socket| async move {
+        while let Some(Ok(message)) = socket.recv().await {
+            let length = message.into_data().len().to_string();
+            if socket.send(ws::Message::text(length)).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn resources() -> Resources {
+    Resources::at("1.0")
+        .endpoint(Endpoint::new("echo").get(action(echo).proxy_target()))
+        .endpoint(Endpoint::new("bounded").get(bounded))
+}
+
 fn product(builder: Builder) -> Builder {
-    let echo = Endpoint::new("echo").get(action(echo).proxy_target());
-    builder.server("echo", Server::core_api().serve_unix().resources(Resources::at("1.0").endpoint(echo)))
+    builder.server("echo", Server::core_api().serve_unix().resources(resources()))
 }
 
 async fn exchange(client: &Client) -> String {
@@ -59,6 +78,36 @@ async fn a_refused_websocket_says_why() {
     );
     let plain = client.query::<()>(http::Method::GET, "/1.0/echo", ()).await.unwrap_err();
     assert!(matches!(plain.code(), Some(400..=426)), "{plain:?}");
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_ends_the_websocket() {
+    let cluster = Cluster::start(1, product).await;
+    let mut socket = cluster.member(0).client().websocket("/1.0/bounded").await.unwrap();
+    socket.send(Message::text("x".repeat(100))).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("100"));
+    socket.send(Message::text("x".repeat(101))).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(30), socket.next()).await.expect("it ends");
+    assert!(matches!(next, None | Some(Err(_) | Ok(Message::Close(_)))), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_moved_ends_its_websockets() {
+    let (before, after) = (address_free(), address_free());
+    let echo = || Resources::at("1.0").endpoint(Endpoint::new("echo").get(action(echo).access(Access::Open)));
+    let cluster =
+        Cluster::start(1, move |builder| builder.server("chat", Server::listen(before.to_string()).resources(echo())))
+            .await;
+    let member = cluster.member(0);
+    let pinned = ServerTrust::pinned_pem(&member.state().cluster_certificate().unwrap()).unwrap();
+    let client = |address| Client::tls(address, None, &pinned).unwrap();
+    let mut socket = client(before).websocket("/1.0/echo").await.unwrap();
+    socket.next().await.unwrap().unwrap();
+    member.app().update_servers([("chat".parse().unwrap(), after)]).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(30), socket.next()).await.expect("it ends");
+    assert!(matches!(next, None | Some(Err(_) | Ok(Message::Close(_)))), "{next:?}");
+    let moved = eventually("it is at the new address", async || client(after).websocket("/1.0/echo").await).await;
+    moved.close().await.unwrap();
 }
 
 #[tokio::test]

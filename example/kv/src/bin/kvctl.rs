@@ -44,30 +44,33 @@ enum KvCommand {
     },
     #[command(flatten)]
     Cluster(cli::Command),
+    #[command(flatten)]
+    Shell(cli::ShellCommand),
 }
 
 fn main() -> ExitCode {
     let Kvctl { context, command } = Kvctl::parse();
     cli::block_on(async move {
-        let client = context.client()?;
+        let client = || context.client();
         match command {
             KvCommand::Get { key } => {
-                let item: Item = client.query(Method::GET, &path(&key), ()).await?;
+                let item: Item = client()?.query(Method::GET, &path(&key), ()).await?;
                 println!("{}", item.value);
             }
             KvCommand::Put { key, value, if_revision } => {
-                let revision: i64 = client.query(Method::PUT, &path(&key), Put { value, if_revision }).await?;
+                let revision: i64 = client()?.query(Method::PUT, &path(&key), Put { value, if_revision }).await?;
                 println!("{revision}");
             }
-            KvCommand::Delete { key } => drop(client.query::<Empty>(Method::DELETE, &path(&key), ()).await?),
+            KvCommand::Delete { key } => drop(client()?.query::<Empty>(Method::DELETE, &path(&key), ()).await?),
             KvCommand::List { prefix } => {
                 let path = format!("/1.0/kv?prefix={}", encoded(&prefix));
-                for Item { key, value, .. } in client.query::<Vec<Item>>(Method::GET, &path, ()).await? {
+                for Item { key, value, .. } in client()?.query::<Vec<Item>>(Method::GET, &path, ()).await? {
                     println!("{key}\t{value}");
                 }
             }
-            KvCommand::Watch { prefix } => watch(&client, &prefix).await?,
+            KvCommand::Watch { prefix } => watch(&client()?, &prefix).await?,
             KvCommand::Cluster(command) => command.run(&context).await?,
+            KvCommand::Shell(command) => command.run::<Kvctl>()?,
         }
         Ok(())
     })

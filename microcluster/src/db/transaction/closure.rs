@@ -186,7 +186,7 @@ impl Transaction<'_> {
     /// [`Error::Sql`], [`Error::Constraint`], [`Error::Refused`]: the statement changed nothing, and the closure may go on.
     /// [`Error::Conflict`]: the run is over, return it; the closure runs again.
     pub fn execute(&self, sql: &str, parameters: impl Parameters) -> Result<u64, Error> {
-        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values()? };
+        let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values(sql)? };
         self.enter()?;
         let index = self.writes.borrow().len() as u64;
         let result = self.run.with(|connection| {
@@ -227,7 +227,7 @@ impl Transaction<'_> {
         parameters: impl Parameters,
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let values = parameters.into_values()?;
+        let values = parameters.into_values(sql)?;
         if !self.is_entered() {
             return self.read(sql, |statement| statement.query_row(rusqlite::params_from_iter(values), map));
         }
@@ -246,7 +246,7 @@ impl Transaction<'_> {
         parameters: impl Parameters,
         mut map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Error> {
-        let values = parameters.into_values()?;
+        let values = parameters.into_values(sql)?;
         if !self.is_entered() {
             return self.read(sql, |statement| statement.query_map(rusqlite::params_from_iter(values), map)?.collect());
         }

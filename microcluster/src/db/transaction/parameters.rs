@@ -6,17 +6,18 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use crate::db::command::Value;
 use crate::db::error::Error;
 
-/// Values for `?1`, `?2`, …: `()`, an array or a slice of one type, a tuple of up to eight types, or a
-/// vector of [`Value`]s. Each type is one of rusqlite's [`ToSql`].
+/// Values for `?1`, `?2`, …: `()`, an array of one type, a tuple of up to eight types, or a
+/// vector of [`Value`]s. Each type is one of rusqlite's [`ToSql`]. For parameters with names [`Named`](super::Named), or in
+/// closures `rusqlite::named_params!`.
 pub trait Parameters {
-    /// The values in order.
+    /// The values in the order of the parameters of this statement.
     ///
     /// # Errors
-    /// When a value has no form in SQLite, such as a `u64` over `i64::MAX`.
-    fn into_values(self) -> Result<Vec<Value>, Error>;
+    /// When a value has no form in SQLite, or names do not fit the statement.
+    fn into_values(self, sql: &str) -> Result<Vec<Value>, Error>;
 }
 
-fn value(value: &dyn ToSql) -> Result<Value, Error> {
+pub(super) fn value(value: &dyn ToSql) -> Result<Value, Error> {
     match value.to_sql()? {
         ToSqlOutput::Borrowed(value) => Ok(Value::from(value)),
         ToSqlOutput::Owned(value) => Ok(Value::from(ValueRef::from(&value))),
@@ -25,25 +26,26 @@ fn value(value: &dyn ToSql) -> Result<Value, Error> {
 }
 
 impl Parameters for () {
-    fn into_values(self) -> Result<Vec<Value>, Error> {
+    fn into_values(self, _sql: &str) -> Result<Vec<Value>, Error> {
         Ok(Vec::new())
     }
 }
 
 impl Parameters for Vec<Value> {
-    fn into_values(self) -> Result<Vec<Value>, Error> {
+    fn into_values(self, _sql: &str) -> Result<Vec<Value>, Error> {
         Ok(self)
     }
 }
 
 impl<T: ToSql, const N: usize> Parameters for [T; N] {
-    fn into_values(self) -> Result<Vec<Value>, Error> {
+    fn into_values(self, _sql: &str) -> Result<Vec<Value>, Error> {
         self.iter().map(|each| value(each)).collect()
     }
 }
 
-impl<T: ToSql> Parameters for &[T] {
-    fn into_values(self) -> Result<Vec<Value>, Error> {
+/// As `rusqlite::params!` makes them. Not for what is awaited by a handler or a hook: that has to go from thread to thread.
+impl Parameters for &[&dyn ToSql] {
+    fn into_values(self, _sql: &str) -> Result<Vec<Value>, Error> {
         self.iter().map(|each| value(each)).collect()
     }
 }
@@ -52,7 +54,7 @@ macro_rules! tuple {
     ($($name:ident),+) => {
         impl<$($name: ToSql),+> Parameters for ($($name,)+) {
             #[allow(non_snake_case)]
-            fn into_values(self) -> Result<Vec<Value>, Error> {
+            fn into_values(self, _sql: &str) -> Result<Vec<Value>, Error> {
                 let ($($name,)+) = self;
                 Ok(vec![$(value(&$name)?),+])
             }
