@@ -9,7 +9,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::key_pair::{KeyPair, KeyPairError, SharedPair};
+use super::key_pair::{KeyPair, KeyPairError, SharedPair, only_certificates};
 
 /// Why a key pair cannot be used. No message quotes the key.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,7 @@ pub(crate) fn check(certificate: &str, key: &Secret, authority: &str, now: Times
 /// Does what a client does that verifies by the authority.
 fn verify(pair: &KeyPair, authority: &str, now: Timestamp) -> Result<(), PairError> {
     let unusable = |e: &dyn std::fmt::Display| PairError::Authority { reason: e.to_string() };
+    only_certificates(authority).map_err(|e| unusable(&e))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
         roots.add(certificate.map_err(|e| unusable(&e))?).map_err(|e| unusable(&e))?;
@@ -140,6 +141,10 @@ mod tests {
         assert!(matches!(refused(&old.certificate, &old.key, ""), PairError::Expired { .. }));
         let early = signed(&issuer, &["a.example"], (1, 30));
         assert!(matches!(refused(&early.certificate, &early.key, ""), PairError::NotYetValid { .. }));
+        let both = format!("{}{}", good.certificate, good.key.expose());
+        assert!(matches!(refused(&both, &good.key, ""), PairError::KeyPair(KeyPairError::Certificate(_))));
+        let both = format!("{ca}{}", good.key.expose());
+        assert!(matches!(refused(&good.certificate, &good.key, &both), PairError::Authority { .. }));
         assert!(matches!(refused(&good.certificate, &good.key, "x"), PairError::Authority { .. }));
         assert!(matches!(refused(&good.certificate, &good.key, &other_ca), PairError::NotSigned { .. }));
         let nameless = signed(&issuer, &[], (-1, 30));

@@ -26,6 +26,8 @@ async fn a_pair_that_cannot_be_used_is_refused_and_changes_nothing() {
         (with(&|pair| pair.key = other.key.clone()), "private key"),
         (with(&|pair| pair.cert = "garbage".into()), "no certificate"),
         (with(&|pair| pair.key = "garbage".into()), "no private key"),
+        (with(&|pair| pair.cert += good.key.expose()), "a private key"),
+        (with(&|pair| pair.ca = format!("{}{}", authority.pem(), good.key.expose())), "authority"),
         (with(&|pair| pair.ca = "garbage".into()), "authority"),
         (with(&|pair| pair.ca = authority.pem().into()), "authority"),
         (body(&authority.sign("x.example", -9, -2)), "expired"),
@@ -120,8 +122,11 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
 #[tokio::test]
 async fn a_server_certificate_that_cannot_be_used_ends_the_start() {
     let (pair, other) = (self_signed("c1"), self_signed("c1"));
+    let combined = format!("{}{}", pair.cert, pair.key.expose());
     for (certificate, key, named) in [
         (Some(&pair.cert), Some(&other.key), "server.crt"),
+        // In a file that everybody may read, and that members show each other.
+        (Some(&combined), Some(&pair.key), "private key"),
         (None, Some(&pair.key), "server.key"),
         (Some(&pair.cert), None, "server.crt"),
     ] {
