@@ -475,16 +475,28 @@ impl CoreShared {
         self.state.set_lifecycle(Lifecycle::Uninitialised);
     }
 
-    /// Serves the pre-init address, if there is one.
+    /// Closes the pre-init address where it is in the way of the cluster address. It is opened again when the bootstrap or the
+    /// join fails.
+    async fn make_way_for(&self, cluster: SocketAddr) {
+        if self.state.settings().pre_init_listen.is_some_and(|own| overlap(own, cluster)) {
+            self.close_pre_init().await;
+        }
+    }
+
+    /// Serves the pre-init address, if there is one, unless it is served.
     async fn open_pre_init(&self) -> Result<(), StartError> {
         let Some(address) = self.state.settings().pre_init_listen else {
             return Ok(());
         };
+        let mut pre_init = self.pre_init.lock().await;
+        if pre_init.is_some() {
+            return Ok(());
+        }
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
         let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
-        *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
+        *pre_init = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())
     }
 
@@ -494,4 +506,11 @@ impl CoreShared {
             listener.close(self.state.settings().drain_timeout).await;
         }
     }
+}
+
+/// Whether two listeners cannot have these addresses at the same time.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    // An unspecified IPv6 address takes those of IPv4 too.
+    let takes_all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (takes_all || one.ip() == other.ip())
 }

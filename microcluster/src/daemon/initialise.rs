@@ -60,6 +60,7 @@ impl CoreShared {
     }
 
     async fn bootstrap_or_join(&self, request: InitRequest) -> Result<(), InitError> {
+        self.make_way_for(request.address.socket_addr()).await;
         let prepared = self.prepare(&request).await;
         let agreed = match prepared {
             Ok(prepared) => self.ask_product(&request).await.map(|()| prepared),
@@ -68,8 +69,7 @@ impl CoreShared {
         let (tcp, server) = match agreed {
             Ok(prepared) => prepared,
             Err(e) => {
-                self.servers.close_members().await;
-                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                self.become_uninitialised().await;
                 return Err(e);
             }
         };

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use cluster_tests::{Caller, Daemon, Payload, Protocol, Target, TestCluster, address_free, eventually};
 use http::StatusCode;
-use microcluster_client::ServerTrust;
+use microcluster_client::{Fingerprint, ServerTrust};
 use serde_json::json;
 
 /// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one; and from the socket
@@ -216,6 +216,41 @@ async fn the_pre_init_address_is_open_until_initialisation() {
         }
     })
     .await;
+}
+
+/// Where the pre-init address and the cluster address cannot both be open, one follows the other; what fails before that changes
+/// nothing.
+#[tokio::test]
+async fn the_pre_init_address_makes_way_for_the_cluster_address() {
+    let taken = Daemon::start("c0").await;
+    let daemon_on = async |everywhere: bool| {
+        let mut daemon = Daemon::new("c1");
+        let port = daemon.address().port();
+        let address = if everywhere { format!("0.0.0.0:{port}") } else { daemon.address().to_string() };
+        daemon.arguments(["--pre-init-listen", &address]);
+        daemon.start_again().await;
+        daemon
+    };
+    taken.bootstrap().await;
+    for everywhere in [false, true] {
+        let daemon = daemon_on(everywhere).await;
+        let is_open = async || {
+            let trust = ServerTrust::pinned_pem(&daemon.read("server.crt")).unwrap();
+            let target = Target::tls(daemon.address(), None, &trust);
+            let status = target.send("GET /core/1.0", Payload::none()).await.metadata();
+            assert_eq!(status["ready"], json!(false));
+        };
+        is_open().await;
+        // It is found to be for another name only after the way was made.
+        let token = taken.token(&"other".parse().unwrap()).await;
+        let refused = daemon.join(&token).await.unwrap_err();
+        assert_eq!(refused.code(), Some(403), "{refused}");
+        is_open().await;
+        daemon.bootstrap().await;
+        let shown = daemon.shown_certificate().await.unwrap();
+        assert_eq!(shown, Fingerprint::of_pem(&daemon.read("cluster.crt")).unwrap());
+        assert!(!daemon.log().contains("the pre-init address is not served"), "{}", daemon.log());
+    }
 }
 
 /// The address of a daemon that is running is refused to another one before that one serves anything.
