@@ -21,7 +21,7 @@ use crate::db::{self, Database};
 use crate::error::Error;
 use crate::state_dir::{FileError, StateDir};
 use crate::tasks::TaskLost;
-use crate::tls::{CertificateCell, KeyPairError, SharedPair};
+use crate::tls::{CertificateCell, DateError, KeyPairError, SharedPair};
 use crate::token::{JoinToken, TokenError};
 
 pub use connect::{Connect, MemberClient};
@@ -149,6 +149,10 @@ pub(crate) enum InitError {
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
     CertificateName { path: String, name: Name, names: String },
+    #[error(
+        "the certificate in {path} cannot be used: {reason}; give another one, or remove it and its key to have one made"
+    )]
+    CertificateDates { path: String, reason: DateError },
     #[error("{0}")]
     Config(#[from] ConfigError),
     #[error("cannot make or read a certificate: {0}")]

@@ -182,7 +182,8 @@ impl From<InitError> for Error {
             InitError::Token(_)
             | InitError::Address(_)
             | InitError::Listen { .. }
-            | InitError::CertificateName { .. } => Error::bad_request(message),
+            | InitError::CertificateName { .. }
+            | InitError::CertificateDates { .. } => Error::bad_request(message),
             InitError::OtherCluster { .. } => Error::forbidden(message),
             InitError::Unreachable { .. } => Error::unavailable(message),
             InitError::Refused { code, retry_after, .. } => {

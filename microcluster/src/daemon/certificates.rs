@@ -1,6 +1,6 @@
 //! This daemon's own certificate: made, given by an operator, and read again.
 
-use microcluster_client::Name;
+use microcluster_client::{Name, Timestamp};
 
 use super::CoreShared;
 use crate::error::Chain;
@@ -26,14 +26,17 @@ pub(super) fn load_or_make_server(dir: &StateDir, machine: &str) -> Result<KeyPa
     Ok(pair)
 }
 
-/// Makes sure that this daemon's certificate carries its name as a member. One that a daemon made is
+/// Makes sure that this daemon's certificate carries its name as a member and is valid now. One that a daemon made is
 /// made anew; one that an operator brought is not touched.
 pub(super) async fn ensure_server_carries(state: &State, name: &Name) -> Result<KeyPair, InitError> {
     let current = state.server_certificate().current();
-    if current.certificate.carries(name.as_str()) {
+    let dates = current.certificate.check_dates(Timestamp::now());
+    if current.certificate.carries(name.as_str()) && dates.is_ok() {
         return Ok(current);
     }
     if !current.certificate.is_generated {
+        let path = state.dir().key_pair("server").certificate.display().to_string();
+        dates.map_err(|reason| InitError::CertificateDates { path, reason })?;
         let names = current.certificate.names().join(", ");
         let path = state.dir().key_pair("server").certificate;
         let (path, name) = (path.display().to_string(), name.clone());

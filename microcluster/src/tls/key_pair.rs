@@ -65,6 +65,17 @@ pub(crate) enum CertificateError {
         "there is something else than certificates in the PEM text of the certificate: {0}; give the certificate and its chain alone, and the private key apart from them"
     )]
     NotAlone(&'static str),
+    #[error(transparent)]
+    Dates(#[from] DateError),
+}
+
+/// A certificate is not valid at the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DateError {
+    #[error("the certificate has expired at {at}")]
+    Expired { at: Timestamp },
+    #[error("the certificate is not valid before {from}")]
+    NotYetValid { from: Timestamp },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +188,17 @@ impl Certificate {
         Ok(Certificate { pem: pem.to_owned(), fingerprint, valid_from, expires_at, names, is_generated })
     }
 
+    /// Refuses a certificate that has expired, or is not valid yet.
+    pub fn check_dates(&self, now: Timestamp) -> Result<(), DateError> {
+        if self.expires_at <= now {
+            return Err(DateError::Expired { at: self.expires_at });
+        }
+        if now < self.valid_from {
+            return Err(DateError::NotYetValid { from: self.valid_from });
+        }
+        Ok(())
+    }
+
     /// Whether it was issued for that name.
     pub fn carries(&self, name: &str) -> bool {
         self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
@@ -252,7 +274,8 @@ mod tests {
         // Both in one file, as some servers want them.
         let other = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
         let short = key.replace("-----BEGIN PRIVATE", "---BEGIN PRIVATE");
-        for both in [format!("{cert}{key}"), format!("{key}{cert}"), format!("{cert}{short}"), format!("{cert}{other}")] {
+        for both in [format!("{cert}{key}"), format!("{key}{cert}"), format!("{cert}{short}"), format!("{cert}{other}")]
+        {
             let refused = parse(&both, key);
             assert!(matches!(refused, KeyPairError::Certificate(CertificateError::NotAlone(_))), "{refused}");
             assert!(!refused.to_string().contains(key.lines().nth(1).unwrap()), "{refused}");
