@@ -109,7 +109,7 @@ impl From<AddError> for Error {
     fn from(error: AddError) -> Error {
         let message = error.to_string();
         match error {
-            AddError::NameTaken { .. } => Error::conflict(message),
+            AddError::NameTaken { .. } | AddError::MemberExists { .. } => Error::conflict(message),
             AddError::ExpiresTooLate => Error::bad_request(message),
             AddError::Database(source) => source.into(),
         }
