@@ -33,6 +33,6 @@ pub(crate) use node::{Node, NodeParts};
 pub(crate) use own_config::{ConfigError, keep_own_row};
 pub(crate) use peers::Peers;
 pub(crate) use reconcile::keep_reconciled;
-pub(crate) use removal::RemoveError;
+pub(crate) use removal::{Removal, RemoveError};
 pub(crate) use trust_keeper::keep_trust;
 pub(crate) use upgrade::{Standing, WaitsForUpgrade, keep_upgraded};

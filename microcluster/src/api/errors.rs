@@ -93,7 +93,7 @@ impl From<RemoveError> for Error {
     fn from(error: RemoveError) -> Error {
         let message = error.to_string();
         match error {
-            RemoveError::NotFound { .. } => Error::not_found(message),
+            RemoveError::NotFound { .. } | RemoveError::OtherAddress { .. } => Error::not_found(message),
             RemoveError::Last { .. } | RemoveError::NoMajority { .. } => Error::conflict(message),
             RemoveError::Unreachable { .. } => Error::unavailable(message),
             RemoveError::Leads { .. } => Error::unavailable(message).retry_after(1),

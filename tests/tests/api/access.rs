@@ -122,7 +122,7 @@ async fn no_route_is_left_out() {
 
 /// A removal can name the member by its id too: one that has joined under the same name since then is another one.
 #[tokio::test]
-async fn a_removal_is_of_the_member_with_the_id() {
+async fn a_removal_is_of_the_member_with_the_id_and_the_address() {
     let cluster = TestCluster::start(2).await;
     cluster.settled(&["c1", "c2"]).await;
     for member in &cluster.members {
@@ -131,8 +131,19 @@ async fn a_removal_is_of_the_member_with_the_id() {
         assert!(message.contains("c2"), "{message}");
         let message = target.send("DELETE /core/1.0/cluster/c2?id=x", Payload::none()).await.error(400);
         assert!(message.contains("id"), "{message}");
+        for address in ["127.0.0.1:1", "127.0.0.1%3A1", "[::1]:9001"] {
+            let request = format!("DELETE /core/1.0/cluster/c2?force=1&address={address}");
+            let message = target.send(&request, Payload::none()).await.error(404);
+            assert!(message.contains(&cluster.members[1].address().to_string()), "{message}");
+        }
+        let message = target.send("DELETE /core/1.0/cluster/c2?address=x", Payload::none()).await.error(400);
+        assert!(message.contains("address"), "{message}");
     }
     assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2"]);
+    let request = format!("DELETE /core/1.0/cluster/c2?address={}", cluster.members[1].address());
+    let target = Target::new(&cluster.members[0], Caller::Socket);
+    let _ = target.send(&request, Payload::none()).await.metadata();
+    assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1"]);
 }
 
 /// The cluster's own certificate is on every member and opens nothing.
@@ -242,7 +253,7 @@ async fn the_pre_init_address_makes_way_for_the_cluster_address() {
         };
         is_open().await;
         // It is found to be for another name only after the way was made.
-        let token = taken.token(&"other".parse().unwrap()).await;
+        let token = taken.token(&format!("other{}", u8::from(everywhere)).parse().unwrap()).await;
         let refused = daemon.join(&token).await.unwrap_err();
         assert_eq!(refused.code(), Some(403), "{refused}");
         is_open().await;
