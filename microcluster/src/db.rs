@@ -46,9 +46,9 @@ mod watch;
 mod writer;
 
 pub use command::{QueryResult, Statement, Value};
-pub use database::{Consistency, Database, OpenError};
+pub use database::{Consistency, Database, OpenError, PingError};
 pub use error::Error;
-pub use network::{PROTOCOL, PeerConnector, PeerIo, PeerStream, Pong};
+pub use network::{NotTrusted, PROTOCOL, PeerConnector, PeerIo, PeerStream, Pong};
 pub use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;
