@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tracing::{Instrument, Span};
 
 use self::member::Running;
 use self::servers::Servers;
@@ -297,8 +298,8 @@ impl Core {
             tokio::select! {
                 // Never closed: the state, which is held here, has a sender.
                 Some(command) = self.commands.recv() => match command {
-                    Command::Initialise { request, answer } => self.begin_initialise(request, answer),
-                    Command::Reset { force, answer } => self.begin_reset(force, answer),
+                    Command::Initialise { request, span, answer } => self.begin_initialise(request, span, answer),
+                    Command::Reset { force, span, answer } => self.begin_reset(force, &span, answer),
                     Command::SetServerCertificate { new, answer } => {
                         // Here, so that no bootstrap or join begins with the one before.
                         answer.send(self.shared.set_server_certificate(new).await).ok();
@@ -328,7 +329,12 @@ impl Core {
         done.send(ended).ok();
     }
 
-    fn begin_initialise(&self, request: InitRequest, answer: oneshot::Sender<Result<(), crate::state::InitError>>) {
+    fn begin_initialise(
+        &self,
+        request: InitRequest,
+        span: Span,
+        answer: oneshot::Sender<Result<(), crate::state::InitError>>,
+    ) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Uninitialised => {}
@@ -343,10 +349,11 @@ impl Core {
             }
         }
         shared.state.set_lifecycle(Lifecycle::Initialising(None));
-        self.shared.changes.spawn("initialise", async move { shared.initialise(request, answer).await });
+        let initialise = async move { shared.initialise(request, answer).await };
+        self.shared.changes.spawn("initialise", initialise.instrument(span));
     }
 
-    fn begin_reset(&self, force: bool, answer: oneshot::Sender<Result<(), NotNow>>) {
+    fn begin_reset(&self, force: bool, span: &Span, answer: oneshot::Sender<Result<(), NotNow>>) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Member(_) => {}
@@ -357,12 +364,13 @@ impl Core {
         }
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
-        tracing::warn!("this member was removed from its cluster and forgets it");
-        self.shared.changes.spawn("reset", async move {
+        span.in_scope(|| tracing::warn!("this member was removed from its cluster and forgets it"));
+        let reset = async move {
             if let Err(fatal) = shared.reset(force).await {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
             }
-        });
+        };
+        self.shared.changes.spawn("reset", reset.instrument(span.clone()));
     }
 
     /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::cluster::{ConfigError, HookError, Node, WaitsForUpgrade};
 use crate::config::Settings;
@@ -75,19 +76,20 @@ pub(crate) enum Lifecycle {
 pub(crate) enum Command {
     Initialise {
         request: InitRequest,
+        /// Of the request that it came by.
+        span: Span,
         answer: oneshot::Sender<Result<(), InitError>>,
     },
     /// Forget the cluster. Answered before it is done: the answer travels over what is closed then.
     Reset {
         /// As the hooks are told.
         force: bool,
+        /// Of the request that it came by.
+        span: Span,
         answer: oneshot::Sender<Result<(), NotNow>>,
     },
     /// Take the key pair that an operator brings, before initialisation.
-    SetServerCertificate {
-        new: SharedPair,
-        answer: oneshot::Sender<Result<(), SetServerError>>,
-    },
+    SetServerCertificate { new: SharedPair, answer: oneshot::Sender<Result<(), SetServerError>> },
     /// Stop. Answered before it is done.
     Shutdown,
 }
@@ -405,7 +407,7 @@ impl State {
     /// Bootstraps or joins.
     pub(crate) async fn initialise(&self, request: InitRequest) -> Result<(), InitError> {
         let (answer, wait) = oneshot::channel();
-        self.send(Command::Initialise { request, answer }).await?;
+        self.send(Command::Initialise { request, span: Span::current(), answer }).await?;
         // The daemon drops the answer only when it stops.
         wait.await.unwrap_or(Err(InitError::NotNow(NotNow::ShuttingDown)))
     }
@@ -413,7 +415,7 @@ impl State {
     /// Begins to forget the cluster.
     pub(crate) async fn reset(&self, force: bool) -> Result<(), NotNow> {
         let (answer, wait) = oneshot::channel();
-        self.send(Command::Reset { force, answer }).await?;
+        self.send(Command::Reset { force, span: Span::current(), answer }).await?;
         wait.await.unwrap_or(Err(NotNow::ShuttingDown))
     }
 

@@ -17,7 +17,9 @@ use super::damage::{self, Standing, is_damage};
 use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, Early, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
+use super::network::{
+    self, Call, CallError, Early, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
