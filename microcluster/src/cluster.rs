@@ -35,6 +35,6 @@ pub(crate) use own_config::{ConfigError, keep_own_row};
 pub(crate) use peers::Peers;
 pub(crate) use reconcile::keep_reconciled;
 pub use recovery::{MembersError, RaftMember};
-pub(crate) use removal::RemoveError;
+pub(crate) use removal::{Removal, RemoveError};
 pub(crate) use trust_keeper::keep_trust;
 pub(crate) use upgrade::{Standing, WaitsForUpgrade, keep_upgraded};

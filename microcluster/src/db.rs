@@ -48,9 +48,10 @@ mod watch;
 mod writer;
 
 pub use command::{QueryResult, Statement, Value};
+pub(crate) use database::PingError;
 pub use database::{Consistency, Database, OpenError};
 pub use error::Error;
-pub(crate) use network::{PROTOCOL, PeerConnector, PeerStream};
+pub(crate) use network::{NotTrusted, PROTOCOL, PeerConnector, PeerStream};
 pub(crate) use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;

@@ -17,7 +17,7 @@ use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
-use crate::db::{self, Consistency, Database, NodeId, SchemaUpdate, Status};
+use crate::db::{self, Consistency, Database, NodeId, PingError, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
@@ -312,7 +312,16 @@ impl Node {
             // Another daemon may listen there by now.
             Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
             Ok(_) => MemberStatus::Online,
-            Err(_) => MemberStatus::Unreachable,
+            Err(e) => not_online(&e),
         }
+    }
+}
+
+/// What is shown of a member that does not answer, or for which another one does.
+fn not_online(error: &PingError) -> MemberStatus {
+    match error {
+        PingError::OtherNode { .. } => MemberStatus::NotFound,
+        PingError::NotTrusted { .. } => MemberStatus::NotTrusted,
+        _ => MemberStatus::Unreachable,
     }
 }

@@ -19,7 +19,7 @@ use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
 use super::network::{
-    self, Call, CallError, Early, Era, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+    self, Call, CallError, Early, Era, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
 };
 use super::options::{Options, Timings};
 use super::query::{self, Read};
@@ -123,6 +123,30 @@ pub(super) struct Inner {
     internal_schema: Vec<&'static str>,
     tasks: TaskTracker,
     cancelled: CancellationToken,
+}
+
+/// Why a member did not answer a ping.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// Nobody answers.
+    #[error("{detail}")]
+    Silent {
+        /// What was tried.
+        detail: String,
+    },
+    /// Somebody answers who does not trust this member, or whom it does not trust.
+    #[error("{detail}")]
+    NotTrusted {
+        /// Which does not trust which.
+        detail: String,
+    },
+    /// A member under another id answers.
+    #[error("{detail}")]
+    OtherNode {
+        /// Which one.
+        detail: String,
+    },
 }
 
 impl Database {
@@ -485,20 +509,25 @@ impl Database {
     /// Asks the member with node `id` at `address` how it is.
     ///
     /// # Errors
-    /// [`Error::NoQuorum`] with the reason when it does not answer within `timeout`.
-    pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, Error> {
+    /// When it does not answer within `timeout`, or somebody else does.
+    pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, PingError> {
         if id == self.inner.service.node_id {
             return Ok(Pong { node_id: id, applied_index: *self.inner.shared.applied.borrow() });
         }
         let detail = match tokio::time::timeout(timeout, self.inner.peers.call(id, address, Call::Ping)).await {
             Ok(Ok(Reply::Pong(pong))) => return Ok(pong),
             Ok(Ok(_)) => format!("the member at {address} gave an answer of the wrong kind"),
-            Ok(Err(error @ (CallError::Unreachable { .. } | CallError::Broken { .. } | CallError::Full { .. }))) => {
-                error.to_string()
+            Ok(Err(error)) => {
+                let detail = error.to_string();
+                return Err(match error {
+                    CallError::Unreachable { met: Met::Stranger, .. } => PingError::NotTrusted { detail },
+                    CallError::Unreachable { met: Met::OtherNode, .. } => PingError::OtherNode { detail },
+                    _ => PingError::Silent { detail },
+                });
             }
             Err(_) => format!("the member at {address} did not answer within {timeout:?}"),
         };
-        Err(Error::NoQuorum { detail })
+        Err(PingError::Silent { detail })
     }
 
     /// Stops Raft, ends all tasks and closes the files. What was acknowledged is safe; calls that run fail.

@@ -14,6 +14,7 @@ mod remove;
 mod replace;
 mod roles;
 mod rotation;
+mod statuses;
 mod step_crash;
 mod stop;
 mod writes;

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::era::Era;
 use super::message::{self, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
-use super::{PeerConnector, PeerStream};
+use super::{NotTrusted, PeerConnector, PeerStream};
 use crate::db::raft_types::NodeId;
 
 /// How long connecting, TLS and the greeting may take.
@@ -31,13 +31,43 @@ const WRITE_BYTES: usize = 256 << 10;
 pub(crate) enum CallError {
     /// It was not sent: the peer cannot be reached.
     #[error("cannot reach the member at {address}: {reason}")]
-    Unreachable { address: String, reason: Arc<str> },
+    Unreachable { address: String, reason: Arc<str>, met: Met },
     /// It was sent, and the connection broke: the peer may have done it.
     #[error("the connection to the member at {address} broke: {reason}")]
     Broken { address: String, reason: Arc<str> },
     /// Too many calls wait for this peer.
     #[error("too many calls wait for the member at {address}")]
     Full { address: String },
+}
+
+/// Who answers where a peer was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// Nobody, or nobody who can be talked to.
+    Nobody,
+    /// Somebody who does not trust this member, or whom it does not trust.
+    Stranger,
+    /// A member under another id.
+    OtherNode,
+}
+
+/// Another node answers.
+#[derive(Debug, thiserror::Error)]
+#[error("node {found} answers there, not node {wanted}")]
+struct OtherNode {
+    found: NodeId,
+    wanted: NodeId,
+}
+
+impl Met {
+    /// Who that was, by the error that came of it.
+    fn of(error: &io::Error) -> Met {
+        match error.get_ref() {
+            Some(inner) if inner.is::<NotTrusted>() => Met::Stranger,
+            Some(inner) if inner.is::<OtherNode>() => Met::OtherNode,
+            _ => Met::Nobody,
+        }
+    }
 }
 
 /// The connections to all other members.
@@ -138,7 +168,8 @@ async fn run(
             }
             Err(error) => {
                 // Those who queued up behind this attempt share its end; nobody waits for a second one.
-                let failure = CallError::Unreachable { address: address.clone(), reason: error.to_string().into() };
+                let (reason, met) = (error.to_string().into(), Met::of(&error));
+                let failure = CallError::Unreachable { address: address.clone(), reason, met };
                 let _ = first.reply.send(Err(failure.clone()));
                 while let Ok(pending) = calls.try_recv() {
                     let _ = pending.reply.send(Err(failure.clone()));
@@ -288,9 +319,7 @@ async fn connect(
                     era.check(other).err().unwrap_or_else(|| "it has the database of another recovery".to_owned());
                 Err(io::Error::other(reason))
             }
-            Welcome::WrongNode { node_id } => {
-                Err(io::Error::other(format!("node {node_id} answers there, not node {id}")))
-            }
+            Welcome::WrongNode { node_id } => Err(io::Error::other(OtherNode { found: node_id, wanted: id })),
         }
     };
     tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.unwrap_or_else(|_| {

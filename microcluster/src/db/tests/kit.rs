@@ -53,7 +53,7 @@ pub struct Cluster {
     dirs: BTreeMap<NodeId, TempDir>,
 }
 
-fn address(id: NodeId) -> String {
+pub fn address(id: NodeId) -> String {
     format!("127.0.0.1:{id}")
 }
 
