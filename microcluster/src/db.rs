@@ -9,6 +9,7 @@ mod authorizer;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod checkpoint;
 mod checksum;
 mod command;
 mod damage;
@@ -36,6 +37,7 @@ mod sessions;
 mod state_file;
 mod state_machine;
 mod status;
+mod succession;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;

@@ -2,6 +2,8 @@
 
 mod accept;
 mod limits;
+#[cfg(feature = "test-util")]
+pub(crate) mod partition;
 mod patience;
 mod places;
 #[cfg(test)]

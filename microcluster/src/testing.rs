@@ -21,13 +21,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use microcluster_client::{Address, Client, Name};
+use microcluster_client::{Address, Client, Fingerprint, Name};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::app::App;
 use crate::builder::{Builder, Daemon};
 use crate::daemon::{Handle, StartError};
+use crate::listener::partition::{self, Way};
 use crate::state::{Lifecycle, State};
 
 /// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
@@ -44,6 +45,8 @@ type Describe = Arc<dyn Fn(Builder) -> Builder + Send + Sync>;
 pub struct Cluster {
     members: Vec<Member>,
     describe: Describe,
+    /// The ways on which nothing comes through.
+    divided: Vec<Way>,
 }
 
 /// One daemon, with a runtime of its own, so that it can be killed.
@@ -60,7 +63,7 @@ pub struct Member {
 impl Cluster {
     /// Bootstraps a cluster and joins the other members to it. `describe` makes the product's daemon out of the one it is given.
     pub async fn start(size: usize, describe: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Cluster {
-        let mut cluster = Cluster { members: Vec::new(), describe: Arc::new(describe) };
+        let mut cluster = Cluster { members: Vec::new(), describe: Arc::new(describe), divided: Vec::new() };
         for _ in 0..size {
             cluster.add().await;
         }
@@ -102,6 +105,24 @@ impl Cluster {
         }
         self.members.push(member);
         self.members.last_mut().expect("it was added")
+    }
+
+    /// Divides the network: these members, counted from 0, and all others do not hear each other, without an error, as behind a
+    /// switch that drops packets. Each goes on to serve its own control socket. It heals what was divided before.
+    pub fn partition(&mut self, side: &[usize]) {
+        self.heal();
+        let (one, other): (Vec<_>, Vec<_>) = self.members.iter().enumerate().partition(|(at, _)| side.contains(at));
+        for (_, one) in &one {
+            for (_, other) in &other {
+                self.divided.extend([one.way_to(other), other.way_to(one)]);
+            }
+        }
+        partition::divide(self.divided.iter().copied());
+    }
+
+    /// Everybody hears everybody again; what was sent meanwhile arrives, unless who sent it has given up.
+    pub fn heal(&mut self) {
+        partition::heal(self.divided.drain(..));
     }
 
     /// The place of the member that leads, once there is one that runs.
@@ -212,11 +233,22 @@ impl Member {
         self.standing_still.take().expect("it stands still");
     }
 
+    fn way_to(&self, other: &Member) -> Way {
+        let certificate = std::fs::read_to_string(self.dir().join("server.crt")).expect("it was started");
+        (Fingerprint::of_pem(&certificate).expect("a certificate"), other.address.socket_addr())
+    }
+
     /// Ends it in the middle of what it does.
     pub fn kill(&mut self) {
         self.standing_still = None;
         let (runtime, handle) = self.running.take().expect("it runs");
         end(runtime, handle);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.heal();
     }
 }
 

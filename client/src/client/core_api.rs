@@ -13,8 +13,9 @@ use crate::{
 
 /// A dump is the whole database as text.
 const DUMP_BYTES_MAX: usize = 1 << 30;
-/// How long [`Client::wait_ready`] waits between two tries.
-const READY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long [`Client::wait_ready`] waits between two tries: little at first, then longer.
+const READY_INTERVAL_MIN: Duration = Duration::from_millis(2);
+const READY_INTERVAL_MAX: Duration = Duration::from_millis(50);
 
 /// The Core API. Every call fails with [`Error::Status`] when the daemon refuses and with the other
 /// errors when there is no good answer.
@@ -42,19 +43,21 @@ impl Client {
     /// The last reason why it is not ready, when the time is up.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + timeout;
+        let mut interval = READY_INTERVAL_MIN;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let attempt = self.timeout(left.clamp(READY_INTERVAL, TIMEOUT_DEFAULT)).ready().await;
+            let attempt = self.timeout(left.clamp(READY_INTERVAL_MAX, TIMEOUT_DEFAULT)).ready().await;
             let Err(error) = attempt else { return Ok(()) };
             let starting = match &error {
                 Error::Unreachable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,
                 Error::Interrupted { .. } | Error::Timeout { .. } => true,
                 error => error.code() == Some(503),
             };
-            if !starting || Instant::now() + READY_INTERVAL >= deadline {
+            if !starting || Instant::now() + interval >= deadline {
                 return Err(error);
             }
-            tokio::time::sleep(READY_INTERVAL).await;
+            tokio::time::sleep(interval).await;
+            interval = (interval * 2).min(READY_INTERVAL_MAX);
         }
     }
 

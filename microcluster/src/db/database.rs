@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +31,7 @@ use super::schema::{Level, Upgrade};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
 use super::status::{self, Status};
+use super::succession::Succession;
 use super::transaction::{Closures, Parameters, Transaction};
 use super::watch::Watch;
 use super::writer::{Shared, Writer};
@@ -172,6 +174,7 @@ impl Database {
             read_index,
             shared: Arc::clone(&shared),
             era,
+            succession: Succession::new(&timings),
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {
@@ -378,8 +381,9 @@ impl Database {
     /// # Errors
     /// [`Error::NoQuorum`] when that takes longer than the request timeout.
     pub async fn linearize(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.inner.timings.request;
         let index = self.inner.forwarder.read_index().await?;
-        self.applied(index).await
+        self.applied(index, deadline).await
     }
 
     /// How this member's database is, now.
@@ -497,14 +501,14 @@ impl Database {
         match consistency {
             Consistency::Local => Ok(()),
             Consistency::Linearizable => self.linearize().await,
-            Consistency::AtLeast(index) => self.applied(index).await,
+            Consistency::AtLeast(index) => self.applied(index, Instant::now() + self.inner.timings.request).await,
         }
     }
 
-    async fn applied(&self, index: u64) -> Result<(), Error> {
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
         let mut applied = self.inner.shared.applied.subscribe();
         let reached = applied.wait_for(|applied| *applied >= index);
-        match tokio::time::timeout(self.inner.timings.request, reached).await {
+        match tokio::time::timeout_at(deadline, reached).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::ShuttingDown),
             Err(_) => {

@@ -1,6 +1,7 @@
 //! The database as its users see it: clusters in one process, over a network that can be cut.
 
-mod kit;
+mod closures;
+pub(crate) mod kit;
 pub(crate) mod power_loss;
 mod random_sql;
 mod recovery;

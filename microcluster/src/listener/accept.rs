@@ -97,6 +97,11 @@ pub(super) async fn tls_loop(
                 _ => Protocol::Http1,
             };
             let manners = if is_stranger { Manners::of_strangers(&limits) } else { Manners::of_known(&limits) };
+            #[cfg(feature = "test-util")]
+            let stream = {
+                let listening = stream.get_ref().0.local_addr().ok();
+                super::partition::Divisible::new(stream, certificate, listening)
+            };
             serve(stream, protocol, connection, manners, api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });

@@ -21,7 +21,7 @@ use super::snapshot::{self, Sending};
 use crate::db::raft_types::{LogId, NodeId, Peer, Snapshot, TypeConfig, Vote};
 
 /// How long replication leaves an unreachable member alone before it tries again.
-const UNREACHABLE_PAUSE: Duration = Duration::from_millis(150);
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Makes the connections of the replication.
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -17,9 +17,10 @@ use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
 use crate::db::damage;
-use crate::db::raft_types::{NodeId, Raft};
+use crate::db::raft_types::{NodeId, Raft, Vote};
 use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
+use crate::db::succession::Succession;
 use crate::db::writer::Shared;
 
 /// How many calls of one connection are run at once; reading waits when there are more.
@@ -39,6 +40,8 @@ pub(crate) struct Service {
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
     pub era: Arc<Era>,
+    /// When this member stands for election after a leader that is gone.
+    pub succession: Succession,
 }
 
 impl Service {
@@ -52,8 +55,18 @@ impl Service {
     }
 }
 
-/// Serves one connection until it closes.
+/// Serves one connection until it closes. Where it was the leader's this member may have to take the lead.
 pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<()> {
+    let followed = Mutex::new(None);
+    let ended = converse(service, stream, &followed).await;
+    if let Some(vote) = followed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        service.succession.stand(service.node_id, &service.raft, &service.shared.heard, vote).await;
+    }
+    ended
+}
+
+/// `followed` is the vote by which the other member has led on this connection.
+async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option<Vote>>) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut frames = FramedRead::new(reader, message::frames());
     let mut buffer = Vec::new();
@@ -91,7 +104,7 @@ pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<(
                     let reply = snapshot::receive(service, frame, &mut frames).await?;
                     put_reply(&mut buffer, number, &reply)?;
                 } else {
-                    running.push(answer(service, frame));
+                    running.push(answer(service, followed, frame));
                 }
             }
         }
@@ -114,26 +127,30 @@ fn put_reply(buffer: &mut Vec<u8>, number: u64, reply: &Reply) -> io::Result<()>
     message::put_frame(buffer, kind::REPLY, number, reply).map_err(io::Error::other)
 }
 
-async fn answer(service: &Service, frame: Frame) -> (u64, Reply) {
+async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame) -> (u64, Reply) {
     let number = frame.number;
     let reply = match frame.call() {
-        Ok(call) => run(service, call).await,
+        Ok(call) => run(service, followed, call).await,
         Err(error) => Reply::Failed(error.to_string()),
     };
     (number, reply)
 }
 
-async fn run(service: &Service, call: Call) -> Reply {
+async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> Reply {
     match call {
-        Call::Append(request) => match service.raft.append_entries(request).await {
-            Ok(response) => {
-                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-                    service.shared.heard.note();
+        Call::Append(request) => {
+            let vote = request.vote;
+            match service.raft.append_entries(request).await {
+                Ok(response) => {
+                    if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                        service.shared.heard.note();
+                        *followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
+                    }
+                    Reply::Append(response)
                 }
-                Reply::Append(response)
+                Err(error) => Reply::Failed(error.to_string()),
             }
-            Err(error) => Reply::Failed(error.to_string()),
-        },
+        }
         Call::Vote(request) => match service.raft.vote(request).await {
             Ok(response) => Reply::Vote(response),
             Err(error) => Reply::Failed(error.to_string()),

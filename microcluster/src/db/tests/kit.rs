@@ -117,6 +117,13 @@ impl Cluster {
         self.start(id).await;
     }
 
+    /// How large the file of a member's state is whose name ends so.
+    pub fn state_bytes(&self, id: NodeId, suffix: &str) -> u64 {
+        let files = std::fs::read_dir(self.dirs[&id].path().join("state")).unwrap().map(Result::unwrap);
+        let found = files.filter(|file| file.file_name().to_str().unwrap().ends_with(suffix));
+        found.map(|file| file.metadata().unwrap().len()).sum()
+    }
+
     /// Changes bytes in the state file of a member that is down.
     pub fn damage_state(&self, id: NodeId, find: &[u8], replacement: &[u8]) {
         let path = crate::db::state_file::current(&self.dirs[&id].path().join("state")).unwrap();
