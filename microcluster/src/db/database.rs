@@ -209,8 +209,8 @@ impl Database {
             sequencer,
             read_index,
             shared: Arc::clone(&shared),
-            succession: Succession::new(&timings),
             era,
+            succession: Succession::new(&timings),
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {

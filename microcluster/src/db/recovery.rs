@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use openraft::{CommittedLeaderId, EntryPayload, Membership};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::apply::{Applier, ApplyError, Position, put_position, read_position};
 use super::damage;
@@ -142,8 +143,9 @@ impl Draft {
         }
         let state_dir = create_state_dir(dir)?;
         let copy = |source| OfflineError::Copy { dir: from.join("state"), source };
-        let pinned =
-            PinnedSnapshot::take(&Readers::new(current(from)?, tokio::sync::watch::Sender::new(None))).map_err(copy)?;
+        // Damage that is found here is an error of this copy; there is no daemon to be told.
+        let readers = Readers::new(current(from)?, watch::Sender::new(None));
+        let pinned = PinnedSnapshot::take(&readers).map_err(copy)?;
         let draft = Draft { dir: dir.to_owned(), file: pinned.copy_to(&state_dir).map_err(copy)? };
 
         let mut applier = Applier::open(draft.path()).map_err(draft.state_error())?;

@@ -39,9 +39,9 @@ pub(crate) struct Service {
     pub sequencer: Sequencer,
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
+    pub era: Arc<Era>,
     /// When this member stands for election after a leader that is gone.
     pub succession: Succession,
-    pub era: Arc<Era>,
 }
 
 impl Service {
