@@ -17,4 +17,5 @@ mod rotation;
 mod statuses;
 mod step_crash;
 mod stop;
+mod tools;
 mod writes;
