@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::{RaftMetrics, ServerState};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::raft_types::{NodeId, Peer, Raft};
@@ -105,17 +105,25 @@ impl Status {
 
 /// When this member has last heard of its leader.
 #[derive(Debug, Default)]
-pub(crate) struct Heard(Mutex<Option<Instant>>);
+pub(crate) struct Heard {
+    last: Mutex<Option<Instant>>,
+    /// Told when it is heard of for the first time, or again.
+    again: Notify,
+}
 
 impl Heard {
     /// It hears of it now.
     pub fn note(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let now = Instant::now();
+        let before = self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if before.is_none_or(|before| now.duration_since(before) > LOOK) {
+            self.again.notify_one();
+        }
     }
 
     /// When that was.
     pub fn last(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_within(&self, time: Duration) -> bool {
@@ -123,7 +131,7 @@ impl Heard {
     }
 }
 
-/// How often the quorum is looked at; nothing tells when it is lost.
+/// How often the quorum is looked at; nothing tells when it is lost, only when the leader is heard of again.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Keeps `status` up to date until cancelled. Who leads, who is a member and whether there is a quorum is told at once;
@@ -166,6 +174,7 @@ pub(crate) async fn watch_metrics(
                 status.send_modify(|status| status.state = RaftState::Shutdown);
                 return;
             },
+            () = shared.heard.again.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
     }
