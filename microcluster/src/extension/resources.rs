@@ -45,6 +45,17 @@ pub struct Resources {
 }
 
 /// A path and what can be done with it.
+///
+/// ```
+/// use microcluster::{Endpoint, Path, Response, action};
+///
+/// async fn host_show(Path(name): Path<String>) -> Response {
+///     Response::json(name)
+/// }
+///
+/// let endpoint = Endpoint::new("hosts/{name}").alias("machines/{name}").get(action(host_show).proxy_target());
+/// # let _ = endpoint;
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Endpoint {
@@ -52,7 +63,20 @@ pub struct Endpoint {
     actions: Vec<(Method, Action)>,
 }
 
-/// A handler with who may use it, when, and where it runs. Made with [`action`].
+/// A handler with who may use it, when, and where it runs. Made with [`action`], or of a whole service with [`service`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use microcluster::{Access, Json, Response, action};
+///
+/// async fn note_add(Json(text): Json<String>) -> Response {
+///     Response::json(text.len())
+/// }
+///
+/// let add = action(note_add).access(Access::Open).leader_only().body_limit(4096).timeout(Duration::from_secs(5));
+/// # let _ = add;
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Action {
@@ -74,6 +98,12 @@ struct Mount {
 }
 
 /// What an endpoint takes as an action: a handler, or one with options.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no handler of a microcluster product, and no action",
+    label = "this is to be an async function that takes extractors and returns an answer, or `action(..)` of one",
+    note = "the extractors of a handler are `State`, `Path`, `Query`, `Caller`, `Shared` and those of axum; `Json` or another one that takes the body comes last",
+    note = "a handler returns `Json`, `Response`, a type of axum's that is an answer, or a `microcluster::Result` of one; its future has to be `Send`"
+)]
 pub trait IntoAction<Marker> {
     /// The action.
     fn into_action(self) -> Action;
