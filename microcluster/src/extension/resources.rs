@@ -335,7 +335,7 @@ impl Action {
 
     /// It can be used while the daemon stops: during [`Hooks::on_stop`](crate::Hooks::on_stop), and while the requests that run are
     /// finished, until the listener is closed. Without this it takes no requests from the moment on when the stop begins: the answer is a
-    /// 503 that says so.
+    /// 503 that says so. One that is [`leader_only`](Action::leader_only) goes on to be done for other members until somebody else leads.
     pub fn allowed_during_shutdown(mut self) -> Action {
         self.during_shutdown = true;
         self
