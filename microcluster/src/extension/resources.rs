@@ -119,7 +119,16 @@ where
     T: 'static,
 {
     fn into_action(self) -> Action {
-        action(self)
+        Action {
+            handler: erase(self),
+            access: Access::Member,
+            target: false,
+            leader: false,
+            before_init: false,
+            during_shutdown: false,
+            body_max: BODY_MAX,
+            timeout: None,
+        }
     }
 }
 
@@ -130,21 +139,9 @@ impl IntoAction<()> for Action {
 }
 
 /// A handler as an action: for members, as a member, run on the member that is asked, with a body of at most 1 MiB.
-pub fn action<H, T>(handler: H) -> Action
-where
-    H: Handler<T, State>,
-    T: 'static,
-{
-    Action {
-        handler: erase(handler),
-        access: Access::Member,
-        target: false,
-        leader: false,
-        before_init: false,
-        during_shutdown: false,
-        body_max: BODY_MAX,
-        timeout: None,
-    }
+pub fn action<M>(handler: impl IntoAction<M>) -> Action {
+    // By the same trait as in an endpoint, so that the compiler says the same of what is no handler.
+    handler.into_action()
 }
 
 /// A whole service as an action, an [`axum::Router`] for one, with the options of an action: for [`Resources::mount`].
