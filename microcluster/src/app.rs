@@ -1,15 +1,17 @@
 //! A daemon seen from outside: what a product's command line and its tests ask of one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microcluster_client::{
-    Address, Client, ControlRequest, Error, Fingerprint, Identity, InitConfig, KeyPair, Member, MemberLocal, Name,
-    Secret, ServerConfig, ServerStatus, ServerTrust, SqlRequest, SqlResults, TokenRecord, TokenRequest,
+    Address, Client, ControlRequest, Error, Fingerprint, Identity, InitConfig, KeyPair, Member, Name, Secret,
+    ServerConfig, ServerStatus, ServerTrust, SqlRequest, SqlResults, TokenRecord, TokenRequest,
 };
 
+use crate::cluster::RaftMember;
+use crate::recovery::{self, LocalMembers, PreparedRecovery, RecoverError, Recovery};
 use crate::state_dir::{FileError, read_file};
-use crate::trust::TrustSet;
+use crate::tasks::blocking;
 
 /// A daemon on this machine, by its state directory. Nothing is opened before it is asked something.
 ///
@@ -184,16 +186,42 @@ impl App {
         Ok(Client::tls(address, identity, &ServerTrust::Pinned(fingerprint))?)
     }
 
-    /// The members as this daemon has cached them on disk, also while it does not run. Another list than that of the
-    /// cluster if it was down while members came and went.
+    /// The members as the log on this disk has them, and how new that is; also while the daemon does not run. It is the list
+    /// that [`App::recover_from_quorum_loss`] takes.
     ///
     /// # Errors
-    /// When the files cannot be read.
-    pub fn local_members(&self) -> Result<Vec<MemberLocal>, AppError> {
-        let trusted = TrustSet::load(&self.state_dir.join("truststore"))?;
-        let mut members: Vec<MemberLocal> = trusted.iter().map(|member| member.public()).collect();
-        members.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(members)
+    /// [`RecoverError::NotMember`], and when the files cannot be read.
+    pub async fn local_members(&self) -> Result<LocalMembers, RecoverError> {
+        self.offline(recovery::local).await
+    }
+
+    /// Has the cluster go on with these members after most of its voters were lost for good, from what is on this disk. The daemons of
+    /// all members must be stopped, and this should be the one with the newest log ([`App::local_members`]): what it does not have is lost.
+    ///
+    /// Roles and addresses may change; names and ids may not, nobody can be added or left out, and at least one member must be a voter.
+    /// The database as it was is kept in a backup. Afterwards [`Recovery::archive`] is copied into the state directories of the
+    /// other members that are left, and they are started. After a crash half-way it can be called again.
+    ///
+    /// # Errors
+    /// [`RecoverError::Held`] while the daemon runs, and what else [`RecoverError`] says.
+    pub async fn recover_from_quorum_loss(&self, members: Vec<RaftMember>) -> Result<Recovery, RecoverError> {
+        self.offline(move |path| PreparedRecovery::new(path)?.commit_blocking(members)).await
+    }
+
+    /// Begins a recovery for an operator to look at: [`PreparedRecovery::commit`] does it.
+    ///
+    /// # Errors
+    /// As [`App::recover_from_quorum_loss`].
+    pub async fn prepare_recovery(&self) -> Result<PreparedRecovery, RecoverError> {
+        self.offline(PreparedRecovery::new).await
+    }
+
+    async fn offline<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> Result<T, RecoverError> + Send + 'static,
+    ) -> Result<T, RecoverError> {
+        let path = self.state_dir.clone();
+        blocking("recovery", move || work(&path)).await?
     }
 
     fn file(&self, name: &str) -> Result<String, AppError> {

@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use microcluster_client::Address;
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tracing::{Instrument, Span};
 
 use self::member::Running;
 use self::servers::Servers;
@@ -309,8 +311,8 @@ impl Core {
             tokio::select! {
                 // Never closed: the state, which is held here, has a sender.
                 Some(command) = self.commands.recv() => match command {
-                    Command::Initialise { request, answer } => self.begin_initialise(request, answer),
-                    Command::Reset { force, answer } => self.begin_reset(force, answer),
+                    Command::Initialise { request, span, answer } => self.begin_initialise(request, span, answer),
+                    Command::Reset { force, span, answer } => self.begin_reset(force, &span, answer),
                     Command::SetServerCertificate { new, answer } => {
                         // Here, so that no bootstrap or join begins with the one before.
                         answer.send(self.shared.set_server_certificate(new).await).ok();
@@ -340,7 +342,12 @@ impl Core {
         done.send(ended).ok();
     }
 
-    fn begin_initialise(&self, request: InitRequest, answer: oneshot::Sender<Result<(), crate::state::InitError>>) {
+    fn begin_initialise(
+        &self,
+        request: InitRequest,
+        span: Span,
+        answer: oneshot::Sender<Result<(), crate::state::InitError>>,
+    ) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Uninitialised => {}
@@ -355,10 +362,11 @@ impl Core {
             }
         }
         shared.state.set_lifecycle(Lifecycle::Initialising(None));
-        self.shared.changes.spawn("initialise", async move { shared.initialise(request, answer).await });
+        let initialise = async move { shared.initialise(request, answer).await };
+        self.shared.changes.spawn("initialise", initialise.instrument(span));
     }
 
-    fn begin_reset(&self, force: bool, answer: oneshot::Sender<Result<(), NotNow>>) {
+    fn begin_reset(&self, force: bool, span: &Span, answer: oneshot::Sender<Result<(), NotNow>>) {
         let shared = self.shared.clone();
         match shared.state.lifecycle() {
             Lifecycle::Member(_) => {}
@@ -369,12 +377,13 @@ impl Core {
         }
         shared.state.set_lifecycle(Lifecycle::Resetting);
         answer.send(Ok(())).ok();
-        tracing::warn!("this member was removed from its cluster and forgets it");
-        self.shared.changes.spawn("reset", async move {
+        span.in_scope(|| tracing::warn!("this member was removed from its cluster and forgets it"));
+        let reset = async move {
             if let Err(fatal) = shared.reset(force).await {
                 shared.control.send(Internal::Fatal(fatal)).await.ok();
             }
-        });
+        };
+        self.shared.changes.spawn("reset", reset.instrument(span.clone()));
     }
 
     /// Forgets the cluster, except for the database: nobody has seen to it that this one was up to date, or not needed.
@@ -487,17 +496,29 @@ impl CoreShared {
         self.state.set_lifecycle(Lifecycle::Uninitialised);
     }
 
-    /// Serves the pre-init address, if there is one.
+    /// Closes the pre-init address where it is in the way of the cluster address. It is opened again when the bootstrap or the
+    /// join fails.
+    async fn make_way_for(&self, cluster: Address) {
+        if self.state.settings().pre_init_listen.is_some_and(|own| own.overlaps(cluster)) {
+            self.close_pre_init().await;
+        }
+    }
+
+    /// Serves the pre-init address, if there is one, unless it is served.
     async fn open_pre_init(&self) -> Result<(), StartError> {
         let Some(address) = self.state.settings().pre_init_listen else {
             return Ok(());
         };
         let address = address.socket_addr();
+        let mut pre_init = self.pre_init.lock().await;
+        if pre_init.is_some() {
+            return Ok(());
+        }
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
         let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
-        *self.pre_init.lock().await = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
+        *pre_init = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod authorizer;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod checkpoint;
 mod checksum;
 mod command;
 mod damage;
@@ -29,6 +30,7 @@ mod query;
 mod raft_types;
 mod read_index;
 mod readers;
+pub(crate) mod recovery;
 mod schema;
 mod sequencer;
 mod sessions;
@@ -46,9 +48,10 @@ mod watch;
 mod writer;
 
 pub use command::{QueryResult, Statement, Value};
+pub(crate) use database::PingError;
 pub use database::{Consistency, Database, OpenError};
 pub use error::Error;
-pub(crate) use network::{PROTOCOL, PeerConnector, PeerStream};
+pub(crate) use network::{NotTrusted, PROTOCOL, PeerConnector, PeerStream};
 pub(crate) use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;

@@ -121,6 +121,7 @@ mod state;
 // L4
 mod api;
 mod extension;
+mod recovery;
 
 // L5
 mod app;
@@ -134,6 +135,7 @@ pub use api::{Caller, Notification};
 pub use app::{App, AppError};
 pub use axum;
 pub use builder::{Builder, Daemon};
+pub use cluster::{MembersError, RaftMember};
 pub use daemon::{Handle, RunError, StartError};
 pub use db::SchemaUpdate;
 pub use error::{Error, Fatal, Result};
@@ -144,6 +146,7 @@ pub use extension::{
 pub use hooks::{Hooks, RoleStatus};
 pub use microcluster_client as client;
 pub use microcluster_client::{DaemonConfig, InitConfig, InitConfigError, MemberLocal, Name, Role};
+pub use recovery::{LocalMembers, LogPosition, PreparedRecovery, RecoverError, Recovery};
 pub use state::{Connect, MemberClient, State};
 pub use tokio_util::sync::CancellationToken;
 

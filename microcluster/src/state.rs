@@ -14,6 +14,7 @@ use std::time::Duration;
 use microcluster_client::{Address, InitConfig, Name, ServerStatus, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::cluster::{ConfigError, HookError, Node, WaitsForUpgrade};
 use crate::config::Settings;
@@ -21,7 +22,7 @@ use crate::db::{self, Database};
 use crate::error::Error;
 use crate::state_dir::{FileError, StateDir};
 use crate::tasks::TaskLost;
-use crate::tls::{CertificateCell, KeyPairError, SharedPair};
+use crate::tls::{CertificateCell, DateError, KeyPairError, SharedPair};
 use crate::token::{JoinToken, TokenError};
 
 pub use connect::{Connect, MemberClient};
@@ -87,19 +88,20 @@ pub(crate) enum Lifecycle {
 pub(crate) enum Command {
     Initialise {
         request: InitRequest,
+        /// Of the request that it came by.
+        span: Span,
         answer: oneshot::Sender<Result<(), InitError>>,
     },
     /// Forget the cluster. Answered before it is done: the answer travels over what is closed then.
     Reset {
         /// As the hooks are told.
         force: bool,
+        /// Of the request that it came by.
+        span: Span,
         answer: oneshot::Sender<Result<(), NotNow>>,
     },
     /// Take the key pair that an operator brings, before initialisation.
-    SetServerCertificate {
-        new: SharedPair,
-        answer: oneshot::Sender<Result<(), SetServerError>>,
-    },
+    SetServerCertificate { new: SharedPair, answer: oneshot::Sender<Result<(), SetServerError>> },
     /// Stop. Answered before it is done.
     Shutdown,
 }
@@ -163,6 +165,10 @@ pub(crate) enum InitError {
         "the certificate in {path} is for {names}, not for {name}; give one that carries the name, or remove it and its key to have one made"
     )]
     CertificateName { path: String, name: Name, names: String },
+    #[error(
+        "the certificate in {path} cannot be used: {reason}; give another one, or remove it and its key to have one made"
+    )]
+    CertificateDates { path: String, reason: DateError },
     #[error("{0}")]
     Config(#[from] ConfigError),
     #[error("cannot make or read a certificate: {0}")]
@@ -418,7 +424,7 @@ impl State {
     /// Bootstraps or joins.
     pub(crate) async fn initialise(&self, request: InitRequest) -> Result<(), InitError> {
         let (answer, wait) = oneshot::channel();
-        self.send(Command::Initialise { request, answer }).await?;
+        self.send(Command::Initialise { request, span: Span::current(), answer }).await?;
         // The daemon drops the answer only when it stops.
         wait.await.unwrap_or(Err(InitError::NotNow(NotNow::ShuttingDown)))
     }
@@ -426,7 +432,7 @@ impl State {
     /// Begins to forget the cluster.
     pub(crate) async fn reset(&self, force: bool) -> Result<(), NotNow> {
         let (answer, wait) = oneshot::channel();
-        self.send(Command::Reset { force, answer }).await?;
+        self.send(Command::Reset { force, span: Span::current(), answer }).await?;
         wait.await.unwrap_or(Err(NotNow::ShuttingDown))
     }
 

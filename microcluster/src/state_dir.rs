@@ -123,6 +123,21 @@ impl StateDir {
         self.path.join("database")
     }
 
+    /// What a member's database is rebuilt from that another one has recovered.
+    pub fn recovery_archive(&self) -> PathBuf {
+        self.path.join("recovery_db.tar.gz")
+    }
+
+    /// Where a recovered database is made.
+    pub fn recovering(&self) -> PathBuf {
+        self.path.join("recovering")
+    }
+
+    /// Where a recovered database is complete, until all of it is in its place.
+    pub fn recovered(&self) -> PathBuf {
+        self.path.join("recovered")
+    }
+
     pub fn truststore(&self) -> PathBuf {
         self.path.join("truststore")
     }
@@ -209,6 +224,7 @@ impl StateDir {
         let _installing = self.installing();
         remove_file(&self.daemon_config())?;
         remove_file(&self.join_record())?;
+        remove_file(&self.recovery_archive())?;
         let shared = stems(&self.certificates(), SHARED)?;
         for name in shared.iter().map(String::as_str).chain(["cluster"]) {
             let KeyPairPaths { certificate, key, authority, pending, shared } = self.key_pair(name);
@@ -220,7 +236,8 @@ impl StateDir {
         for directory in [&self.certificates(), &*self.path] {
             sweep(directory).map_err(failed("clear", directory))?;
         }
-        for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)] {
+        let recovery = [self.recovering(), self.recovered()];
+        for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)].into_iter().chain(recovery) {
             remove_directory(&directory)?;
         }
         let truststore = self.truststore();
@@ -275,7 +292,8 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
 }
 
-fn remove_directory(path: &Path) -> Result<(), FileError> {
+/// Removes a directory that may be absent.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
         _ => Ok(()),
@@ -317,7 +335,8 @@ fn create_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> FileError {
+/// What makes an error of the system's.
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> FileError {
     move |source| FileError { action, path: path.into(), source }
 }
 

@@ -7,5 +7,5 @@ mod server;
 
 pub(crate) use check::{PairError, check};
 pub(crate) use files::{LoadError, finish_installs, install, load};
-pub(crate) use key_pair::{Certificate, CertificateError, Generate, KeyPair, KeyPairError, SharedPair};
+pub(crate) use key_pair::{Certificate, CertificateError, DateError, Generate, KeyPair, KeyPairError, SharedPair};
 pub(crate) use server::{CertificateCell, ClusterResolver, MEMBER_SERVER_NAME, server_config};

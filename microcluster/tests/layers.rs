@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["state_dir", "tls", "token", "trust"],
     &["db"],
     &["cluster", "hooks", "state"],
-    &["api", "extension"],
+    &["api", "extension", "recovery"],
     &["app", "builder", "daemon", "listener"],
     &["testing"],
 ];

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use microcluster::App;
 use microcluster_client::Client;
 
 use crate::daemon::DemoDaemon;
@@ -76,7 +77,7 @@ pub enum Command {
     Waitready(lifecycle::Waitready),
     /// Stop the daemon; returns when it has stopped
     Shutdown(lifecycle::Shutdown),
-    /// List, show and remove the members of the cluster
+    /// List, show, compare and remove the members of the cluster; recover it
     #[command(subcommand)]
     Cluster(cluster::Command),
     /// Add, list and revoke join tokens
@@ -106,7 +107,7 @@ impl Command {
             Command::Status(arguments) => arguments.run(&client).await,
             Command::Waitready(arguments) => arguments.run(&client).await,
             Command::Shutdown(arguments) => arguments.run(&client).await,
-            Command::Cluster(command) => command.run(&client).await,
+            Command::Cluster(command) => command.run(context).await,
             Command::Tokens(command) => command.run(&client).await,
             Command::Certificates(command) => command.run(&client).await,
             Command::Servers(command) => command.run(&client).await,
@@ -122,10 +123,17 @@ impl Context {
     /// # Errors
     /// When the state directory was not given.
     pub fn client(&self) -> Result<Client, Usage> {
-        let Some(state_dir) = &self.state_dir else {
-            return Err(Usage::new("which daemon? Give --state-dir DIR or set MICROCLUSTER_STATE_DIR"));
-        };
-        Ok(Client::unix(state_dir.join("control.socket")))
+        Ok(self.app()?.local_client())
+    }
+
+    /// The daemon itself, also while it does not run.
+    ///
+    /// # Errors
+    /// When the state directory was not given.
+    pub fn app(&self) -> Result<App, Usage> {
+        let state_dir = self.state_dir.as_ref();
+        let missing = || Usage::new("which daemon? Give --state-dir DIR or set MICROCLUSTER_STATE_DIR");
+        state_dir.map(App::new).ok_or_else(missing)
     }
 }
 

@@ -144,6 +144,18 @@ fn without_a_daemon_every_command_fails_and_says_what_to_do() {
 }
 
 #[test]
+fn what_reads_the_disk_says_that_it_is_no_members() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [&["cluster", "list", "--local"][..], &["cluster", "edit"]] {
+        let output = microctl_at(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        let said = stderr(&output);
+        assert!(said.contains("is not the state directory of a member: there is no daemon.yaml in it"), "{said}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
+    }
+}
+
+#[test]
 fn the_state_directory_may_come_from_the_environment() {
     let output =
         Command::new(MICROCTL).arg("status").env("MICROCLUSTER_STATE_DIR", "/nowhere/at/all").output().unwrap();

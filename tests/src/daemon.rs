@@ -182,6 +182,11 @@ impl Daemon {
         self.name = name.parse().expect("a name");
     }
 
+    /// Says that it has another cluster address by now.
+    pub fn moved(&mut self, address: Address) {
+        self.address = address;
+    }
+
     /// Its cluster address.
     #[must_use]
     pub fn address(&self) -> Address {

@@ -26,7 +26,7 @@ pub use daemon::Daemon;
 pub use identity::{Authority, self_signed, stranger};
 pub use ledger::Ledger;
 pub use microcluster::testing::{address_free, eventually};
-pub use microctl::{Finished, microctl, microctl_command};
+pub use microctl::{Finished, microctl, microctl_command, microctl_with};
 pub use network::Network;
 pub use raw::{Answer, Caller, Payload, Protocol, Target};
 pub use seed::Seed;

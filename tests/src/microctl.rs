@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::binaries::binary;
@@ -53,9 +54,20 @@ pub fn microctl_command() -> Command {
 
 /// Runs `microctl` for a daemon to its end.
 pub async fn microctl(daemon: &Daemon, arguments: &[&str]) -> Finished {
+    microctl_with(daemon, arguments, "").await
+}
+
+/// The same with this on its standard input.
+pub async fn microctl_with(daemon: &Daemon, arguments: &[&str], input: &str) -> Finished {
     let mut command = microctl_command();
     command.arg("--state-dir").arg(daemon.dir()).args(arguments);
-    let output = tokio::time::timeout(DEADLINE, command.output()).await;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().expect("microctl");
+    let mut stdin = process.stdin.take().expect("it is a pipe");
+    // It may end without having read it.
+    stdin.write_all(input.as_bytes()).await.ok();
+    drop(stdin);
+    let output = tokio::time::timeout(DEADLINE, process.wait_with_output()).await;
     let output = output.unwrap_or_else(|_| panic!("microctl {arguments:?} does not end")).expect("microctl");
     Finished {
         code: output.status.code(),

@@ -13,7 +13,7 @@ use super::forward;
 use super::routes::Connection;
 use crate::cluster::join::Claim;
 use crate::cluster::rebuild::{Readmission, RebuildRequest};
-use crate::cluster::{ConfirmError, Confirmation, HookRefusal, Membership, RemoveError};
+use crate::cluster::{ConfirmError, Confirmation, HookRefusal, Membership, Removal, RemoveError};
 use crate::error::Error;
 use crate::state::State;
 use crate::tasks::blocking;
@@ -38,7 +38,8 @@ pub(super) async fn member_remove(
     request: Request,
 ) -> Result<Response, Error> {
     let node = state.node()?;
-    match node.remove(&name, flags.number("id")?, flags.has("force")).await {
+    let (id, address, force) = (flags.number("id")?, flags.address("address")?, flags.has("force"));
+    match node.remove(&Removal { name, id, address, force }).await {
         Ok(()) => Ok(EMPTY.into_response()),
         Err(RemoveError::Leads { .. }) => {
             node.db.transfer_leadership().await?;

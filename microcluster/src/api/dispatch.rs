@@ -123,7 +123,8 @@ impl PathRoutes {
         }
         let id = request.extensions().get::<RequestId>().copied().unwrap_or_default();
         let peer = request.extensions().get::<Arc<Connection>>().map(|connection| connection.peer);
-        let span = tracing::info_span!(
+        // An error's, so that it is there whatever is logged: every line about the request names it.
+        let span = tracing::error_span!(
             "request",
             %id,
             peer = peer.map(tracing::field::display),
@@ -162,6 +163,10 @@ impl PathRoutes {
                 Ok((request, place)) => (request, Some(place)),
                 Err(e) => return e.into_response(),
             };
+        }
+        if route.access == Access::Socket && *request.method() != Method::GET && *request.method() != Method::HEAD {
+            // Who did it is in the span.
+            tracing::info!("asked to change the daemon or its cluster over the control socket");
         }
         request.extensions_mut().insert(self.tasks.clone());
         request.extensions_mut().insert(self.state.clone());

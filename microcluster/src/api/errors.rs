@@ -93,7 +93,7 @@ impl From<RemoveError> for Error {
     fn from(error: RemoveError) -> Error {
         let message = error.to_string();
         match error {
-            RemoveError::NotFound { .. } => Error::not_found(message),
+            RemoveError::NotFound { .. } | RemoveError::OtherAddress { .. } => Error::not_found(message),
             RemoveError::Last { .. } | RemoveError::NoMajority { .. } => Error::conflict(message),
             RemoveError::Unreachable { .. } => Error::unavailable(message),
             RemoveError::Leads { .. } => Error::unavailable(message).retry_after(1),
@@ -109,7 +109,7 @@ impl From<AddError> for Error {
     fn from(error: AddError) -> Error {
         let message = error.to_string();
         match error {
-            AddError::NameTaken { .. } => Error::conflict(message),
+            AddError::NameTaken { .. } | AddError::MemberExists { .. } => Error::conflict(message),
             AddError::ExpiresTooLate => Error::bad_request(message),
             AddError::Database(source) => source.into(),
         }
@@ -184,7 +184,8 @@ impl From<InitError> for Error {
             InitError::Token(_)
             | InitError::Address(_)
             | InitError::Listen { .. }
-            | InitError::CertificateName { .. } => Error::bad_request(message),
+            | InitError::CertificateName { .. }
+            | InitError::CertificateDates { .. } => Error::bad_request(message),
             InitError::OtherCluster { .. } => Error::forbidden(message),
             InitError::Unreachable { .. } => Error::unavailable(message),
             InitError::Refused { code, retry_after, .. } => {

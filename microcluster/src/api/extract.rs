@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use microcluster_client::Name;
+use microcluster_client::{Address, Name};
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
@@ -82,6 +82,15 @@ impl Flags {
     pub fn number(&self, name: &str) -> Result<Option<u64>, Error> {
         let number = self.values(name).next().map(str::parse).transpose();
         number.map_err(|_| Error::bad_request(format!("{name} in the query is no number")))
+    }
+
+    /// The address that is given by a name, if one is. Its colons and brackets may be encoded.
+    pub fn address(&self, name: &str) -> Result<Option<Address>, Error> {
+        let unreadable = |reason: String| Error::bad_request(format!("{name} in the query: {reason}"));
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(&self.0).map_err(|e| unreadable(e.body_text()))?;
+        let given = pairs.0.into_iter().find(|(key, value)| key == name && !value.is_empty());
+        let address = given.map(|(_, value)| value.parse()).transpose();
+        address.map_err(|e: microcluster_client::AddressError| unreadable(e.to_string()))
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &str> {
@@ -250,6 +259,19 @@ mod tests {
         for query in ["", "?schema=0", "?schema", "?schema=", "?xschema=1"] {
             assert!(!flags(query).has("schema"), "{query}");
         }
+    }
+
+    #[test]
+    fn an_address_in_the_query_may_be_encoded() {
+        let address = |query: &str| Flags(format!("/core/1.0/cluster/c2{query}").parse().unwrap()).address("address");
+        let given = |query: &str| address(query).unwrap().unwrap().to_string();
+        assert_eq!(given("?force=1&address=127.0.0.1:9001"), "127.0.0.1:9001");
+        assert_eq!(given("?address=127.0.0.1%3A9001"), "127.0.0.1:9001");
+        assert_eq!(given("?address=%5B%3A%3A1%5D%3A9001"), "[::1]:9001");
+        for none in ["", "?force=1", "?address", "?address="] {
+            assert_eq!(address(none).unwrap(), None, "{none}");
+        }
+        assert_eq!(address("?address=nowhere").unwrap_err().status(), 400);
     }
 
     /// A body of every route that takes one.

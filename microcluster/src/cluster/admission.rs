@@ -61,6 +61,7 @@ impl Node {
     pub async fn admit(&self, request: JoinRequest) -> Result<JoinResponse, AdmitError> {
         request.address.cluster()?;
         let certificate = Certificate::parse(&request.certificate)?;
+        certificate.check_dates(Timestamp::now()).map_err(CertificateError::from)?;
         if !certificate.carries(request.name.as_str()) {
             let names = match certificate.names() {
                 [] => "no name".to_owned(),

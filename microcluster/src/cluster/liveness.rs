@@ -50,6 +50,15 @@ impl Liveness {
         self.unreachable(term) != before
     }
 
+    /// Notes that a member counts as unreachable until it answers a heartbeat.
+    pub fn note_silent(&mut self, term: u64, id: NodeId, now: Instant) {
+        if self.term != term {
+            *self = Liveness { term, silent: HashMap::new() };
+        }
+        let since = now.checked_sub(TIME).unwrap_or(now);
+        self.silent.insert(id, Silence { since, last: now, rounds: ROUNDS });
+    }
+
     /// Who has been silent for long in this term.
     pub fn unreachable(&self, term: u64) -> BTreeSet<NodeId> {
         let is_of_term = self.term == term;
@@ -64,7 +73,11 @@ mod tests {
 
     #[test]
     fn several_rounds_without_an_answer_make_a_member_unreachable() {
-        let (mut liveness, start) = (Liveness::default(), Instant::now());
+        let (mut liveness, start) = (Liveness::default(), Instant::now() + TIME);
+        liveness.note_silent(1, 3, start);
+        assert_eq!(liveness.unreachable(1), BTreeSet::from([3]), "without any heartbeat");
+        assert!(liveness.note(1, &[1, 2, 3], &[3], start), "and it answers");
+        assert_eq!(liveness.unreachable(1), BTreeSet::new());
         let mut round = |term, alive: &[NodeId], seconds| {
             let changed = liveness.note(term, &[1, 2, 3], alive, start + Duration::from_secs(seconds));
             (changed, liveness.unreachable(term))

@@ -17,7 +17,7 @@ use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
-use crate::db::{self, Consistency, Database, NodeId, SchemaUpdate, Status};
+use crate::db::{self, Consistency, Database, NodeId, PingError, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
@@ -266,6 +266,12 @@ impl Node {
         }
     }
 
+    /// Notes that a member does not answer, without waiting for more heartbeats.
+    pub(super) fn note_silent(&self, id: NodeId) {
+        let term = self.db.status().term;
+        self.liveness().note_silent(term, id, Instant::now());
+    }
+
     /// Members that have been silent for long, as this one has found while it leads.
     pub(super) fn unreachable(&self) -> BTreeSet<NodeId> {
         self.liveness().unreachable(self.db.status().term)
@@ -294,7 +300,7 @@ impl Node {
         }
     }
 
-    async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
+    pub(super) async fn probe_all(&self, rows: &[MemberRow]) -> HashMap<NodeId, MemberStatus> {
         join_all(rows.iter().map(async |row| (row.id, self.probe(row).await))).await.into_iter().collect()
     }
 
@@ -306,7 +312,16 @@ impl Node {
             // Another daemon may listen there by now.
             Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
             Ok(_) => MemberStatus::Online,
-            Err(_) => MemberStatus::Unreachable,
+            Err(e) => not_online(&e),
         }
+    }
+}
+
+/// What is shown of a member that does not answer, or for which another one does.
+fn not_online(error: &PingError) -> MemberStatus {
+    match error {
+        PingError::OtherNode { .. } => MemberStatus::NotFound,
+        PingError::NotTrusted { .. } => MemberStatus::NotTrusted,
+        _ => MemberStatus::Unreachable,
     }
 }

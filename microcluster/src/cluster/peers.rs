@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::member_verifier::MemberVerifier;
-use crate::db::{PROTOCOL, PeerConnector, PeerStream};
+use crate::db::{NotTrusted, PROTOCOL, PeerConnector, PeerStream};
 use crate::tls::MEMBER_SERVER_NAME;
 use crate::trust::Trust;
 
@@ -122,7 +122,7 @@ fn invalid(e: &dyn std::fmt::Display) -> io::Error {
 fn readable(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(reason))) => {
-            io::Error::new(error.kind(), reason.to_string())
+            io::Error::new(error.kind(), NotTrusted { reason: reason.to_string() })
         }
         _ => error,
     }
@@ -153,12 +153,11 @@ async fn upgrade(tls: TlsStream<TcpStream>, address: &str) -> io::Result<PeerStr
     };
     let response = response.map_err(io::Error::other)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let kind = match response.status() {
-            StatusCode::FORBIDDEN => io::ErrorKind::PermissionDenied,
-            _ => io::ErrorKind::ConnectionRefused,
-        };
-        let refused = format!("{address} answered {} to the upgrade", response.status());
-        return Err(io::Error::new(kind, refused));
+        let reason = format!("{address} answered {} to the upgrade", response.status());
+        return Err(match response.status() {
+            StatusCode::FORBIDDEN => io::Error::new(io::ErrorKind::PermissionDenied, NotTrusted { reason }),
+            _ => io::Error::new(io::ErrorKind::ConnectionRefused, reason),
+        });
     }
     let upgrade = hyper::upgrade::on(response);
     let upgraded = if is_done {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use microcluster_client::{JoinResponse, Name, Secret, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
@@ -20,6 +21,8 @@ use crate::token;
 
 /// How often the leader has all members compare what they hold.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// How long after a start the first time is: one that is restarted every day compares too.
+const VERIFY_FIRST: Duration = Duration::from_secs(600);
 
 /// What a member with damaged files shows.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -54,10 +57,11 @@ pub(crate) enum ReadmitError {
 
 /// Compares the members now and then while this member leads, until the tasks are stopped.
 pub(crate) async fn keep_verified(node: Arc<Node>, tasks: Tasks) {
+    let mut times = tokio::time::interval_at(Instant::now() + VERIFY_FIRST, VERIFY_INTERVAL);
     loop {
         tokio::select! {
             () = tasks.stopping() => return,
-            () = tokio::time::sleep(VERIFY_INTERVAL) => {}
+            _ = times.tick() => {}
         }
         if !node.db.status().is_leader() {
             continue;

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use microcluster_client::MemberStatus;
+
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
 use super::roles::{self, Candidates};
@@ -118,6 +120,11 @@ impl Node {
             self.db.read(Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?))).await?;
         let actions = self.actions(&rows, &token_rows, &overdue);
         for action in &actions {
+            if let Action::SetVoters(voters) = action
+                && self.has_silent_newcomer(voters, &rows).await
+            {
+                break;
+            }
             tracing::info!(?action, "putting the membership in order");
             self.carry_out(action.clone(), &rows).await?;
         }
@@ -140,6 +147,19 @@ impl Node {
             leader: self.id,
             role_counts: self.role_counts,
         })
+    }
+
+    /// Whether one that is to vote does not answer; it is chosen no more then until it does. A new leader has not heard anybody yet, and
+    /// with a voter that is down a majority may be none: so those who are left after a recovery would lose it again.
+    async fn has_silent_newcomer(&self, voters: &BTreeSet<NodeId>, rows: &[MemberRow]) -> bool {
+        let present = self.db.status().voters;
+        let newcomers = rows.iter().filter(|row| voters.contains(&row.id) && !present.contains(&row.id));
+        let newcomers: Vec<MemberRow> = newcomers.cloned().collect();
+        let statuses = self.probe_all(&newcomers).await;
+        let silent = statuses.into_iter().filter(|(_, status)| *status != MemberStatus::Online).map(|(id, _)| id);
+        let silent: Vec<NodeId> = silent.collect();
+        silent.iter().for_each(|id| self.note_silent(*id));
+        !silent.is_empty()
     }
 
     async fn carry_out(&self, action: Action, rows: &[MemberRow]) -> Result<(), db::Error> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::Method;
-use microcluster_client::{Empty, Name};
+use microcluster_client::{Address, Empty, Name};
 
 use super::hook_calls::HookError;
 use super::members::{self, MemberRow, RowRole};
@@ -21,11 +21,25 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a removed member may take to hear of it. One that does not is told when it asks.
 const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Which member is to be removed.
+#[derive(Clone, Debug)]
+pub(crate) struct Removal {
+    pub name: Name,
+    /// The one with that id, if one is given: another one may have come under the name.
+    pub id: Option<NodeId>,
+    /// The one with that address, if one is given.
+    pub address: Option<Address>,
+    /// It need not answer.
+    pub force: bool,
+}
+
 /// Why a member was not removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoveError {
     #[error("there is no member named {name}; `microctl cluster list` shows those there are")]
     NotFound { name: Name },
+    #[error("{name} has the address {present}, not {given}; it is not removed")]
+    OtherAddress { name: Name, present: Address, given: Address },
     #[error("{name} is the only member: stop the daemon and delete its state directory instead")]
     Last { name: Name },
     #[error("{name} does not answer; if it is gone for good remove it with --force")]
@@ -45,12 +59,16 @@ pub(crate) enum RemoveError {
 }
 
 impl Node {
-    /// Removes another member, or a joiner, from the cluster and tells it; the one with that id, if one is given. With `force`
-    /// it need not answer.
-    pub async fn remove(self: &Arc<Self>, name: &Name, id: Option<NodeId>, force: bool) -> Result<(), RemoveError> {
+    /// Removes another member, or a joiner, from the cluster and tells it.
+    pub async fn remove(self: &Arc<Self>, removal: &Removal) -> Result<(), RemoveError> {
+        let Removal { name, id, address, force } = removal;
+        let force = *force;
         let database = |source| RemoveError::Database { name: name.clone(), source };
         let rows = self.rows().await.map_err(database)?;
-        let row = removable(&rows, name, id, self.id)?;
+        let row = removable(&rows, name, *id, self.id)?;
+        if let Some(given) = address.filter(|given| *given != row.address) {
+            return Err(RemoveError::OtherAddress { name: name.clone(), present: row.address, given });
+        }
         // Before the lock, here and below: a hook may use the cluster as it likes.
         let asked = self.tell_pre_remove(row, force).await;
         asked.map_err(|hook| RemoveError::PreRemove { name: name.clone(), hook })?;

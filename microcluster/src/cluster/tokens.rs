@@ -6,7 +6,7 @@ use microcluster_client::{Name, Secret, Timestamp, TokenRecord};
 use rusqlite::{Connection, Row};
 use subtle::ConstantTimeEq;
 
-use super::members::{self, parsed};
+use super::members::{self, RowRole, parsed};
 use super::node::Node;
 use crate::db::{self, Consistency, Transaction};
 use crate::token::{self, JoinToken};
@@ -28,6 +28,10 @@ pub(crate) enum AddError {
         "there is a join token for {name} already; revoke it with `microctl tokens revoke {name}` or use another name"
     )]
     NameTaken { name: Name },
+    #[error(
+        "there is a member named {name} already; remove it first with `microctl cluster remove {name}`, or use another name"
+    )]
+    MemberExists { name: Name },
     #[error("the token would expire after the year 9999; give a shorter time, or 0 for one that never expires")]
     ExpiresTooLate,
     #[error("cannot add the join token")]
@@ -58,6 +62,30 @@ pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
 /// All rows, by name.
 pub(crate) fn all_in(tx: &Transaction<'_>) -> Result<Vec<TokenRow>, db::Error> {
     tx.query(SELECT, (), from_row)
+}
+
+/// Makes a token for the name of no member, in place of an expired one that nobody comes by.
+fn add(
+    tx: &Transaction<'_>,
+    name: &Name,
+    secret: &Secret,
+    expires_at: Timestamp,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let members = members::all_in(tx)?;
+    // The name of a joiner is its token's, and that of one that is being removed is free soon.
+    if members.iter().any(|row| row.name == *name && !matches!(row.role, RowRole::Pending | RowRole::Leaving)) {
+        return Err(db::Error::other(AddError::MemberExists { name: name.clone() }));
+    }
+    if let Some(present) = all_in(tx)?.into_iter().find(|row| row.name == *name) {
+        let is_in_use = members.iter().any(|row| row.token_id == Some(present.id));
+        if !present.is_expired(now) || is_in_use {
+            return Err(db::Error::other(AddError::NameTaken { name: name.clone() }));
+        }
+        spend(tx, present.id)?;
+    }
+    let values = (name.as_str(), secret.expose(), expires_at.to_string());
+    tx.execute("INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)", values).map(|_| ())
 }
 
 /// Makes a token that never expires in place of one there may be for that name, and returns its id.
@@ -96,14 +124,12 @@ impl Node {
             Some(after) => Timestamp::now().checked_add(after).ok_or(AddError::ExpiresTooLate)?,
         };
         let secret = token::new_secret();
-        let (text, key, until) = (name.to_string(), secret.expose().to_owned(), expires_at.to_string());
-        let sql = "INSERT INTO core_token_records (name, secret, expires_at) VALUES (?1, ?2, ?3)";
-        match self.db.execute(sql, (text, key, until)).await {
-            Ok(_) => {}
-            Err(db::Error::Constraint { unique: true, .. }) => {
-                return Err(AddError::NameTaken { name });
-            }
-            Err(e) => return Err(AddError::Database(e)),
+        let (own, key) = (name.clone(), secret.clone());
+        let added = self.db.transaction(move |tx| add(tx, &own, &key, expires_at, Timestamp::now())).await;
+        match added {
+            Ok(()) => {}
+            Err(db::Error::Constraint { unique: true, .. }) => return Err(AddError::NameTaken { name }),
+            Err(e) => return Err(e.downcast::<AddError>().unwrap_or_else(AddError::Database)),
         }
         Ok(self.join_token(secret).await.map_err(AddError::Database)?.encode())
     }

@@ -120,42 +120,62 @@ impl Node {
 
     /// Trusts also whom other members know.
     async fn ask_for_members(&self) {
-        let addresses: Vec<Address> = self
-            .trust
-            .current()
-            .iter()
-            .filter(|member| member.name != self.name)
-            .map(|member| member.address)
-            .collect();
-        for address in addresses {
-            let Some(members) = self.ask_at(address).await else { continue };
-            let known = self.trust.current();
-            let learned = members.into_iter().filter_map(|member| {
-                let Member { name, address, certificate, .. } = member;
-                TrustedMember::new(MemberLocal { name, address, certificate }).ok()
-            });
-            let all: TrustSet = known.iter().cloned().chain(learned).collect();
-            *self.learned() = Arc::new(all.clone());
-            self.trust.replace(all);
-            return;
-        }
+        let known = self.trust.current();
+        let others = known.iter().filter(|member| member.name != self.name);
+        let addresses: Vec<Address> = others.map(|member| member.address).collect();
+        let cluster = self.cluster_certificate.current().fingerprint();
+        let by_certificate = |address| Some(self.peers.client(address));
+        let by_cluster = |address| self.peers.pinned_client(address, cluster).ok();
+        let Some(members) = ask_in_turn(&addresses, by_certificate, by_cluster, ask).await else { return };
+        let known = self.trust.current();
+        let learned = members.into_iter().filter_map(|member| {
+            let Member { name, address, certificate, .. } = member;
+            TrustedMember::new(MemberLocal { name, address, certificate }).ok()
+        });
+        let all: TrustSet = known.iter().cloned().chain(learned).collect();
+        *self.learned() = Arc::new(all.clone());
+        self.trust.replace(all);
     }
+}
 
-    /// Asks whoever is at the address of a member that this one knows. A member that was removed and came back has
-    /// another certificate by now: then the cluster's is the proof.
-    async fn ask_at(&self, address: Address) -> Option<Vec<Member>> {
-        let ask = |client: Client| async move {
-            let client = client.timeout(ASK_TIMEOUT).notification();
-            client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await
-        };
-        match ask(self.peers.client(address)).await {
-            Err(Error::Tls { .. }) => {
-                let cluster = self.cluster_certificate.current().fingerprint();
-                ask(self.peers.pinned_client(address, cluster).ok()?).await.ok()
-            }
-            asked => asked.ok(),
+/// Why nothing was learned from an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unheard {
+    /// Somebody with another certificate answers there.
+    Other,
+    Silent,
+}
+
+/// The first answer of one who shows the certificate of a member that is trusted here, at whichever address. Only when nobody
+/// does, the first of one who has the cluster's: a member that was removed and came back has another certificate of its own by
+/// now. One that was removed and stayed away has the cluster's too, so it is not heard while a member can be.
+async fn ask_in_turn<C, A>(
+    addresses: &[Address],
+    by_certificate: impl Fn(Address) -> Option<C>,
+    by_cluster: impl Fn(Address) -> Option<C>,
+    ask: impl AsyncFn(C) -> Result<A, Unheard>,
+) -> Option<A> {
+    let mut others = Vec::new();
+    for address in addresses {
+        let Some(client) = by_certificate(*address) else { continue };
+        match ask(client).await {
+            Ok(answer) => return Some(answer),
+            Err(Unheard::Other) => others.push(*address),
+            Err(Unheard::Silent) => {}
         }
     }
+    for client in others.into_iter().filter_map(by_cluster) {
+        if let Ok(answer) = ask(client).await {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+async fn ask(client: Client) -> Result<Vec<Member>, Unheard> {
+    let client = client.timeout(ASK_TIMEOUT).notification();
+    let asked = client.query::<Vec<Member>>(Method::GET, "/core/1.0/cluster", ()).await;
+    asked.map_err(|e| if matches!(e, Error::Tls { .. }) { Unheard::Other } else { Unheard::Silent })
 }
 
 /// Writes the cache. It is no truth: a failure is worth a warning, and the next change tries again.
@@ -168,5 +188,44 @@ async fn store(node: &Node, truststore: &Path) {
         Ok(Ok(())) => {}
         Ok(Err(e)) => tracing::warn!(error = %Chain(&e), "cannot write the trust store"),
         Err(e) => tracing::warn!(error = %e, "cannot write the trust store"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Asks at two addresses, where only `answers` are answered, and says who was asked and who was heard.
+    async fn asked(answers: &[&str], unheard: Unheard) -> (Vec<String>, Option<String>) {
+        let addresses: Vec<Address> = ["10.0.0.1:1", "10.0.0.2:1"].map(|text| text.parse().unwrap()).into();
+        let asked = RefCell::new(Vec::new());
+        let as_member = |address: Address| Some(format!("member {address}"));
+        let as_cluster = |address: Address| Some(format!("cluster {address}"));
+        let heard = ask_in_turn(&addresses, as_member, as_cluster, async |who: String| {
+            asked.borrow_mut().push(who.clone());
+            if answers.contains(&who.as_str()) { Ok(who) } else { Err(unheard) }
+        });
+        let heard = heard.await;
+        (asked.into_inner(), heard)
+    }
+
+    /// A removed member that has kept the cluster's certificate answers at its old address.
+    #[tokio::test]
+    async fn who_has_the_cluster_certificate_alone_is_not_heard_while_a_member_answers() {
+        let (asked, heard) = asked(&["cluster 10.0.0.1:1", "member 10.0.0.2:1"], Unheard::Other).await;
+        assert_eq!(heard.as_deref(), Some("member 10.0.0.2:1"));
+        assert_eq!(asked, ["member 10.0.0.1:1", "member 10.0.0.2:1"]);
+    }
+
+    #[tokio::test]
+    async fn the_cluster_certificate_counts_when_no_member_answers() {
+        let (whom, heard) = asked(&["cluster 10.0.0.2:1"], Unheard::Other).await;
+        assert_eq!(heard.as_deref(), Some("cluster 10.0.0.2:1"));
+        assert_eq!(whom.len(), 4);
+        let (whom, heard) = asked(&["cluster 10.0.0.2:1"], Unheard::Silent).await;
+        assert_eq!((whom.len(), heard), (2, None), "who does not answer is not asked twice");
     }
 }

@@ -1,6 +1,6 @@
 //! This daemon's own certificate: made, given by an operator, and read again.
 
-use microcluster_client::Name;
+use microcluster_client::{Name, Timestamp};
 
 use super::CoreShared;
 use crate::error::Chain;
@@ -26,24 +26,30 @@ pub(super) fn load_or_make_server(dir: &StateDir, machine: &str) -> Result<KeyPa
     Ok(pair)
 }
 
-/// Whether this daemon's certificate carries its name as a member, or can be made anew so that it does: one that an operator
-/// brought is not touched.
+/// Whether this daemon's certificate carries its name as a member and is valid now, or can be made anew so that it does: one that
+/// an operator brought is not touched.
 pub(super) fn check_server_can_carry(state: &State, name: &Name) -> Result<(), InitError> {
     let current = state.server_certificate().current();
-    if current.certificate.carries(name.as_str()) || current.certificate.is_generated {
+    if current.certificate.is_generated {
+        return Ok(());
+    }
+    let path = state.dir().key_pair("server").certificate.display().to_string();
+    if let Err(reason) = current.certificate.check_dates(Timestamp::now()) {
+        return Err(InitError::CertificateDates { path, reason });
+    }
+    if current.certificate.carries(name.as_str()) {
         return Ok(());
     }
     let names = current.certificate.names().join(", ");
-    let path = state.dir().key_pair("server").certificate;
-    let (path, name) = (path.display().to_string(), name.clone());
-    Err(InitError::CertificateName { path, name, names })
+    Err(InitError::CertificateName { path, name: name.clone(), names })
 }
 
-/// Makes sure that this daemon's certificate carries its name as a member. One that a daemon made is
+/// Makes sure that this daemon's certificate carries its name as a member and is valid now. One that a daemon made is
 /// made anew; one that an operator brought is not touched.
 pub(super) async fn ensure_server_carries(state: &State, name: &Name) -> Result<KeyPair, InitError> {
     let current = state.server_certificate().current();
-    if current.certificate.carries(name.as_str()) {
+    let dates = current.certificate.check_dates(Timestamp::now());
+    if current.certificate.carries(name.as_str()) && dates.is_ok() {
         return Ok(current);
     }
     check_server_can_carry(state, name)?;

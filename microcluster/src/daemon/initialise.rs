@@ -65,8 +65,7 @@ impl CoreShared {
         let (tcp, server) = match self.begin_initialisation(&request).await {
             Ok(begun) => begun,
             Err(e) => {
-                self.servers.close_members().await;
-                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                self.become_uninitialised().await;
                 return Err(e);
             }
         };
@@ -87,6 +86,7 @@ impl CoreShared {
         let address = request.address;
         self.check_address(address)?;
         check_server_can_carry(&self.state, &request.name)?;
+        self.make_way_for(address).await;
         let tcp =
             listener::bind(address.socket_addr()).await.map_err(|source| InitError::Listen { address, source })?;
         // Nothing was changed up to here, and where the product does not agree nothing is.
@@ -97,14 +97,12 @@ impl CoreShared {
         Ok((tcp, server))
     }
 
-    /// Whether no listener of this daemon is in the way of a cluster address.
+    /// Whether no server of the product is in the way of a cluster address. The pre-init address makes way for it.
     fn check_address(&self, address: Address) -> Result<(), InitError> {
-        let settings = self.state.settings();
-        let servers =
-            settings.servers.iter().map(|(name, at)| (format!("the server {name} is to listen on {at}"), *at));
-        let pre_init = settings.pre_init_listen.map(|at| (format!("the pre-init address is {at}"), at));
-        match servers.chain(pre_init).find(|(_, at)| at.overlaps(address)) {
-            Some((taken, _)) => Err(InitError::AddressTaken { address, taken }),
+        match self.state.settings().servers.iter().find(|(_, at)| at.overlaps(address)) {
+            Some((name, at)) => {
+                Err(InitError::AddressTaken { address, taken: format!("the server {name} is to listen on {at}") })
+            }
             None => Ok(()),
         }
     }

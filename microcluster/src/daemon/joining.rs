@@ -58,8 +58,7 @@ impl CoreShared {
             Ok(record) => self.carry_on(record, Step::Record, Some(tcp)).await,
             Err(e) => {
                 drop(tcp);
-                self.servers.close_members().await;
-                self.state.set_lifecycle(Lifecycle::Uninitialised);
+                self.become_uninitialised().await;
                 Err(e)
             }
         }

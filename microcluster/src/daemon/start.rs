@@ -20,6 +20,7 @@ use crate::error::Chain;
 use crate::extension::{self, Described};
 use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id};
+use crate::recovery::{self, TakeError};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
 use crate::tasks::{TaskLost, Tasks, blocking};
@@ -163,6 +164,12 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
         tracing::info!("finishing a reset that was interrupted");
         dir.reset()?;
     }
+    recovery::finish(&dir)?;
+    let archive = dir.recovery_archive();
+    recovery::take(&dir).map_err(|e| match e {
+        TakeError::File(e) => e.into(),
+        other => StartError::Content { path: archive, reason: other.to_string() },
+    })?;
     tls::finish_installs(&dir)?;
     let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let found = find(&dir)?;

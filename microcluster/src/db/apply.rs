@@ -24,9 +24,11 @@ const RAFT_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_raft(
 ) STRICT";
 /// A row whose replacement brings `last_insert_rowid()` and `changes()` to a known state.
 const RESET_TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_reset(id INTEGER PRIMARY KEY) STRICT";
-const RESET: &str = "REPLACE INTO microcluster_reset(id) VALUES (0)";
+pub(crate) const RESET: &str = "REPLACE INTO microcluster_reset(id) VALUES (0)";
 /// The version of the bookkeeping; another one is refused.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+
+const PUT_POSITION: &str = "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)";
 
 /// Why entries could not be applied. There is no going on from here: the daemon stops and says so.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,11 @@ impl Applier {
         self.executor.engine()
     }
 
+    /// The same, to change what it tells of itself.
+    pub fn connection_mut(&mut self) -> &mut Connection {
+        self.executor.engine_mut()
+    }
+
     /// The tables that were written since the last call.
     pub fn take_written(&self) -> Written {
         self.executor.take_written()
@@ -113,10 +120,10 @@ impl Applier {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         for entry in entries {
             if let EntryPayload::Normal(command) = &entry.payload {
-                let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+                let (index, log_id) = (entry.log_id.index, entry.log_id);
                 let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
                 for request in &batch.requests {
-                    let Some(outcome) = self.apply_request(request, term)? else {
+                    let Some(outcome) = self.apply_request(request, log_id)? else {
                         self.abandon()?;
                         return Ok(None);
                     };
@@ -148,11 +155,11 @@ impl Applier {
     /// One entry, each of its requests in a transaction of its own. A crash in between is no harm: the sessions know
     /// which requests were applied when the entry comes again.
     fn apply_alone(&mut self, entry: &Entry, answers: &mut Vec<Answered>) -> Result<(), ApplyError> {
-        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+        let (index, log_id) = (entry.log_id.index, entry.log_id);
         if let EntryPayload::Normal(command) = &entry.payload {
             let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
             for request in &batch.requests {
-                let outcome = self.apply_request_alone(request, term)?;
+                let outcome = self.apply_request_alone(request, log_id)?;
                 if self.executor.take_schema_changed() {
                     self.has_deferred_keys = has_deferred_keys(self.executor.engine())?;
                 }
@@ -167,10 +174,10 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_request_alone(&mut self, request: &Request, term: u64) -> Result<Outcome, ApplyError> {
+    fn apply_request_alone(&mut self, request: &Request, log_id: LogId) -> Result<Outcome, ApplyError> {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         let mut failure = Failure::Sql { message: "a trigger rolled the whole transaction back".to_owned() };
-        if let Some(outcome) = self.apply_request(request, term)? {
+        if let Some(outcome) = self.apply_request(request, log_id)? {
             self.sessions.save(&self.executor)?;
             match self.executor.engine_execute("COMMIT", []) {
                 Ok(_) => return Ok(outcome),
@@ -182,7 +189,7 @@ impl Applier {
         }
         self.abandon()?;
         let outcome = Outcome::Failed(failure);
-        self.sessions.remember(request, &outcome);
+        self.sessions.remember(request, log_id.index, &outcome);
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
         self.sessions.save(&self.executor)?;
         self.executor.engine_execute("COMMIT", [])?;
@@ -190,13 +197,13 @@ impl Applier {
     }
 
     /// One request in a savepoint. `None`: it rolled the whole transaction back.
-    fn apply_request(&mut self, request: &Request, term: u64) -> Result<Option<Outcome>, ApplyError> {
+    fn apply_request(&mut self, request: &Request, log_id: LogId) -> Result<Option<Outcome>, ApplyError> {
         if let Some(outcome) = self.sessions.earlier_outcome(request.id) {
             return Ok(Some(outcome));
         }
-        if request.only_in_term.is_some_and(|only| only != term) {
+        if request.only_in_term.is_some_and(|only| only != log_id.leader_id.term) {
             let outcome = Outcome::Failed(Failure::Conflict);
-            self.sessions.remember(request, &outcome);
+            self.sessions.remember(request, log_id.index, &outcome);
             return Ok(Some(outcome));
         }
         let asked_before = self.executor.asks_for_connection_state();
@@ -216,7 +223,7 @@ impl Applier {
             }
         };
         self.executor.engine_execute("RELEASE request", [])?;
-        self.sessions.remember(request, &outcome);
+        self.sessions.remember(request, log_id.index, &outcome);
         Ok(Some(outcome))
     }
 
@@ -271,6 +278,16 @@ pub(crate) fn read_position(connection: &Connection) -> Result<Position, ApplyEr
     }
 }
 
+/// Makes the state behind `connection`, in the transaction that is open there, one that stands at `position`.
+pub(crate) fn put_position(connection: &Connection, position: &Position) -> Result<(), ApplyError> {
+    let index = position.last_applied.map_or(0, |log_id| log_id.index);
+    connection.execute(
+        PUT_POSITION,
+        (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),
+    )?;
+    Ok(())
+}
+
 /// Whether the schema has, or could have, foreign keys that are checked when a transaction ends.
 fn has_deferred_keys(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE sql LIKE '%DEFERR%')", [], |row| row.get(0))
@@ -298,7 +315,7 @@ fn write_position(executor: &Executor, before: &Position, position: &Position) -
         }
     }
     executor.engine_execute(
-        "INSERT OR REPLACE INTO microcluster_raft(id, format, applied_index, last_applied, membership) VALUES (0, ?1, ?2, ?3, ?4)",
+        PUT_POSITION,
         (FORMAT, index.cast_signed(), encode(&position.last_applied)?, encode(&position.membership)?),
     )?;
     Ok(())

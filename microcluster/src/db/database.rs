@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,11 +18,15 @@ use super::damage::{self, Standing, is_damage};
 use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
-use super::network::{self, Call, CallError, Early, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service};
+use super::network::{
+    self, Call, CallError, Early, Era, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+};
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
+use super::readers::open_read_only;
+use super::recovery::{self, RecoveryMark};
 use super::schema::{Level, Upgrade, level};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
@@ -120,6 +125,30 @@ pub(super) struct Inner {
     cancelled: CancellationToken,
 }
 
+/// Why a member did not answer a ping.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// Nobody answers.
+    #[error("{detail}")]
+    Silent {
+        /// What was tried.
+        detail: String,
+    },
+    /// Somebody answers who does not trust this member, or whom it does not trust.
+    #[error("{detail}")]
+    NotTrusted {
+        /// Which does not trust which.
+        detail: String,
+    },
+    /// A member under another id answers.
+    #[error("{detail}")]
+    OtherNode {
+        /// Which one.
+        detail: String,
+    },
+}
+
 impl Database {
     /// Opens the database of this member and starts Raft. A fresh folder gives a node that waits for
     /// [`Database::initialise`], or to be added by the leader of a cluster.
@@ -129,12 +158,13 @@ impl Database {
     pub(crate) async fn open(options: Options) -> Result<Database, OpenError> {
         let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
         let folder = dir.clone();
-        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
+        let (log, state_machine, recovered) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
         log.follow(shared.applied.subscribe());
-        let peers = Arc::new(Peers::new(connector));
+        let era = Arc::new(Era::new(recovered));
+        let peers = Arc::new(Peers::new(connector, Arc::clone(&era)));
         let sending = Sending::default();
         let early = Arc::new(Early::default());
         let factory = NetworkFactory {
@@ -179,6 +209,7 @@ impl Database {
             sequencer,
             read_index,
             shared: Arc::clone(&shared),
+            era,
             succession: Succession::new(&timings),
         });
         let closures = Closures::new(Arc::clone(&shared));
@@ -386,8 +417,9 @@ impl Database {
     /// # Errors
     /// [`Error::NoQuorum`] when that takes longer than the request timeout.
     pub async fn linearize(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.inner.timings.request;
         let index = self.inner.forwarder.read_index().await?;
-        self.applied(index).await
+        self.applied(index, deadline).await
     }
 
     /// Whether the database takes calls: from the start of the member on until the daemon stops, or cannot use its files any more. An open
@@ -477,20 +509,25 @@ impl Database {
     /// Asks the member with node `id` at `address` how it is.
     ///
     /// # Errors
-    /// [`Error::NoQuorum`] with the reason when it does not answer within `timeout`.
-    pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, Error> {
+    /// When it does not answer within `timeout`, or somebody else does.
+    pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, PingError> {
         if id == self.inner.service.node_id {
             return Ok(Pong { node_id: id, applied_index: *self.inner.shared.applied.borrow() });
         }
         let detail = match tokio::time::timeout(timeout, self.inner.peers.call(id, address, Call::Ping)).await {
             Ok(Ok(Reply::Pong(pong))) => return Ok(pong),
             Ok(Ok(_)) => format!("the member at {address} gave an answer of the wrong kind"),
-            Ok(Err(error @ (CallError::Unreachable { .. } | CallError::Broken { .. } | CallError::Full { .. }))) => {
-                error.to_string()
+            Ok(Err(error)) => {
+                let detail = error.to_string();
+                return Err(match error {
+                    CallError::Unreachable { met: Met::Stranger, .. } => PingError::NotTrusted { detail },
+                    CallError::Unreachable { met: Met::OtherNode, .. } => PingError::OtherNode { detail },
+                    _ => PingError::Silent { detail },
+                });
             }
             Err(_) => format!("the member at {address} did not answer within {timeout:?}"),
         };
-        Err(Error::NoQuorum { detail })
+        Err(PingError::Silent { detail })
     }
 
     /// Stops Raft, ends all tasks and closes the files. What was acknowledged is safe; calls that run fail.
@@ -520,14 +557,14 @@ impl Database {
         match consistency {
             Consistency::Local => Ok(()),
             Consistency::Linearizable => self.linearize().await,
-            Consistency::AtLeast(index) => self.applied(index).await,
+            Consistency::AtLeast(index) => self.applied(index, Instant::now() + self.inner.timings.request).await,
         }
     }
 
-    async fn applied(&self, index: u64) -> Result<(), Error> {
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
         let mut applied = self.inner.shared.applied.subscribe();
         let reached = applied.wait_for(|applied| *applied >= index);
-        match tokio::time::timeout(self.inner.timings.request, reached).await {
+        match tokio::time::timeout_at(deadline, reached).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::ShuttingDown),
             Err(_) => {
@@ -551,7 +588,12 @@ impl Inner {
     }
 }
 
-fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
+/// The log, the state, and the last recovery that they stem from, if there is anything in them.
+fn open_files(
+    dir: PathBuf,
+    node_id: NodeId,
+    is_member: bool,
+) -> Result<(LogStore, StateMachine, Option<RecoveryMark>), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
     let damaged = |message| OpenError::Damaged { dir: dir.clone(), message };
     let state_dir = dir.join("state");
@@ -576,7 +618,11 @@ fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStor
     if let Some(reason) = damage::condemned(&dir, node_id).map_err(folder)? {
         state_machine.shared().damage.send_replace(Some(reason));
     }
-    Ok((log, state_machine))
+    let readers = &state_machine.shared().readers;
+    let recoveries = open_read_only(&readers.path()).and_then(|connection| recovery::recoveries(&connection));
+    let recoveries = recoveries.map_err(|e| OpenError::State { dir: dir.clone(), message: chain(&e) })?;
+    let recovered = state_machine.found().map(|_| recoveries.first().copied().unwrap_or_default());
+    Ok((log, state_machine, recovered))
 }
 
 fn raft_config(timings: &Timings) -> Result<Config, String> {

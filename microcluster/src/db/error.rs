@@ -93,6 +93,12 @@ pub enum Error {
     /// The database cannot go on: disk or replicated state failed. The daemon must stop.
     #[error("the database failed: {0}")]
     Fatal(String),
+    /// This member's state file is damaged; the member is rebuilt from the others.
+    #[error("the state file of this member is damaged: {message}")]
+    Damaged {
+        /// What SQLite says.
+        message: String,
+    },
     /// A closure ended with an error of its own; [`Error::downcast`] gives it back.
     #[error("{message}")]
     Other {
@@ -136,13 +142,11 @@ impl From<rusqlite::Error> for Error {
             rusqlite::Error::SqliteFailure(failure, message) => {
                 let message = message.clone().unwrap_or_else(|| failure.to_string());
                 match failure.code {
+                    _ if is_corruption(&error) => Error::Damaged { message },
                     ErrorCode::ConstraintViolation => {
                         Error::Constraint { unique: is_unique(failure.extended_code), message }
                     }
-                    ErrorCode::DatabaseCorrupt
-                    | ErrorCode::NotADatabase
-                    | ErrorCode::SystemIoFailure
-                    | ErrorCode::DiskFull => Error::Fatal(message),
+                    ErrorCode::SystemIoFailure | ErrorCode::DiskFull => Error::Fatal(message),
                     ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
                         Error::Busy { detail: "the local database file is locked" }
                     }
@@ -156,10 +160,12 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-/// Whether SQLite says that the file itself is damaged.
+/// Whether SQLite says that the file itself is damaged. An index of a full-text table that does not fit its table is no damage: it
+/// is the same on every member.
 pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::ErrorCode;
+    use rusqlite::ffi::{self, ErrorCode};
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        && error.sqlite_error().is_none_or(|error| error.extended_code != ffi::SQLITE_CORRUPT_VTAB)
 }
 
 fn is_unique(extended_code: i32) -> bool {

@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags, StatementStatus};
 
+use super::apply::RESET;
 use super::authorizer::{Guard, Mode, Touched};
 use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
 use super::determinism::{self, Surroundings};
@@ -38,6 +39,8 @@ pub(crate) struct Executor {
     guard: Guard,
     surroundings: Arc<Surroundings>,
     looks: Arc<AtomicU64>,
+    /// Set when a closure's statements are to end.
+    stop: Arc<AtomicBool>,
     /// Whose rights a closure's statements have.
     scope: Cell<Scope>,
     /// A row with the largest rowid was written: from there on SQLite draws rowids at random.
@@ -58,16 +61,21 @@ impl Executor {
         // WAL with synchronous=NORMAL: a crash may take the newest transactions, never half of one; the log has them.
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-             PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF;
+             PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF;
              PRAGMA temp_store = MEMORY; PRAGMA busy_timeout = 5000; PRAGMA recursive_triggers = ON",
         )?;
         let surroundings = Arc::new(Surroundings::default());
         determinism::install(&connection, &surroundings)?;
         let looks = Arc::new(AtomicU64::new(0));
         let own = Arc::clone(&looks);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
         connection.progress_handler(
             STEPS_PER_LOOK,
-            Some(move || own.fetch_add(1, Ordering::Relaxed) + 1 > STEPS_MAX / STEPS_PER_LOOK as u64),
+            Some(move || {
+                let looks = own.fetch_add(1, Ordering::Relaxed) + 1;
+                looks > STEPS_MAX / STEPS_PER_LOOK as u64 || stopped.load(Ordering::SeqCst)
+            }),
         )?;
         let last_rowid = Arc::new(AtomicBool::new(false));
         let own = Arc::clone(&last_rowid);
@@ -84,6 +92,7 @@ impl Executor {
             guard,
             surroundings,
             looks,
+            stop,
             scope: Cell::new(Scope::User),
             last_rowid,
             nonce,
@@ -96,6 +105,12 @@ impl Executor {
     pub fn engine(&self) -> &Connection {
         self.guard.set_mode(Mode::Engine);
         &self.connection
+    }
+
+    /// The same, to change what it tells of itself.
+    pub fn engine_mut(&mut self) -> &mut Connection {
+        self.guard.set_mode(Mode::Engine);
+        &mut self.connection
     }
 
     /// Runs a cached statement of the engine.
@@ -134,6 +149,11 @@ impl Executor {
         }
     }
 
+    /// What ends the statement that runs, and every one after it, while it is set. An interrupt reaches only one that runs already.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
     /// Starts a closure's SQL: its time, its random numbers and its rights.
     pub fn begin_closure(&self, time_ms: i64, seed: u64, scope: Scope) {
         self.surroundings.begin_request(time_ms, seed);
@@ -143,6 +163,13 @@ impl Executor {
 
     /// Runs the `index`th writing statement of a closure; when it fails it has changed nothing.
     pub fn run_in_closure(&self, index: u64, statement: &super::command::Statement) -> Result<QueryResult, Error> {
+        if index == 0 {
+            // As when it is applied: what the connection did for others does not show.
+            self.engine_execute(RESET, ()).map_err(|error| match is_overtaken(&error) {
+                true => Error::Conflict { attempts: 1 },
+                false => error.into(),
+            })?;
+        }
         self.engine_execute("SAVEPOINT statement", ())?;
         self.surroundings.begin_statement(index);
         self.guard.set_mode(Mode::Write(self.scope.get()));
@@ -306,7 +333,7 @@ impl Executor {
             return Err(Stop::Failure(Failure::Refused { message }));
         }
         let changes_before = self.connection.total_changes();
-        let result = query(prepared, parameters, RESULT_BYTES_MAX.saturating_sub(collected.size))?;
+        let result = query(prepared, parameters, RESULT_BYTES_MAX.saturating_sub(collected.size), usize::MAX)?;
         let result = match result {
             Queried::Rows { columns, rows } => QueryResult::Rows { columns, rows },
             Queried::TooLarge { size } => {
@@ -418,11 +445,12 @@ pub(crate) enum Queried {
     TooLarge { size: usize },
 }
 
-/// Runs one prepared statement to its end and collects its rows, up to `bytes_max`.
+/// Runs one prepared statement and collects its rows, up to `bytes_max`; when it has given `rows_max` it ends there.
 pub(crate) fn query(
     prepared: &mut rusqlite::Statement<'_>,
     parameters: &[Value],
     bytes_max: usize,
+    rows_max: usize,
 ) -> rusqlite::Result<Queried> {
     if prepared.column_count() == 0 {
         prepared.execute(rusqlite::params_from_iter(parameters))?;
@@ -447,6 +475,9 @@ pub(crate) fn query(
             return Ok(Queried::TooLarge { size });
         }
         rows.push(values);
+        if rows.len() >= rows_max {
+            break;
+        }
     }
     drop(cursor);
     if rows.is_empty() {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// How long the writer thread lets a closure finish before it puts it out.
 const GRACE: Duration = Duration::from_millis(20);
+/// How long a closure may keep other closures waiting before one of them puts it out.
+const TURN: Duration = Duration::from_millis(200);
 
 /// Somebody who holds the write lock and can be made to give it up.
 pub(crate) trait Preemptible: Send + Sync {
@@ -65,12 +67,26 @@ impl WriteGate {
         self.take(state, Holder::Writer)
     }
 
-    /// Enters as a closure; `None` if that took longer than `limit`.
+    /// Enters as a closure; `None` if that took longer than `limit`. A closure that stays is put out when its turn is over.
     pub fn enter_as_closure(&self, closure: Arc<dyn Preemptible>, limit: Duration) -> Option<Entered<'_>> {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
+        let mut seen = (state.entered, Instant::now());
         while state.holder.is_some() || state.writer_waits {
-            let left = deadline.checked_duration_since(Instant::now())?;
+            if state.entered != seen.0 {
+                seen = (state.entered, Instant::now());
+            }
+            if let (Some(Holder::Closure(other)), true) = (&state.holder, seen.1.elapsed() >= TURN) {
+                let other = Arc::clone(other);
+                drop(state);
+                other.preempt();
+                state = self.lock();
+                if state.entered == seen.0 {
+                    state.holder = None;
+                }
+                continue;
+            }
+            let left = deadline.checked_duration_since(Instant::now())?.min(TURN);
             (state, _) = self.released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
         Some(self.take(state, Holder::Closure(closure)))
@@ -127,6 +143,18 @@ mod tests {
         assert!(gate.enter_as_closure(Arc::new(Closure::default()), Duration::from_millis(1)).is_none());
         drop(writer);
         assert!(gate.enter_as_closure(closure, Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_closure_whose_turn_is_over_is_put_out_by_one_that_waits() {
+        let gate = WriteGate::default();
+        let closures = [(); 2].map(|()| Arc::new(Closure::default()));
+        let stays = gate.enter_as_closure(closures[0].clone(), Duration::ZERO).unwrap();
+        let entered = gate.enter_as_closure(closures[1].clone(), 20 * TURN).unwrap();
+        assert!(closures[0].0.load(Ordering::SeqCst));
+        drop(stays);
+        assert!(gate.enter_as_closure(closures[0].clone(), Duration::ZERO).is_none(), "the second one holds it");
+        drop(entered);
     }
 
     #[test]

@@ -61,6 +61,7 @@ mod recovery;
 mod state;
 #[cfg(test)]
 mod tests;
+mod view;
 mod writer;
 
 use std::ops::Range;
@@ -77,6 +78,7 @@ pub(crate) use files::LogFile;
 pub(crate) use files::Storage;
 #[cfg(test)]
 pub(crate) use tests::{Disk, open as open_on_disk};
+pub(crate) use view::LogView;
 
 use super::raft_types::{Entry, LogId, NodeId, Vote};
 use files::Directory;
@@ -286,6 +288,12 @@ impl LogStore {
             .await?;
         // A writer that is gone without an answer has not done it.
         if queued { receiver.await.unwrap_or(Err(LogError::Closed)) } else { Ok(()) }
+    }
+
+    /// Makes an empty log one that begins, and ends, behind a log id that a state has: with this vote.
+    pub(crate) async fn begin_behind(&self, vote: Vote, log_id: LogId) -> Result<(), LogError> {
+        self.change(|state| Ok(Some((Mark::Vote(vote), state.ticket())))).await?;
+        self.change(|state| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)))).await
     }
 
     async fn truncate_since(&self, since: u64) -> Result<(), LogError> {

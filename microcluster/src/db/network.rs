@@ -3,6 +3,7 @@
 
 mod client;
 mod early;
+mod era;
 mod message;
 mod raft_network;
 mod server;
@@ -14,8 +15,9 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use client::{CallError, Peers};
+pub(crate) use client::{CallError, Met, Peers};
 pub(crate) use early::Early;
+pub(crate) use era::Era;
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 #[cfg(feature = "bench")]
@@ -34,11 +36,20 @@ pub type PeerStream = Box<dyn PeerIo>;
 /// The name of the protocol in the `Upgrade` header of the request that opens a [`PeerStream`].
 pub const PROTOCOL: &str = "microcluster-raft/1";
 
+/// What is within the error of a [`PeerConnector`] when one of the two sides does not trust the other.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct NotTrusted {
+    /// Which does not trust which, and why.
+    pub reason: String,
+}
+
 /// Opens connections to other members. Implemented above the database, where TLS and HTTP are.
 pub trait PeerConnector: Send + Sync + 'static {
     /// Connects to the cluster address `address` (`ip:port`) and upgrades the connection to [`PROTOCOL`].
     ///
     /// # Errors
-    /// When the member cannot be reached, is not who it should be, or refuses the upgrade.
+    /// When the member cannot be reached, is not who it should be, or refuses the upgrade; [`NotTrusted`] is in it for the
+    /// last two.
     fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>>;
 }

@@ -62,13 +62,13 @@ fn read_statement(reader: &Reader, sql: &str, parameters: &[Value]) -> Result<Re
     if !statement.readonly() {
         return Ok(Read::Writes);
     }
-    Ok(Read::Results(vec![rows(query(&mut statement, parameters, RESULT_BYTES_MAX)?)?]))
+    Ok(Read::Results(vec![rows(query(&mut statement, parameters, RESULT_BYTES_MAX, usize::MAX)?)?]))
 }
 
 fn read_script(reader: &Reader, sql: &str) -> Result<Read, Error> {
     match reader.connection().prepare_cached(sql) {
         Ok(mut statement) if statement.readonly() && statement.column_count() > 0 => {
-            return Ok(Read::Results(vec![rows(query(&mut statement, &[], RESULT_BYTES_MAX)?)?]));
+            return Ok(Read::Results(vec![rows(query(&mut statement, &[], RESULT_BYTES_MAX, usize::MAX)?)?]));
         }
         // Nothing but white space and comments compiles to nothing, and counts as reading.
         Ok(statement) if !statement.readonly() => return Ok(Read::Writes),
@@ -90,7 +90,7 @@ fn read_script(reader: &Reader, sql: &str) -> Result<Read, Error> {
                 return Ok(Read::Writes);
             }
             let left = RESULT_BYTES_MAX.saturating_sub(results.iter().map(QueryResult::size).sum());
-            results.push(rows(query(&mut statement, &[], left)?)?);
+            results.push(rows(query(&mut statement, &[], left, usize::MAX)?)?);
         }
     })
 }
@@ -118,7 +118,7 @@ mod tests {
         let path = dir.path().join("state.db");
         let connection = rusqlite::Connection::open(&path).unwrap();
         connection.execute_batch("CREATE TABLE t (a, b); INSERT INTO t VALUES (1, 'x;y'), (NULL, x'00')").unwrap();
-        (dir, Readers::new(path))
+        (dir, Readers::new(path, tokio::sync::watch::Sender::new(None)))
     }
 
     /// Words and signs that scripts are made of, in any order.

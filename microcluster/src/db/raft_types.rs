@@ -21,6 +21,10 @@ openraft::declare_raft_types!(
         SnapshotData = SnapshotData,
 );
 
+/// The terms of one era: two elections a second for fifteen years. A recovery from the loss of a quorum begins the next era, so
+/// that its terms are higher than all that members of before can have voted in.
+pub(crate) const ERA_TERMS: u64 = 1_000_000_000;
+
 pub(crate) type Raft = openraft::Raft<TypeConfig>;
 pub(crate) type Entry = openraft::Entry<TypeConfig>;
 pub(crate) type LogId = openraft::LogId<NodeId>;

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
 
+use super::apply::read_applied_index;
 use super::authorizer::{Guard, Mode, Touched};
 use super::command::Scope;
 use super::error::Error;
@@ -21,6 +23,8 @@ const STEPS_PER_LOOK: i32 = 4_000;
 pub(crate) struct Readers {
     pool: Mutex<Pool>,
     epoch: Instant,
+    /// Told when a read finds that the file is damaged.
+    damage: watch::Sender<Option<String>>,
 }
 
 struct Pool {
@@ -39,9 +43,9 @@ pub(crate) struct Reader {
 }
 
 impl Readers {
-    /// A pool over `path`; nothing is opened yet.
-    pub fn new(path: PathBuf) -> Readers {
-        Readers { pool: Mutex::new(Pool { path, generation: 0, idle: Vec::new() }), epoch: Instant::now() }
+    /// A pool over `path`; nothing is opened yet. `damage` is told when a read finds that the file is damaged.
+    pub fn new(path: PathBuf, damage: watch::Sender<Option<String>>) -> Readers {
+        Readers { pool: Mutex::new(Pool { path, generation: 0, idle: Vec::new() }), epoch: Instant::now(), damage }
     }
 
     /// From here on connections are opened on `path`; reads that run go on with the file they began on.
@@ -82,6 +86,9 @@ impl Readers {
         reader.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         reader.guard.set_mode(Mode::Read);
         let result = read(&reader);
+        if let Err(error @ Error::Damaged { .. }) = &result {
+            self.damage.send_replace(Some(error.to_string()));
+        }
         let result = match result {
             Err(Error::Sql { .. } | Error::Refused { .. }) if self.epoch.elapsed() >= deadline => {
                 Err(Error::TooLong { what: "the read", limit })
@@ -153,6 +160,8 @@ impl Reader {
 
     /// What the statements that `prepare` prepares would touch; `None` if one cannot be prepared.
     pub fn analyze(&self, scope: Scope, prepare: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Option<Touched> {
+        // Only a statement that runs makes SQLite see that another connection has changed the schema.
+        self.engine_query(read_applied_index).ok()?;
         self.guard.set_mode(Mode::Look(scope));
         self.guard.take_touched();
         let prepared = prepare(&self.connection);
@@ -167,8 +176,12 @@ impl Reader {
     }
 
     fn engine(&self, sql: &str) -> rusqlite::Result<()> {
+        self.engine_query(|connection| connection.prepare_cached(sql)?.execute([]).map(|_| ()))
+    }
+
+    fn engine_query<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let mode = self.guard.swap_mode(Mode::Engine);
-        let done = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]).map(|_| ()));
+        let done = query(&self.connection);
         self.guard.swap_mode(mode);
         done
     }

@@ -285,6 +285,10 @@ impl Task {
             }
             self.history.begin(term, last_index);
         }
+        if *self.shared.applied.borrow() < seen.index {
+            // What a statement writes is asked of the schema here, which may be older than the one that the transaction saw.
+            return Err(SubmitError::Conflict);
+        }
         let term = self.history.term().unwrap_or(term);
         let writes = |request: &Request| self.analyzer.writes(&self.shared.readers, request, &seen.touched);
         if self.history.conflicts(seen.index, writes) || before_it.iter().any(writes) {

@@ -3,7 +3,9 @@
 //!
 //! The scheme is that of client sessions in Ongaro's Raft dissertation (2014), section 6.3. An origin numbers its
 //! requests and says with each below which number all have been answered; outcomes from there on are kept. So
-//! the memory of an origin is what it has in flight. An origin that is silent for [`SESSION_MS_MAX`] is forgotten.
+//! the memory of an origin is what it has in flight. An origin that was silent for [`SESSION_MS_MAX`] and for
+//! [`SESSION_ENTRIES_MIN`] entries is forgotten: the times are those of several members' clocks, and one that is wrong must not
+//! make all members forget what is in flight.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,6 +17,8 @@ use super::executor::Executor;
 
 /// How long a silent origin is remembered.
 const SESSION_MS_MAX: i64 = 600_000;
+/// For how many entries of the log it is remembered at least: more than are written while a request can still be sent again.
+const SESSION_ENTRIES_MIN: u64 = 100_000;
 /// The largest results that are kept for a resend.
 const KEPT_BYTES_MAX: usize = 4096;
 
@@ -29,6 +33,8 @@ const FORGET: &str = "DELETE FROM microcluster_sessions WHERE origin = ?1";
 struct Session {
     answered_below: u64,
     heard_ms: i64,
+    /// The log index of its last request.
+    heard_index: u64,
     outcomes: BTreeMap<u64, Outcome>,
 }
 
@@ -64,13 +70,14 @@ impl Sessions {
         session.outcomes.get(&id.sequence).cloned()
     }
 
-    /// Remembers the outcome of a request that was applied now.
-    pub fn remember(&mut self, request: &Request, outcome: &Outcome) {
+    /// Remembers the outcome of a request that was applied now, as part of the entry at a log index.
+    pub fn remember(&mut self, request: &Request, index: u64, outcome: &Outcome) {
         if !self.sessions.contains_key(&request.id.origin) {
-            self.forget_silent(request.time_ms);
+            self.forget_silent(request.time_ms, index);
         }
         let session = self.sessions.entry(request.id.origin).or_default();
         session.heard_ms = session.heard_ms.max(request.time_ms);
+        session.heard_index = index;
         session.outcomes.insert(request.id.sequence, kept(outcome));
         if request.answered_below > session.answered_below {
             session.answered_below = request.answered_below;
@@ -96,10 +103,11 @@ impl Sessions {
         Ok(())
     }
 
-    fn forget_silent(&mut self, now_ms: i64) {
+    fn forget_silent(&mut self, now_ms: i64, now_index: u64) {
         let changed = &mut self.changed;
         self.sessions.retain(|origin, session| {
-            let keep = now_ms.saturating_sub(session.heard_ms) <= SESSION_MS_MAX;
+            let keep = now_ms.saturating_sub(session.heard_ms) <= SESSION_MS_MAX
+                || now_index.saturating_sub(session.heard_index) <= SESSION_ENTRIES_MIN;
             if !keep {
                 changed.insert(*origin);
             }
@@ -143,10 +151,10 @@ mod tests {
     #[test]
     fn a_resent_request_gets_its_first_outcome_until_it_was_answered() {
         let mut sessions = Sessions::default();
-        sessions.remember(&request(1, 5, 5, 0), &done(7));
+        sessions.remember(&request(1, 5, 5, 0), 1, &done(7));
         assert_eq!(sessions.earlier_outcome(RequestId { origin: 1, sequence: 5 }), Some(done(7)));
         assert_eq!(sessions.earlier_outcome(RequestId { origin: 1, sequence: 6 }), None);
-        sessions.remember(&request(1, 6, 6, 0), &done(8));
+        sessions.remember(&request(1, 6, 6, 0), 2, &done(8));
         assert_eq!(
             sessions.earlier_outcome(RequestId { origin: 1, sequence: 5 }),
             Some(Outcome::Failed(Failure::Stale))
@@ -159,22 +167,27 @@ mod tests {
         let executor = Executor::open(&dir.path().join("state.db")).unwrap();
         executor.engine().execute_batch(TABLE).unwrap();
         let mut sessions = Sessions::default();
-        sessions.remember(&request(1, 1, 1, 1_000), &done(1));
-        sessions.remember(&request(u64::MAX, 1, 1, 2_000), &done(2));
+        sessions.remember(&request(1, 1, 1, 1_000), 10, &done(1));
+        sessions.remember(&request(u64::MAX, 1, 1, 2_000), 11, &done(2));
         sessions.save(&executor).unwrap();
         let mut loaded = Sessions::load(executor.engine()).unwrap();
         assert_eq!(loaded.sessions, sessions.sessions);
-        loaded.remember(&request(3, 1, 1, 1_500 + SESSION_MS_MAX), &done(3));
-        loaded.save(&executor).unwrap();
-        let again = Sessions::load(executor.engine()).unwrap();
-        assert_eq!(again.sessions.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([3, u64::MAX]));
+        let mut origins_after = |request: Request, index| {
+            loaded.remember(&request, index, &done(3));
+            loaded.save(&executor).unwrap();
+            Sessions::load(executor.engine()).unwrap().sessions.into_keys().collect::<BTreeSet<_>>()
+        };
+        let clock_ahead = request(3, 1, 1, 1_500 + SESSION_MS_MAX);
+        assert_eq!(origins_after(clock_ahead, 12), BTreeSet::from([1, 3, u64::MAX]), "one clock forgets nobody");
+        let late = request(4, 1, 1, 1_600 + SESSION_MS_MAX);
+        assert_eq!(origins_after(late, 12 + SESSION_ENTRIES_MIN), BTreeSet::from([3, 4, u64::MAX]));
     }
 
     #[test]
     fn large_results_are_not_kept_and_the_resend_says_so() {
         let mut sessions = Sessions::default();
         let rows = vec![vec![crate::db::command::Value::Blob(vec![0; KEPT_BYTES_MAX])]];
-        sessions.remember(&request(1, 1, 1, 0), &Outcome::Done(vec![QueryResult::Rows { columns: vec![], rows }]));
+        sessions.remember(&request(1, 1, 1, 0), 1, &Outcome::Done(vec![QueryResult::Rows { columns: vec![], rows }]));
         assert_eq!(
             sessions.earlier_outcome(RequestId { origin: 1, sequence: 1 }),
             Some(Outcome::Failed(Failure::ResultLost))

@@ -19,8 +19,22 @@ pub(crate) fn current(dir: &Path) -> io::Result<PathBuf> {
     if let Some((generation, _)) = read_pointer(dir)? {
         return Ok(dir.join(generation_name(generation)));
     }
+    // It is written before the first state file is.
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if name.to_str().is_some_and(is_state) {
+            let what =
+                format!("the file {POINTER}, which says which state file is in force, is missing beside {name:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+    }
     point_to(dir, 1, 0)?;
     Ok(dir.join(generation_name(1)))
+}
+
+/// The state file in force, if there is one.
+pub(crate) fn existing(dir: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(read_pointer(dir)?.map(|(generation, _)| dir.join(generation_name(generation))))
 }
 
 /// The log index of the snapshot that the state file in force began with; 0 if it began empty.
@@ -47,8 +61,7 @@ pub(crate) fn remove_others(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_other_state = name.starts_with("state-") && name.ends_with(".db") && path != current;
-        if is_other_state || name.starts_with("snapshot-") {
+        if (is_state(name) && path != current) || name.starts_with("snapshot-") {
             remove(&path)?;
         }
     }
@@ -100,6 +113,10 @@ fn point_to(dir: &Path, generation: u64, snapshot: u64) -> io::Result<()> {
 
 fn generation_name(generation: u64) -> String {
     format!("state-{generation}.db")
+}
+
+fn is_state(name: &str) -> bool {
+    name.starts_with("state-") && name.ends_with(".db")
 }
 
 /// Removes a state file and what SQLite keeps beside it.

@@ -15,7 +15,7 @@ use super::raft_types::{
 };
 use super::writer::{Shared, Writer, WriterError};
 
-pub(crate) use snapshot::{IncomingSnapshot, PinnedSnapshot};
+pub(crate) use snapshot::{IncomingSnapshot, PinnedSnapshot, SnapshotError};
 
 /// The SQLite state behind openraft's trait.
 #[derive(Clone)]

@@ -1,8 +1,10 @@
 //! The database as its users see it: clusters in one process, over a network that can be cut.
 
-mod kit;
+mod closures;
+pub(crate) mod kit;
 pub(crate) mod power_loss;
 mod random_sql;
+mod recovery;
 mod seeds;
 mod suite;
 
@@ -15,7 +17,8 @@ use kit::Cluster;
 use rusqlite::named_params;
 
 use super::{
-    Consistency, Database, Error, Level, Named, QueryResult, SchemaUpdate, Statement, Upgrade, Value, Verdict, level,
+    Consistency, Database, Error, Level, Named, PingError, QueryResult, SchemaUpdate, Statement, Upgrade, Value,
+    Verdict, level,
 };
 
 async fn count(cluster: &Cluster, id: u64, table: &str) -> i64 {
@@ -123,6 +126,19 @@ async fn a_read_can_ask_for_what_another_member_has_seen() {
     let future = Consistency::AtLeast(db.seen_index() + 1_000_000);
     let error = db.query_row(future, "SELECT 1", (), |row| row.get::<_, i64>(0)).await.unwrap_err();
     assert!(matches!(error, Error::NoQuorum { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_at_an_address_is_told_from_none() {
+    let mut cluster = Cluster::new(3).await;
+    let db = cluster.db(1);
+    let ping = async |id, at| db.ping(id, &kit::address(at), Duration::from_secs(5)).await;
+    assert_eq!(ping(2, 2).await.unwrap().node_id, 2);
+    let error = ping(9, 2).await.unwrap_err();
+    assert!(matches!(&error, PingError::OtherNode { detail } if detail.contains("node 2 answers there, not node 9")));
+    cluster.kill(3).await;
+    let error = ping(9, 3).await.unwrap_err();
+    assert!(matches!(error, PingError::Silent { .. }), "{error:?}");
 }
 
 /// A member that led when it stopped may have lost entries that others have: it is elected anew, in another term.

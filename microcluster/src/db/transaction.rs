@@ -22,7 +22,8 @@ pub use closure::Transaction;
 pub use named::Named;
 pub use parameters::Parameters;
 
-/// How many closures of one member run at once; the others wait.
+/// How many closures of one member run at once; the others wait. The product's, and as many of the cluster's own: one of the
+/// product's that never returns keeps its place for ever.
 const CLOSURES_MAX: usize = 16;
 /// How often a closure runs again after conflicts.
 const ATTEMPTS_MAX: u32 = 64;
@@ -38,13 +39,15 @@ pub(crate) struct Closures {
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     running: Arc<Semaphore>,
+    running_core: Arc<Semaphore>,
 }
 
 impl Closures {
     /// Nothing is opened yet.
     pub fn new(shared: Arc<Shared>) -> Closures {
         let connections = Arc::new(Connections::default());
-        Closures { shared, connections, running: Arc::new(Semaphore::new(CLOSURES_MAX)) }
+        let [running, running_core] = [(); 2].map(|()| Arc::new(Semaphore::new(CLOSURES_MAX)));
+        Closures { shared, connections, running, running_core }
     }
 
     /// Runs `body` until it gets through, and answers what it returned in that run.
@@ -96,7 +99,11 @@ impl Closures {
         F: Fn(&Transaction<'_>) -> Result<T, Error> + Send + Sync + 'static,
     {
         let busy = Error::Busy { detail: "too many transactions run on this member" };
-        let permit = match tokio::time::timeout(CLOSURE_LIMIT, Arc::clone(&self.running).acquire_owned()).await {
+        let running = match scope {
+            Scope::User => &self.running,
+            Scope::Core => &self.running_core,
+        };
+        let permit = match tokio::time::timeout(CLOSURE_LIMIT, Arc::clone(running).acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(Error::ShuttingDown),
             Err(_) => return Err(busy),
@@ -114,12 +121,13 @@ impl Closures {
             })
         };
         let ran = match tokio::time::timeout(CLOSURE_LIMIT, running).await {
-            Ok(Ok(ran)) => ran?,
+            Ok(Ok(ran)) => ran.inspect_err(|error| self.note_damage(error))?,
             // The thread's transaction was rolled back when the panic unwound it.
             Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
             Err(_) => {
-                // It may hold the write lock; the next call that the closure makes fails.
-                let _ = tokio::task::spawn_blocking(move || run.preempt()).await;
+                // It may hold the write lock; the next call that the closure makes fails. Not waited for: the closure may be in
+                // code of its own that never ends.
+                tokio::task::spawn_blocking(move || run.preempt());
                 return Err(Error::TooLong { what: "the transaction's closure", limit: CLOSURE_LIMIT });
             }
         };
@@ -127,13 +135,23 @@ impl Closures {
         let value = match value {
             Ok(value) => value,
             Err(error @ Error::Conflict { .. }) => return Err(error),
-            Err(error) => return Ok(Attempt::Failed { error, index }),
+            Err(error) => {
+                self.note_damage(&error);
+                return Ok(Attempt::Failed { error, index });
+            }
         };
         if !writes.is_empty() {
             let closure = Closure { time_ms, seed, seen: Seen { index, touched } };
             forwarder.submit(scope, Body::Statements(writes), Some(closure)).await?;
         }
         Ok(Attempt::Done(value))
+    }
+
+    /// A closure that finds the state file damaged has the member rebuilt, as a read has.
+    fn note_damage(&self, error: &Error) {
+        if let Error::Damaged { .. } = error {
+            self.shared.damage.send_replace(Some(error.to_string()));
+        }
     }
 
     /// Waits until everything is applied here that was acknowledged anywhere; `false` if that is the state of `index`

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::apply::{Applier, ApplyError, Position};
+use super::checkpoint::Checkpointer;
 use super::checksum::{Digest, Digests};
 use super::command::is_mark;
 use super::damage::is_damage;
@@ -57,6 +58,8 @@ impl Shared {
 pub(crate) enum WriterError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error("the state file failed")]
+    Sqlite(#[from] rusqlite::Error),
     #[error("cannot replace or sync the state file")]
     Io(#[from] io::Error),
     #[error("the writer thread has ended")]
@@ -65,9 +68,8 @@ pub(crate) enum WriterError {
 
 enum Job {
     Apply { entries: Vec<Entry>, done: oneshot::Sender<Result<(), WriterError>> },
-    Sync { done: oneshot::Sender<Result<Position, WriterError>> },
     Install { file: PathBuf, snapshot: u64, done: oneshot::Sender<Result<Position, WriterError>> },
-    Position { done: oneshot::Sender<Result<Position, WriterError>> },
+    Position { done: oneshot::Sender<Result<(Position, PathBuf), WriterError>> },
     Close { done: oneshot::Sender<Result<(), WriterError>> },
 }
 
@@ -75,6 +77,8 @@ enum Job {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     thread: Option<JoinHandle<()>>,
+    /// Ends before the thread, which is the last to close the file.
+    checkpointer: Arc<Checkpointer>,
 }
 
 impl Writer {
@@ -82,27 +86,36 @@ impl Writer {
     pub fn start(dir: &Path) -> Result<(Writer, Arc<Shared>, Position), WriterError> {
         let path = state_file::current(dir)?;
         state_file::remove_others(dir)?;
-        let applier = Applier::open(&path)?;
+        let mut applier = Applier::open(&path)?;
         // A process that was killed has left transactions that only the page cache holds. openraft takes where the state
         // stands now for a snapshot, and would drop the log behind it.
         state_file::sync(&path)?;
         let position = applier.position().clone();
         let applied = position.last_applied.map_or(0, |log_id| log_id.index);
+        let damage = watch::Sender::new(None);
         let shared = Arc::new(Shared {
             waiters: Waiters::default(),
-            readers: Readers::new(path.clone()),
+            readers: Readers::new(path.clone(), damage.clone()),
             gate: WriteGate::default(),
             digests: Digests::default(),
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
             handing_over: AtomicBool::new(false),
             heard: Heard::default(),
-            damage: watch::Sender::new(None),
+            damage,
         });
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
-        let state = State { dir: dir.to_owned(), path, applier, shared: Arc::clone(&shared) };
+        let checkpointer = Arc::new(Checkpointer::start(shared.damage.clone())?);
+        checkpointer.follow(applier.connection_mut())?;
+        let state = State {
+            dir: dir.to_owned(),
+            path,
+            applier,
+            shared: Arc::clone(&shared),
+            checkpointer: Arc::clone(&checkpointer),
+        };
         let thread = std::thread::Builder::new().name("sqlite-writer".to_owned()).spawn(move || state.run(receiver))?;
-        Ok((Writer { jobs, thread: Some(thread) }, shared, position))
+        Ok((Writer { jobs, thread: Some(thread), checkpointer }, shared, position))
     }
 
     /// Applies committed entries and answers those who wait for them.
@@ -110,9 +123,17 @@ impl Writer {
         self.ask(|done| Job::Apply { entries, done }).await
     }
 
-    /// Brings the state onto stable storage and says where it stands.
+    /// Brings the state onto stable storage and says where it stood before.
     pub async fn sync(&self) -> Result<Position, WriterError> {
-        self.ask(|done| Job::Sync { done }).await
+        loop {
+            let (position, path) = self.ask(|done| Job::Position { done }).await?;
+            match self.checkpointer.sync(path.clone()).await {
+                Ok(()) => return Ok(position),
+                // A snapshot has put another file in force meanwhile.
+                Err(_) if self.ask(|done| Job::Position { done }).await?.1 != path => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Puts the file of the snapshot of a log index in force.
@@ -122,7 +143,7 @@ impl Writer {
 
     /// Where the state stands.
     pub async fn position(&self) -> Result<Position, WriterError> {
-        self.ask(|done| Job::Position { done }).await
+        Ok(self.ask(|done| Job::Position { done }).await?.0)
     }
 
     /// Closes the state file, so that all of the state is in it and nothing in the write-ahead log, and ends the thread.
@@ -157,6 +178,7 @@ struct State {
     path: PathBuf,
     applier: Applier,
     shared: Arc<Shared>,
+    checkpointer: Arc<Checkpointer>,
 }
 
 impl State {
@@ -167,12 +189,12 @@ impl State {
                 Job::Apply { entries, done } => {
                     drop(done.send(self.apply(&entries).inspect_err(|e| self.note_damage(e))))
                 }
-                Job::Sync { done } => drop(done.send(self.sync().inspect_err(|e| self.note_damage(e)))),
                 Job::Install { file, snapshot, done } => drop(done.send(self.install(&file, snapshot))),
-                Job::Position { done } => drop(done.send(Ok(self.applier.position().clone()))),
+                Job::Position { done } => drop(done.send(Ok((self.applier.position().clone(), self.path.clone())))),
                 Job::Close { done } => {
                     // SQLite moves the write-ahead log into the file when its last connection is closed.
                     self.shared.readers.close_idle();
+                    self.checkpointer.stop();
                     drop(self.applier);
                     drop(done.send(Ok(())));
                     return;
@@ -196,15 +218,10 @@ impl State {
                 self.shared.applied.send_replace(entry.log_id.index);
             }
             self.shared.waiters.answer(answered);
+            let committed = self.applier.connection();
+            self.checkpointer.after_commit(committed, &self.path)?;
         }
         Ok(())
-    }
-
-    fn sync(&mut self) -> Result<Position, WriterError> {
-        let connection = self.applier.connection();
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(ApplyError::from)?;
-        state_file::sync(&self.path)?;
-        Ok(self.applier.position().clone())
     }
 
     /// Before the error is answered: whoever hears it can see that the member is to be rebuilt.
@@ -218,6 +235,8 @@ impl State {
         let _entered = self.shared.gate.enter_as_writer();
         let path = state_file::install(&self.dir, file, snapshot)?;
         self.applier = Applier::open(&path)?;
+        self.checkpointer.follow(self.applier.connection_mut())?;
+        self.checkpointer.close();
         let old = std::mem::replace(&mut self.path, path.clone());
         self.shared.readers.switch(path);
         state_file::remove(&old)?;

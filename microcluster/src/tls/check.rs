@@ -9,7 +9,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::key_pair::{KeyPair, KeyPairError, SharedPair};
+use super::key_pair::{DateError, KeyPair, KeyPairError, SharedPair, only_certificates};
 
 /// Why a key pair cannot be used. No message quotes the key.
 #[derive(Debug, thiserror::Error)]
@@ -18,10 +18,8 @@ pub(crate) enum PairError {
     Missing { what: &'static str },
     #[error(transparent)]
     KeyPair(#[from] KeyPairError),
-    #[error("the certificate has expired at {at}")]
-    Expired { at: Timestamp },
-    #[error("the certificate is not valid before {from}")]
-    NotYetValid { from: Timestamp },
+    #[error(transparent)]
+    Dates(#[from] DateError),
     #[error("the certificate of the authority cannot be used: {reason}")]
     Authority { reason: String },
     #[error(
@@ -40,13 +38,7 @@ pub(crate) fn check(certificate: &str, key: &Secret, authority: &str, now: Times
         }
     }
     let pair = KeyPair::parse(certificate, key)?;
-    let (from, at) = (pair.certificate.valid_from, pair.certificate.expires_at);
-    if at <= now {
-        return Err(PairError::Expired { at });
-    }
-    if now < from {
-        return Err(PairError::NotYetValid { from });
-    }
+    pair.certificate.check_dates(now)?;
     let authority = authority.trim();
     if authority.is_empty() {
         return Ok(SharedPair { pair, authority: String::new() });
@@ -58,6 +50,7 @@ pub(crate) fn check(certificate: &str, key: &Secret, authority: &str, now: Times
 /// Does what a client does that verifies by the authority.
 fn verify(pair: &KeyPair, authority: &str, now: Timestamp) -> Result<(), PairError> {
     let unusable = |e: &dyn std::fmt::Display| PairError::Authority { reason: e.to_string() };
+    only_certificates(authority).map_err(|e| unusable(&e))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
         roots.add(certificate.map_err(|e| unusable(&e))?).map_err(|e| unusable(&e))?;
@@ -137,9 +130,13 @@ mod tests {
         assert!(matches!(refused(&good.certificate, &"x".into(), ""), PairError::KeyPair(KeyPairError::Key)));
         assert!(matches!(refused(&good.certificate, &other.key, ""), PairError::KeyPair(KeyPairError::Mismatch(_))));
         let old = signed(&issuer, &["a.example"], (-30, -1));
-        assert!(matches!(refused(&old.certificate, &old.key, ""), PairError::Expired { .. }));
+        assert!(matches!(refused(&old.certificate, &old.key, ""), PairError::Dates(DateError::Expired { .. })));
         let early = signed(&issuer, &["a.example"], (1, 30));
-        assert!(matches!(refused(&early.certificate, &early.key, ""), PairError::NotYetValid { .. }));
+        assert!(matches!(refused(&early.certificate, &early.key, ""), PairError::Dates(DateError::NotYetValid { .. })));
+        let both = format!("{}{}", good.certificate, good.key.expose());
+        assert!(matches!(refused(&both, &good.key, ""), PairError::KeyPair(KeyPairError::Certificate(_))));
+        let both = format!("{ca}{}", good.key.expose());
+        assert!(matches!(refused(&good.certificate, &good.key, &both), PairError::Authority { .. }));
         assert!(matches!(refused(&good.certificate, &good.key, "x"), PairError::Authority { .. }));
         assert!(matches!(refused(&good.certificate, &good.key, &other_ca), PairError::NotSigned { .. }));
         let nameless = signed(&issuer, &[], (-1, 30));
@@ -164,7 +161,10 @@ mod tests {
         let (issuer, ca) = authority();
         let made = signed(&issuer, &["a.example"], (-1, 1));
         let later = Timestamp::now().checked_add(Duration::from_secs(2 * 86_400)).unwrap();
-        assert!(matches!(check(&made.certificate, &made.key, &ca, later), Err(PairError::Expired { .. })));
+        assert!(matches!(
+            check(&made.certificate, &made.key, &ca, later),
+            Err(PairError::Dates(DateError::Expired { .. }))
+        ));
     }
 
     proptest! {

@@ -60,6 +60,22 @@ pub(crate) enum CertificateError {
     Pem(String),
     #[error("the certificate is not a valid X.509 certificate: {0}")]
     X509(String),
+    /// What it is, and none of what it says: the text is public once it is taken.
+    #[error(
+        "there is something else than certificates in the PEM text of the certificate: {0}; give the certificate and its chain alone, and the private key apart from them"
+    )]
+    NotAlone(&'static str),
+    #[error(transparent)]
+    Dates(#[from] DateError),
+}
+
+/// A certificate is not valid at the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DateError {
+    #[error("the certificate has expired at {at}")]
+    Expired { at: Timestamp },
+    #[error("the certificate is not valid before {from}")]
+    NotYetValid { from: Timestamp },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -140,8 +156,10 @@ impl SharedPair {
 }
 
 impl Certificate {
-    /// Reads the first certificate of a PEM text.
+    /// Reads the first certificate of a PEM text, in which nothing but certificates may be: other members and clients
+    /// are shown all of it.
     pub fn parse(pem: &str) -> Result<Certificate, CertificateError> {
+        only_certificates(pem)?;
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| CertificateError::Pem(e.to_string()))?;
         let x509 = |e: &dyn std::fmt::Display| CertificateError::X509(e.to_string());
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|e| x509(&e))?;
@@ -170,6 +188,17 @@ impl Certificate {
         Ok(Certificate { pem: pem.to_owned(), fingerprint, valid_from, expires_at, names, is_generated })
     }
 
+    /// Refuses a certificate that has expired, or is not valid yet.
+    pub fn check_dates(&self, now: Timestamp) -> Result<(), DateError> {
+        if self.expires_at <= now {
+            return Err(DateError::Expired { at: self.expires_at });
+        }
+        if now < self.valid_from {
+            return Err(DateError::NotYetValid { from: self.valid_from });
+        }
+        Ok(())
+    }
+
     /// Whether it was issued for that name.
     pub fn carries(&self, name: &str) -> bool {
         self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
@@ -179,6 +208,19 @@ impl Certificate {
     pub fn names(&self) -> &[String] {
         &self.names
     }
+}
+
+/// Refuses a text in which there is a PEM section that is no certificate, above all a private key. The label is looked
+/// for where a parser would not: a section that is broken is no less secret.
+pub(super) fn only_certificates(pem: &str) -> Result<(), CertificateError> {
+    const BEGIN: &str = "-----BEGIN ";
+    if pem.to_ascii_uppercase().contains("PRIVATE KEY") {
+        return Err(CertificateError::NotAlone("a private key"));
+    }
+    if pem.split(BEGIN).skip(1).any(|section| !section.starts_with("CERTIFICATE-----")) {
+        return Err(CertificateError::NotAlone("a section that is not labelled CERTIFICATE"));
+    }
+    Ok(())
 }
 
 fn dns_name<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
@@ -229,6 +271,17 @@ mod tests {
         assert!(matches!(parse(cert, ""), KeyPairError::Key));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(matches!(parse(broken, key), KeyPairError::Certificate(CertificateError::X509(_))));
+        // Both in one file, as some servers want them.
+        let other = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+        let short = key.replace("-----BEGIN PRIVATE", "---BEGIN PRIVATE");
+        for both in [format!("{cert}{key}"), format!("{key}{cert}"), format!("{cert}{short}"), format!("{cert}{other}")]
+        {
+            let refused = parse(&both, key);
+            assert!(matches!(refused, KeyPairError::Certificate(CertificateError::NotAlone(_))), "{refused}");
+            assert!(!refused.to_string().contains(key.lines().nth(1).unwrap()), "{refused}");
+        }
+        let chain = format!("one:\n{cert}\ntwo:\n{}", two.certificate.pem);
+        assert_eq!(KeyPair::parse(&chain, one.key_pem()).unwrap().chain().len(), 2);
     }
 
     #[test]

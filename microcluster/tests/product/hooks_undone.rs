@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use microcluster_client::{DaemonConfigUpdate, Error, InitConfig};
+use microcluster_client::{Client, DaemonConfigUpdate, Error, InitConfig, ServerTrust};
 
-use crate::member::{Member, cluster, refused};
+use crate::member::{Member, address_free, cluster, refused};
 use crate::recorder::{Fault, Journal};
 
 const FAULTS: [Fault; 2] = [Fault::Error, Fault::Panic];
@@ -38,6 +38,27 @@ async fn a_bootstrap_is_undone() {
     }
     c1.bootstrap(InitConfig::default()).await.unwrap();
     assert_eq!(c1.names().await, ["c1"]);
+}
+
+/// The pre-init address is open again after a bootstrap that was undone: where it had made way for the cluster address, and where
+/// it was open all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undone_bootstrap_leaves_the_pre_init_address_open() {
+    let journal = Journal::default();
+    for is_apart in [false, true] {
+        let mut c1 = Member::new("c1", &journal);
+        let address = if is_apart { address_free() } else { c1.address };
+        c1.handle = Some(c1.builder().pre_init_listen(address.to_string()).start().await.unwrap());
+        journal.fault("c1", "post_bootstrap", Fault::Error);
+        refused_by(c1.bootstrap(InitConfig::default()).await, "post_bootstrap", Fault::Error);
+        c1.is_free().await;
+        journal.heal();
+        let own = ServerTrust::pinned_pem(&std::fs::read_to_string(c1.dir.path().join("server.crt")).unwrap()).unwrap();
+        assert!(!Client::tls(address, None, &own).unwrap().status().await.unwrap().ready);
+        c1.bootstrap(InitConfig::default()).await.unwrap();
+        assert_eq!(c1.names().await, ["c1"]);
+        c1.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

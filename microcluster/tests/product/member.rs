@@ -36,7 +36,7 @@ impl Member {
         Member {
             dir: tempfile::tempdir().unwrap(),
             name: name.parse().unwrap(),
-            address: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().into(),
+            address: address_free(),
             handle: None,
             journal: journal.clone(),
             hook_timeout: PATIENCE,
@@ -164,6 +164,11 @@ pub async fn cluster_of<S: Clone + Into<SchemaUpdate>>(count: usize, journal: &J
     }
     journal.take();
     members
+}
+
+/// An address that nobody listens on.
+pub fn address_free() -> Address {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().into()
 }
 
 /// Waits for a condition, and says what was waited for when it does not come.

@@ -1,9 +1,10 @@
 //! `microctl bench`: load on a running cluster through the control socket, beside what the disk itself can do.
 
+mod connection;
 mod disk;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,14 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
-use microcluster_client::{Client, Consistency, SqlRequest};
+use microcluster_client::{Client, Consistency, Server, SqlRequest};
 use serde_json::{Value, json};
 
 use super::output::{Format, Look, print, tell};
+use connection::Connection;
 use report::{Figures, Report};
 
 /// Where the rows go; dropped at the end.
 const TABLE: &str = "microctl_bench";
+/// How long the last answers are waited for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Rows that the reads choose from.
 const ROWS: i64 = 1_000;
 
@@ -113,12 +117,18 @@ impl Arguments {
 
     async fn load(&self, client: &Client, workload: Workload, text: &str) -> anyhow::Result<Figures> {
         let counter = Arc::new(AtomicI64::new(0));
+        let Server::Unix(socket) = client.server().clone() else { bail!("the bench goes through the control socket") };
         let started = Instant::now();
         let deadline = started + Duration::from_secs(self.seconds.into());
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..self.clients {
-            let (client, counter, text) = (client.clone(), Arc::clone(&counter), text.to_owned());
-            clients.spawn(async move { one_client(&client, workload, &counter, &text, deadline).await });
+            let (socket, counter, text) = (socket.clone(), Arc::clone(&counter), text.to_owned());
+            clients.spawn(async move {
+                let work = one_client(&socket, workload, &counter, &text, deadline);
+                tokio::time::timeout_at((deadline + ANSWER_TIMEOUT).into(), work)
+                    .await
+                    .context("the daemon does not answer")?
+            });
         }
         let mut latencies = Histogram::<u64>::new(3)?;
         let (mut errors, mut first_error) = (0, None);
@@ -141,27 +151,34 @@ struct Done {
 }
 
 async fn one_client(
-    client: &Client,
+    socket: &Path,
     workload: Workload,
     counter: &AtomicI64,
     text: &str,
     deadline: Instant,
 ) -> anyhow::Result<Done> {
     let mut done = Done { latencies: Histogram::new(3)?, errors: 0, first_error: None };
+    let mut connection = Connection::open(socket).await?;
     while Instant::now() < deadline {
-        let request = workload.request(counter.fetch_add(1, Ordering::Relaxed), text);
+        let request = serde_json::to_vec(&workload.request(counter.fetch_add(1, Ordering::Relaxed), text))?;
         let started = Instant::now();
-        let answer = client.sql(&request).await;
+        let answer = connection.sql(request).await;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
-        match answer {
-            Ok(_) => done.latencies.record(micros)?,
-            Err(error) => {
-                done.errors += 1;
-                done.first_error.get_or_insert(error.to_string());
-                // A daemon that refuses everything at once must not be asked in a tight loop.
-                tokio::time::sleep(Duration::from_millis(1)).await;
+        let error = match answer {
+            Ok(Ok(())) => {
+                done.latencies.record(micros)?;
+                continue;
             }
-        }
+            Ok(Err(refused)) => refused,
+            Err(error) => {
+                connection = Connection::open(socket).await?;
+                error.to_string()
+            }
+        };
+        done.errors += 1;
+        done.first_error.get_or_insert(error);
+        // A daemon that refuses everything at once must not be asked in a tight loop.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(done)
 }

@@ -1,23 +1,39 @@
 //! `microctl cluster`: the members.
 
+mod edit;
+
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use microcluster::RaftMember;
 use microcluster_client::{
-    Client, Fingerprint, Member, MemberStatus, MemberVerdict, Name, TIMEOUT_INIT, Verdict, Verification,
+    Fingerprint, Member, MemberStatus, MemberVerdict, Name, TIMEOUT_INIT, Verdict, Verification,
 };
 
-use super::output::{Field, Listing, Look, Output, print, tell};
+use super::Context;
+use super::output::{Field, Listing, Look, Output, note, print, tell};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the members of the cluster
-    List(Output),
+    List(List),
     /// Show one member
     Show(Show),
     /// Compare what the members hold in their databases, at one index of the log; fails if one differs
     Verify(Output),
     /// Remove a member from the cluster; it is an uninitialised daemon afterwards
     Remove(Remove),
+    /// Recover from the loss of a quorum for good: say which members go on, in an editor or on standard input
+    #[command(long_about = edit::ABOUT)]
+    Edit,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Read the list from this member's disk; the daemon need not run
+    #[arg(long)]
+    local: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -38,9 +54,12 @@ pub struct Remove {
 }
 
 impl Command {
-    pub async fn run(self, client: &Client) -> anyhow::Result<()> {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let client = &context.client()?;
         match self {
-            Command::List(output) => {
+            Command::Edit => edit::run(&context.app()?).await,
+            Command::List(List { local: true, output }) => list_local(context, output).await,
+            Command::List(List { local: false, output }) => {
                 let members = client.cluster_members().await?;
                 print(&output.format.render(Look::of_stdout(), &members, |m| listing(m))?)
             }
@@ -69,6 +88,29 @@ impl Command {
             }
         }
     }
+}
+
+async fn list_local(context: &Context, output: Output) -> anyhow::Result<()> {
+    let local = context.app()?.local_members().await?;
+    print(&output.format.render(Look::of_stdout(), &local.members, |m| local_listing(m))?)?;
+    note(&format!("The log on this disk ends in term {}, at entry {}.", local.log.term, local.log.index));
+    for warning in &local.warnings {
+        note(&format!("Warning: {warning}."));
+    }
+    Ok(())
+}
+
+fn local_listing(members: &[RaftMember]) -> Listing {
+    let mut listing = Listing::new(["ID", "NAME", "ADDRESS", "ROLE"]);
+    for member in members {
+        listing.row([
+            Field::new(member.id.to_string()),
+            Field::new(member.name.as_str()),
+            Field::new(member.address.to_string()),
+            Field::new(member.role.as_str()),
+        ]);
+    }
+    listing
 }
 
 fn listing(members: &[Member]) -> Listing {

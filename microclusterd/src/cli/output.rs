@@ -61,6 +61,12 @@ pub(super) fn tell(message: &str) {
     }
 }
 
+/// What belongs to a result and is no part of it: a line on standard error, whoever reads it.
+pub(super) fn note(message: &str) {
+    // A note that cannot be shown is no reason to fail.
+    let _ = writeln!(io::stderr().lock(), "{message}");
+}
+
 impl Format {
     /// Writes `objects` for programs, or the listing made from them for people.
     pub(super) fn render<T: Serialize>(

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use cluster_tests::{Caller, Daemon, Payload, Protocol, Target, TestCluster, address_free, eventually};
 use http::StatusCode;
-use microcluster_client::ServerTrust;
+use microcluster_client::{Fingerprint, ServerTrust};
 use serde_json::json;
 
 /// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one; and from the socket
@@ -122,7 +122,7 @@ async fn no_route_is_left_out() {
 
 /// A removal can name the member by its id too: one that has joined under the same name since then is another one.
 #[tokio::test]
-async fn a_removal_is_of_the_member_with_the_id() {
+async fn a_removal_is_of_the_member_with_the_id_and_the_address() {
     let cluster = TestCluster::start(2).await;
     cluster.settled(&["c1", "c2"]).await;
     for member in &cluster.members {
@@ -131,8 +131,19 @@ async fn a_removal_is_of_the_member_with_the_id() {
         assert!(message.contains("c2"), "{message}");
         let message = target.send("DELETE /core/1.0/cluster/c2?id=x", Payload::none()).await.error(400);
         assert!(message.contains("id"), "{message}");
+        for address in ["127.0.0.1:1", "127.0.0.1%3A1", "[::1]:9001"] {
+            let request = format!("DELETE /core/1.0/cluster/c2?force=1&address={address}");
+            let message = target.send(&request, Payload::none()).await.error(404);
+            assert!(message.contains(&cluster.members[1].address().to_string()), "{message}");
+        }
+        let message = target.send("DELETE /core/1.0/cluster/c2?address=x", Payload::none()).await.error(400);
+        assert!(message.contains("address"), "{message}");
     }
     assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2"]);
+    let request = format!("DELETE /core/1.0/cluster/c2?address={}", cluster.members[1].address());
+    let target = Target::new(&cluster.members[0], Caller::Socket);
+    let _ = target.send(&request, Payload::none()).await.metadata();
+    assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1"]);
 }
 
 /// The cluster's own certificate is on every member and opens nothing.
@@ -216,6 +227,41 @@ async fn the_pre_init_address_is_open_until_initialisation() {
         }
     })
     .await;
+}
+
+/// Where the pre-init address and the cluster address cannot both be open, one follows the other; what fails before that changes
+/// nothing.
+#[tokio::test]
+async fn the_pre_init_address_makes_way_for_the_cluster_address() {
+    let taken = Daemon::start("c0").await;
+    let daemon_on = async |everywhere: bool| {
+        let mut daemon = Daemon::new("c1");
+        let port = daemon.address().port();
+        let address = if everywhere { format!("0.0.0.0:{port}") } else { daemon.address().to_string() };
+        daemon.arguments(["--pre-init-listen", &address]);
+        daemon.start_again().await;
+        daemon
+    };
+    taken.bootstrap().await;
+    for everywhere in [false, true] {
+        let daemon = daemon_on(everywhere).await;
+        let is_open = async || {
+            let trust = ServerTrust::pinned_pem(&daemon.read("server.crt")).unwrap();
+            let target = Target::tls(daemon.address(), None, &trust);
+            let status = target.send("GET /core/1.0", Payload::none()).await.metadata();
+            assert_eq!(status["ready"], json!(false));
+        };
+        is_open().await;
+        // It is found to be for another name only after the way was made.
+        let token = taken.token(&format!("other{}", u8::from(everywhere)).parse().unwrap()).await;
+        let refused = daemon.join(&token).await.unwrap_err();
+        assert_eq!(refused.code(), Some(403), "{refused}");
+        is_open().await;
+        daemon.bootstrap().await;
+        let shown = daemon.shown_certificate().await.unwrap();
+        assert_eq!(shown, Fingerprint::of_pem(&daemon.read("cluster.crt")).unwrap());
+        assert!(!daemon.log().contains("the pre-init address is not served"), "{}", daemon.log());
+    }
 }
 
 /// The address of a daemon that is running is refused to another one before that one serves anything.

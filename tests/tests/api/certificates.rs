@@ -1,7 +1,9 @@
 //! Certificates that are given to daemons: the bad ones are refused and change nothing, the good ones are in place everywhere.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use cluster_tests::{Authority, Caller, Daemon, Payload, Target, TestCluster, eventually, microctl, self_signed};
-use microcluster_client::{Fingerprint, KeyPair, Name};
+use microcluster_client::{ControlRequest, Fingerprint, KeyPair, Name};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -26,6 +28,8 @@ async fn a_pair_that_cannot_be_used_is_refused_and_changes_nothing() {
         (with(&|pair| pair.key = other.key.clone()), "private key"),
         (with(&|pair| pair.cert = "garbage".into()), "no certificate"),
         (with(&|pair| pair.key = "garbage".into()), "no private key"),
+        (with(&|pair| pair.cert += good.key.expose()), "a private key"),
+        (with(&|pair| pair.ca = format!("{}{}", authority.pem(), good.key.expose())), "authority"),
         (with(&|pair| pair.ca = "garbage".into()), "authority"),
         (with(&|pair| pair.ca = authority.pem().into()), "authority"),
         (body(&authority.sign("x.example", -9, -2)), "expired"),
@@ -77,6 +81,43 @@ async fn the_server_certificate_is_set_before_initialisation() {
     assert_eq!(listed.certificate, pair.cert, "the others know it by that");
 }
 
+/// Its certificate is what a member is known by: with one that is out of its time nobody begins a cluster or joins one.
+#[tokio::test]
+async fn a_server_certificate_that_is_not_valid_now_makes_no_member() {
+    let first = TestCluster::start(1).await;
+    let authority = Authority::new();
+    let mut joiner = Daemon::new("c2");
+    let token = first.members[0].token(joiner.name()).await;
+    for (days, named) in [((-9, -2), "expired"), ((2, 9), "not valid before")] {
+        let pair = authority.sign("c2", days.0, days.1);
+        std::fs::create_dir_all(joiner.dir()).unwrap();
+        std::fs::write(joiner.dir().join("server.crt"), &pair.cert).unwrap();
+        std::fs::write(joiner.dir().join("server.key"), pair.key.expose()).unwrap();
+        joiner.start_again().await;
+        let bootstrap = ControlRequest::bootstrap(joiner.name().clone(), joiner.address());
+        for refused in [joiner.client().control(&bootstrap).await, joiner.join(&token).await] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), Some(400), "{refused}");
+            assert!(refused.to_string().contains(named) && refused.to_string().contains("server.crt"), "{refused}");
+        }
+        // One that does not look at its own certificate is refused by the cluster.
+        let content: Value = serde_json::from_slice(&STANDARD.decode(token.expose()).unwrap()).unwrap();
+        let request = json!({
+            "name": "c2", "address": joiner.address(), "certificate": pair.cert, "schema_internal_version": 1,
+            "schema_external_version": 0, "extensions": [], "secret": content["secret"],
+        });
+        let target = Target::new(&first.members[0], Caller::Stranger);
+        let message = target.send("POST /core/internal/cluster", Payload::json(&request)).await.error(400);
+        assert!(message.contains(named), "{message}");
+        joiner.stop().await;
+    }
+    assert_eq!(first.members[0].member_names().await.unwrap(), ["c1"]);
+    std::fs::remove_file(joiner.dir().join("server.crt")).unwrap();
+    std::fs::remove_file(joiner.dir().join("server.key")).unwrap();
+    joiner.start_again().await;
+    joiner.join(&token).await.unwrap();
+}
+
 /// The certificate of an additional server is on every member: those there are, and those that join later. It goes
 /// with the cluster.
 #[tokio::test]
@@ -120,8 +161,11 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
 #[tokio::test]
 async fn a_server_certificate_that_cannot_be_used_ends_the_start() {
     let (pair, other) = (self_signed("c1"), self_signed("c1"));
+    let combined = format!("{}{}", pair.cert, pair.key.expose());
     for (certificate, key, named) in [
         (Some(&pair.cert), Some(&other.key), "server.crt"),
+        // In a file that everybody may read, and that members show each other.
+        (Some(&combined), Some(&pair.key), "private key"),
         (None, Some(&pair.key), "server.key"),
         (Some(&pair.cert), None, "server.crt"),
     ] {

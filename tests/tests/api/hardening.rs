@@ -119,6 +119,45 @@ async fn a_request_is_named_in_its_answer_and_in_the_log() {
     }
 }
 
+/// Also as the log is unless more is asked for, and for what goes on beside the request.
+#[tokio::test]
+async fn lines_about_what_a_request_does_name_it_without_details() {
+    let mut cluster = TestCluster::start(3).await;
+    let logged = async |daemon: &Daemon, words: [&str; 2]| {
+        eventually(&format!("{words:?} is in the log of {}", daemon.name()), async || {
+            let log = daemon.log();
+            let line = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            line.map(str::to_owned).ok_or("it is not")
+        })
+        .await
+    };
+    let who = format!("process {}", std::process::id());
+    let begun = logged(&cluster.members[0], ["bootstrapped a cluster", "/core/control"]).await;
+    assert!(begun.contains(&who), "{begun}");
+    let asked = logged(&cluster.members[0], ["asked to change", "/core/control/tokens"]).await;
+    assert!(asked.contains(&who), "{asked}");
+    for member in &mut cluster.members {
+        member.environment("MICROCLUSTERD_LOG", "warn");
+        member.stop().await;
+    }
+    for member in &mut cluster.members {
+        member.spawn();
+    }
+    for member in &mut cluster.members {
+        member.wait_ready().await;
+    }
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    cluster.members[follower].kill();
+    let name = cluster.members[follower].name().clone();
+    let target = Target::new(&cluster.members[leader], Caller::Socket);
+    let answer = target.send(&format!("DELETE /core/1.0/cluster/{name}?force=1"), Payload::none()).await;
+    let id = answer.headers["x-request-id"].to_str().unwrap().to_owned();
+    let _ = answer.metadata();
+    let line = logged(&cluster.members[leader], ["could not be told", &id]).await;
+    assert!(line.contains(&who), "{line}");
+}
+
 /// With all that can be logged: no key, no token, no secret.
 #[tokio::test]
 async fn no_secret_is_in_the_log_or_in_an_error() {

@@ -113,6 +113,30 @@ async fn a_token_that_does_not_fit_is_refused() {
     .await;
 }
 
+/// A token that has expired is in nobody's way, and a name that a member has is not given again.
+#[tokio::test]
+async fn a_name_is_free_for_a_token_when_nobody_can_come_by_it() {
+    let cluster = TestCluster::start(2).await;
+    let client = cluster.members[1].client();
+    let add = async |name: &str, expire_after| {
+        client.add_token(&TokenRequest { name: name.parse().unwrap(), expire_after }).await
+    };
+    let expired = add("c3", Some(Duration::from_nanos(1))).await.unwrap();
+    let good = add("c3", Some(Duration::from_secs(600))).await.unwrap();
+    let taken = add("c3", None).await.unwrap_err();
+    assert_eq!(taken.code(), Some(409), "{taken}");
+    let listed = client.tokens().await.unwrap();
+    assert_eq!(listed.iter().map(|token| token.name.as_str()).collect::<Vec<_>>(), ["c3"]);
+    let joiner = Daemon::start("c3").await;
+    refused(&joiner, &expired, 404, "not known").await;
+    joiner.join(&good).await.unwrap();
+    for member in ["c1", "c2", "c3"] {
+        let taken = add(member, None).await.unwrap_err();
+        assert_eq!(taken.code(), Some(409), "{taken}");
+        assert!(taken.to_string().contains(&format!("cluster remove {member}")), "{taken}");
+    }
+}
+
 /// A join token of one's own cluster is no use to a member.
 #[tokio::test]
 async fn a_member_does_not_join_again() {

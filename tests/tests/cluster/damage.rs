@@ -24,6 +24,11 @@ const DAMAGES: &[Damage] = &[
         |database| fs::write(database.join("state/current"), "?").unwrap(),
         "names no",
     ),
+    (
+        "the name of the state file is gone",
+        |database| fs::remove_file(database.join("state/current")).unwrap(),
+        "is missing beside",
+    ),
 ];
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cluster_tests::stranger;
 use microcluster::testing::{Cluster, eventually};
-use microcluster::{App, AppError, Daemon};
+use microcluster::{App, AppError, Daemon, RecoverError};
 use microcluster_client::{Error, Identity, Role};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,7 +82,7 @@ async fn a_daemon_that_is_no_member_or_does_not_run_says_so() {
     let daemon = Daemon::builder(dir.path()).start().await.unwrap();
     app.ready(PATIENCE).await.unwrap();
     assert_eq!(app.status().await.unwrap().address, None);
-    assert!(app.local_members().unwrap().is_empty());
+    assert!(matches!(app.local_members().await, Err(RecoverError::NotMember { .. })));
     let nobody = app.remote_client("127.0.0.1:9000".parse().unwrap()).unwrap_err();
     let text = nobody.to_string();
     assert!(matches!(nobody, AppError::File { .. }) && text.contains("is this daemon a member?"), "{text}");

@@ -83,7 +83,7 @@ async fn members_are_found_by_name_address_and_as_leader() {
     let others: Vec<_> = connect.cluster().into_iter().map(|member| member.name.to_string()).collect();
     assert_eq!(others, ["n1"]);
     let app = cluster.member(0).app();
-    eventually("both are in its cache", async || match app.local_members().unwrap().len() {
+    eventually("both are on its disk", async || match app.local_members().await.unwrap().members.len() {
         2 => Ok(()),
         other => Err(format!("{other} are")),
     })

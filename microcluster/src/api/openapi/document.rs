@@ -106,7 +106,10 @@ fn parameters(route: &Route, operation: &Operation) -> Vec<Value> {
         parameters.push(json!({ "name": "name", "in": "path", "required": true, "schema": schema }));
     }
     for query in operation.query {
-        let schema = json!({ "type": "string", "enum": ["1", "true"] });
+        let schema = match query.is_flag {
+            true => json!({ "type": "string", "enum": ["1", "true"] }),
+            false => json!({ "type": "string" }),
+        };
         let (name, description) = (query.name, query.description);
         parameters.push(json!({ "name": name, "in": "query", "description": description, "schema": schema }));
     }

@@ -25,10 +25,12 @@ pub(super) struct Operation {
     pub errors: &'static [(u16, &'static str)],
 }
 
-/// A flag in the query.
+/// What may stand in the query.
 pub(super) struct Query {
     pub name: &'static str,
     pub description: &'static str,
+    /// It is set or not; any text otherwise.
+    pub is_flag: bool,
 }
 
 /// The schema of a type.
@@ -147,13 +149,22 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..Operation::new("member_show", "cluster", "Show one member", "")
     },
     Operation {
-        query: &[Query {
-            name: "force",
-            description: "`1` or `true`: remove it even when it cannot be reached. A member that is only cut off forgets the cluster when it is back.",
-        }],
+        query: &[
+            Query {
+                name: "force",
+                description: "`1` or `true`: remove it even when it cannot be reached. A member that is only cut off forgets the cluster when it is back.",
+                is_flag: true,
+            },
+            Query {
+                name: "address",
+                description: "The cluster address that the member is to have; it is not removed when it has another one.",
+                is_flag: false,
+            },
+        ],
         errors: &[
-            (404, "There is no member of that name."),
-            (409, "It is the only member."),
+            (400, "The address in the query is none."),
+            (404, "There is no member of that name, or it has another address than the one that is given."),
+            (409, "It is the only member, or of the members that would be left to vote no majority answers."),
             (503, "It cannot be reached, and `force` is not given."),
         ],
         ..Operation::new(
@@ -224,7 +235,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         )
     },
     Operation {
-        query: &[Query { name: "schema", description: "`1` or `true`: the schema alone." }],
+        query: &[Query { name: "schema", description: "`1` or `true`: the schema alone.", is_flag: true }],
         answer: of::<SqlDump>(),
         errors: &[(413, "The database is too large for one answer.")],
         ..Operation::new("database_dump", "database", "Show the database as SQL", "Statements that restore it.")

@@ -40,6 +40,11 @@ pub(crate) trait LogFile: Send + Sync + 'static {
 pub(super) struct Directory(PathBuf);
 
 impl Directory {
+    /// A directory that is there.
+    pub(super) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// Creates the directory where it is missing.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {

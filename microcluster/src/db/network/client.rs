@@ -12,8 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::codec::FramedRead;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::era::Era;
 use super::message::{self, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
-use super::{PeerConnector, PeerStream};
+use super::{NotTrusted, PeerConnector, PeerStream};
 use crate::db::raft_types::NodeId;
 
 /// How long connecting, TLS and the greeting may take.
@@ -30,7 +31,7 @@ const WRITE_BYTES: usize = 256 << 10;
 pub(crate) enum CallError {
     /// It was not sent: the peer cannot be reached.
     #[error("cannot reach the member at {address}: {reason}")]
-    Unreachable { address: String, reason: Arc<str> },
+    Unreachable { address: String, reason: Arc<str>, met: Met },
     /// It was sent, and the connection broke: the peer may have done it.
     #[error("the connection to the member at {address} broke: {reason}")]
     Broken { address: String, reason: Arc<str> },
@@ -39,9 +40,40 @@ pub(crate) enum CallError {
     Full { address: String },
 }
 
+/// Who answers where a peer was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// Nobody, or nobody who can be talked to.
+    Nobody,
+    /// Somebody who does not trust this member, or whom it does not trust.
+    Stranger,
+    /// A member under another id.
+    OtherNode,
+}
+
+/// Another node answers.
+#[derive(Debug, thiserror::Error)]
+#[error("node {found} answers there, not node {wanted}")]
+struct OtherNode {
+    found: NodeId,
+    wanted: NodeId,
+}
+
+impl Met {
+    /// Who that was, by the error that came of it.
+    fn of(error: &io::Error) -> Met {
+        match error.get_ref() {
+            Some(inner) if inner.is::<NotTrusted>() => Met::Stranger,
+            Some(inner) if inner.is::<OtherNode>() => Met::OtherNode,
+            _ => Met::Nobody,
+        }
+    }
+}
+
 /// The connections to all other members.
 pub(crate) struct Peers {
     connector: Arc<dyn PeerConnector>,
+    era: Arc<Era>,
     peers: Mutex<HashMap<NodeId, Peer>>,
 }
 
@@ -62,8 +94,8 @@ struct Pending {
 
 impl Peers {
     /// No connections yet.
-    pub fn new(connector: Arc<dyn PeerConnector>) -> Peers {
-        Peers { connector, peers: Mutex::new(HashMap::new()) }
+    pub fn new(connector: Arc<dyn PeerConnector>, era: Arc<Era>) -> Peers {
+        Peers { connector, era, peers: Mutex::new(HashMap::new()) }
     }
 
     /// Sends `call` to node `id` at `address` and waits for its reply. Bound it with a timeout: dropping the
@@ -85,7 +117,7 @@ impl Peers {
 
     /// A connection of its own to node `id`, greeted: for snapshots.
     pub async fn dedicated(&self, id: NodeId, address: &str) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
-        connect(&*self.connector, id, address).await
+        connect(&*self.connector, &self.era, id, address).await
     }
 
     /// Closes all connections.
@@ -102,7 +134,7 @@ impl Peers {
             return peer.calls.clone();
         }
         let (calls, receiver) = mpsc::channel(CALLS_MAX);
-        let task = run(Arc::clone(&self.connector), id, address.to_owned(), receiver);
+        let task = run(Arc::clone(&self.connector), Arc::clone(&self.era), id, address.to_owned(), receiver);
         let task = AbortOnDropHandle::new(tokio::spawn(task));
         peers.insert(id, Peer { address: address.to_owned(), calls: calls.clone(), _task: task });
         calls
@@ -120,9 +152,15 @@ pub(crate) type Frames = FramedRead<ReadHalf<PeerStream>, tokio_util::codec::Len
 /// The calls that wait for a reply; `None` once the connection is broken.
 type InFlight = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Reply, CallError>>>>>>;
 
-async fn run(connector: Arc<dyn PeerConnector>, id: NodeId, address: String, mut calls: mpsc::Receiver<Pending>) {
+async fn run(
+    connector: Arc<dyn PeerConnector>,
+    era: Arc<Era>,
+    id: NodeId,
+    address: String,
+    mut calls: mpsc::Receiver<Pending>,
+) {
     while let Some(first) = calls.recv().await {
-        match connect(&*connector, id, &address).await {
+        match connect(&*connector, &era, id, &address).await {
             Ok((frames, writer)) => {
                 tracing::debug!(peer = id, %address, "connected");
                 let reason = converse(frames, writer, &address, first, &mut calls).await;
@@ -130,7 +168,8 @@ async fn run(connector: Arc<dyn PeerConnector>, id: NodeId, address: String, mut
             }
             Err(error) => {
                 // Those who queued up behind this attempt share its end; nobody waits for a second one.
-                let failure = CallError::Unreachable { address: address.clone(), reason: error.to_string().into() };
+                let (reason, met) = (error.to_string().into(), Met::of(&error));
+                let failure = CallError::Unreachable { address: address.clone(), reason, met };
                 let _ = first.reply.send(Err(failure.clone()));
                 while let Ok(pending) = calls.try_recv() {
                     let _ = pending.reply.send(Err(failure.clone()));
@@ -257,6 +296,7 @@ async fn read_replies(mut frames: Frames, in_flight: InFlight, heard: Arc<Mutex<
 
 async fn connect(
     connector: &dyn PeerConnector,
+    era: &Era,
     id: NodeId,
     address: &str,
 ) -> io::Result<(Frames, WriteHalf<PeerStream>)> {
@@ -265,7 +305,7 @@ async fn connect(
         let (reader, mut writer) = tokio::io::split(stream);
         let mut frames = FramedRead::new(reader, message::frames());
         let mut hello = Vec::new();
-        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id })
+        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id, era: era.own() })
             .map_err(io::Error::other)?;
         writer.write_all(&hello).await?;
         writer.flush().await?;
@@ -274,9 +314,12 @@ async fn connect(
             Welcome::WrongVersion { version } => Err(io::Error::other(format!(
                 "it speaks version {version} of the member protocol, this member version {VERSION}: upgrade the older one"
             ))),
-            Welcome::WrongNode { node_id } => {
-                Err(io::Error::other(format!("node {node_id} answers there, not node {id}")))
+            Welcome::WrongEra { era: other } => {
+                let reason =
+                    era.check(other).err().unwrap_or_else(|| "it has the database of another recovery".to_owned());
+                Err(io::Error::other(reason))
             }
+            Welcome::WrongNode { node_id } => Err(io::Error::other(OtherNode { found: node_id, wanted: id })),
         }
     };
     tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.unwrap_or_else(|_| {

@@ -233,7 +233,8 @@ mod tests {
     fn lane() -> (Early, Arc<Lane>, mpsc::UnboundedReceiver<Vec<u64>>) {
         let (sender, calls) = mpsc::unbounded_channel();
         let early = Early::default();
-        let lane = early.lane(Arc::new(Peers::new(Arc::new(Follower(sender)))), 2, "127.0.0.1:2".to_owned());
+        let peers = Peers::new(Arc::new(Follower(sender)), Arc::default());
+        let lane = early.lane(Arc::new(peers), 2, "127.0.0.1:2".to_owned());
         (early, lane, calls)
     }
 

@@ -11,6 +11,7 @@ use tokio_util::codec::LengthDelimitedCodec;
 use crate::db::checksum::Digest;
 use crate::db::entry_codec::{self, CodecError};
 use crate::db::raft_types::{LogId, NodeId, Peer, TypeConfig, Vote};
+use crate::db::recovery::RecoveryMark;
 use crate::db::sequencer::{Submission, SubmitError};
 use crate::db::waiters::Answer;
 
@@ -27,6 +28,8 @@ pub(crate) struct Hello {
     pub version: u16,
     /// Which node the connection is meant for; an address may have a new owner.
     pub to: NodeId,
+    /// The recovery that its database stems from; none if the member has nothing yet.
+    pub era: Option<RecoveryMark>,
 }
 
 /// The answer to [`Hello`].
@@ -35,6 +38,7 @@ pub(crate) enum Welcome {
     Accepted { version: u16 },
     WrongVersion { version: u16 },
     WrongNode { node_id: NodeId },
+    WrongEra { era: Option<RecoveryMark> },
 }
 
 /// What a member asks of another one.

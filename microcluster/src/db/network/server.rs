@@ -13,6 +13,7 @@ use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
 use super::client::next_frame;
+use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
 use crate::db::damage;
@@ -38,6 +39,7 @@ pub(crate) struct Service {
     pub sequencer: Sequencer,
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
+    pub era: Arc<Era>,
     /// When this member stands for election after a leader that is gone.
     pub succession: Succession,
 }
@@ -74,6 +76,9 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
         Welcome::WrongVersion { version: VERSION }
     } else if hello.to != service.node_id {
         Welcome::WrongNode { node_id: service.node_id }
+    } else if let Err(reason) = service.era.check(hello.era) {
+        tracing::debug!(reason, "a member of another era is sent away");
+        Welcome::WrongEra { era: service.era.own() }
     } else {
         Welcome::Accepted { version: VERSION }
     };

@@ -55,3 +55,34 @@ fn prepare_all(reader: &Reader, request: &Request) -> Option<Touched> {
         }
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::db::command::{RequestId, Scope, Statement};
+    use crate::db::tests::kit::Cluster;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_trigger_is_seen_as_soon_as_it_is_applied() {
+        let cluster = Cluster::new(1).await;
+        let db = cluster.db(1);
+        db.script("CREATE TABLE t(a); CREATE TABLE log(a)".to_owned()).await.unwrap();
+        let sql = "INSERT INTO t VALUES (1)".to_owned();
+        let request = Request {
+            id: RequestId { origin: 1, sequence: 1 },
+            answered_below: 1,
+            time_ms: 0,
+            seed: 0,
+            only_in_term: None,
+            scope: Scope::User,
+            body: Body::Statements(vec![Statement { sql, parameters: Vec::new() }]),
+        };
+        let touched = Touched { reads: ["log".to_owned()].into(), ..Touched::default() };
+        let readers = &db.inner.shared.readers;
+        assert!(!Analyzer.writes(readers, &request, &touched));
+        let trigger = "CREATE TRIGGER logs AFTER INSERT ON t BEGIN INSERT INTO log VALUES (new.a); END";
+        db.execute(trigger, ()).await.unwrap();
+        assert!(Analyzer.writes(readers, &request, &touched));
+    }
+}

@@ -15,6 +15,8 @@ use crate::db::readers::{Readers, open_read_only};
 
 /// How many pages are copied before the connection is released for a moment: 1 MiB.
 const PAGES_PER_STEP: i32 = 256;
+/// After how many steps the copy is brought onto stable storage: the disk must not find so much to write at once that the log waits.
+const STEPS_PER_SYNC: usize = 8;
 
 /// Why a snapshot could not be taken or copied.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +69,15 @@ impl PinnedSnapshot {
         let mut target = Connection::open(copy.path())?;
         target.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF")?;
         let backup = Backup::new(&source, &mut target)?;
-        while backup.step(PAGES_PER_STEP)? == StepResult::More {}
+        let file = std::fs::File::open(copy.path())?;
+        for step in 1.. {
+            if backup.step(PAGES_PER_STEP)? != StepResult::More {
+                break;
+            }
+            if step % STEPS_PER_SYNC == 0 {
+                file.sync_data()?;
+            }
+        }
         drop(backup);
         target.close().map_err(|(_, error)| error)?;
         Ok(copy)

@@ -53,11 +53,11 @@ pub struct Cluster {
     dirs: BTreeMap<NodeId, TempDir>,
 }
 
-fn address(id: NodeId) -> String {
+pub fn address(id: NodeId) -> String {
     format!("127.0.0.1:{id}")
 }
 
-fn peer(id: NodeId) -> Peer {
+pub fn peer(id: NodeId) -> Peer {
     Peer { name: format!("c{id}"), address: address(id) }
 }
 
@@ -107,9 +107,21 @@ impl Cluster {
         db.shutdown().await;
     }
 
+    /// The folder of a member.
+    pub fn dir(&self, id: NodeId) -> &std::path::Path {
+        self.dirs[&id].path()
+    }
+
     pub async fn restart(&mut self, id: NodeId) {
         self.kill(id).await;
         self.start(id).await;
+    }
+
+    /// How large the file of a member's state is whose name ends so.
+    pub fn state_bytes(&self, id: NodeId, suffix: &str) -> u64 {
+        let files = std::fs::read_dir(self.dirs[&id].path().join("state")).unwrap().map(Result::unwrap);
+        let found = files.filter(|file| file.file_name().to_str().unwrap().ends_with(suffix));
+        found.map(|file| file.metadata().unwrap().len()).sum()
     }
 
     /// Changes bytes in the state file of a member that is down.

@@ -1,7 +1,7 @@
 //! One run of a closure on the local replica: its connection, what it reads and writes, and how it is put
 //! out when it holds the write lock too long.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,14 @@ use rusqlite::{InterruptHandle, Row};
 use super::Parameters;
 use crate::db::apply::read_applied_index;
 use crate::db::authorizer::Touched;
-use crate::db::command::{QueryResult, Scope, Statement};
+use crate::db::command::{QueryResult, Scope, Statement, Value};
 use crate::db::error::Error;
-use crate::db::executor::Executor;
+use crate::db::executor::{Executor, Queried, RESULT_BYTES_MAX, query};
 use crate::db::gate::{Entered, Preemptible};
 use crate::db::writer::Shared;
 
-/// How long a closure waits for another one's write lock.
-const GATE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a closure waits for the write lock: less than it may run, so that who waits is not blamed for those it waits for.
+const GATE_LIMIT: Duration = Duration::from_secs(4);
 /// How many idle connections are kept.
 const IDLE_MAX: usize = 4;
 /// How many statements' tables are remembered for each connection.
@@ -56,6 +56,8 @@ struct Connection {
     scope: Scope,
     /// What each statement touches: SQLite tells only when it compiles one, and compiled ones are kept.
     remembered: HashMap<String, Touched>,
+    /// SQLite's count of the changes of the schema for which that holds; none when it holds for a schema that was rolled back.
+    schema: Option<i64>,
 }
 
 /// A closure's handle on its transaction, in [`Database::transaction`](super::super::Database::transaction).
@@ -82,13 +84,16 @@ pub struct Transaction<'a> {
     touched: RefCell<Touched>,
     writes: RefCell<Vec<Statement>>,
     last_insert_rowid: Cell<i64>,
+    /// Shows rows that were copied as rows of a query.
+    mirror: OnceCell<rusqlite::Connection>,
 }
 
 /// One run, as those see it who may put it out.
 pub(crate) struct Run {
     /// Taken by the run for each call, and by the writer thread to roll it back.
     connection: Mutex<Option<Connection>>,
-    interrupt: Mutex<Option<InterruptHandle>>,
+    /// Ends the statement that runs, and keeps the next one from running.
+    interrupt: Mutex<Option<(InterruptHandle, Arc<AtomicBool>)>>,
     preempted: AtomicBool,
 }
 
@@ -108,7 +113,9 @@ impl Run {
         body: impl Fn(&Transaction<'_>) -> Result<T, Error>,
     ) -> Result<Ran<T>, Error> {
         let connection = connections.take(shared.readers.path())?;
-        *lock(&self.interrupt) = Some(connection.executor.engine().get_interrupt_handle());
+        let stop = connection.executor.stop();
+        stop.store(false, Ordering::SeqCst);
+        *lock(&self.interrupt) = Some((connection.executor.engine().get_interrupt_handle(), stop));
         *lock(&self.connection) = Some(connection);
         let transaction = Transaction {
             run: self,
@@ -117,6 +124,7 @@ impl Run {
             touched: RefCell::new(Touched::default()),
             writes: RefCell::new(Vec::new()),
             last_insert_rowid: Cell::new(0),
+            mirror: OnceCell::new(),
         };
         // Whatever happens from here on, also a panic in the closure: rolled back, and only then given back. Made after the
         // transaction, so that it ends before that gives the write lock to the next one.
@@ -127,7 +135,7 @@ impl Run {
         let index = self.with_connection(|connection| {
             connection.executor.engine_execute("BEGIN", ())?;
             let index = read_applied_index(connection.executor.engine())?;
-            connection.begin(start);
+            connection.begin(start)?;
             Ok(index)
         })?;
         let value = body(&transaction);
@@ -174,7 +182,8 @@ impl Run {
 impl Preemptible for Run {
     fn preempt(&self) {
         self.preempted.store(true, Ordering::SeqCst);
-        if let Some(interrupt) = &*lock(&self.interrupt) {
+        if let Some((interrupt, stop)) = &*lock(&self.interrupt) {
+            stop.store(true, Ordering::SeqCst);
             interrupt.interrupt();
         }
         if let Some(connection) = &*lock(&self.connection) {
@@ -231,7 +240,13 @@ impl Transaction<'_> {
         parameters: impl Parameters,
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        self.read(sql, parameters, |statement, values| statement.query_row(values, map))
+        let values = parameters.into_values(sql)?;
+        if !self.is_entered() {
+            return self.read(sql, |statement| statement.query_row(rusqlite::params_from_iter(values), map));
+        }
+        let (columns, rows) = self.copy(sql, &values, 1)?;
+        let row = rows.first().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        Ok(self.show(&columns, row, map)?)
     }
 
     /// All rows of a query, each mapped by `map`.
@@ -242,9 +257,14 @@ impl Transaction<'_> {
         &self,
         sql: &str,
         parameters: impl Parameters,
-        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        mut map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Error> {
-        self.read(sql, parameters, |statement, values| statement.query_map(values, map)?.collect())
+        let values = parameters.into_values(sql)?;
+        if !self.is_entered() {
+            return self.read(sql, |statement| statement.query_map(rusqlite::params_from_iter(values), map)?.collect());
+        }
+        let (columns, rows) = self.copy(sql, &values, usize::MAX)?;
+        Ok(rows.iter().map(|row| self.show(&columns, row, &mut map)).collect::<rusqlite::Result<_>>()?)
     }
 
     /// The rowid of the row that this transaction inserted last.
@@ -252,18 +272,49 @@ impl Transaction<'_> {
         self.last_insert_rowid.get()
     }
 
+    /// The rows of a query, copied. Who holds the write lock must not have the connection in use while the product's code
+    /// runs: the writer thread could not put it out, and all writes of the member would wait for that code.
+    fn copy(&self, sql: &str, values: &[Value], rows_max: usize) -> Result<Copied, Error> {
+        match self.read(sql, |statement| query(statement, values, RESULT_BYTES_MAX, rows_max))? {
+            Queried::Rows { columns, rows } => Ok((columns, rows)),
+            Queried::None => Ok(Copied::default()),
+            Queried::TooLarge { size } => Err(Error::TooLarge { what: "the result", size, limit: RESULT_BYTES_MAX }),
+        }
+    }
+
+    /// Has `map` look at a copied row.
+    fn show<T>(
+        &self,
+        columns: &[String],
+        row: &[Value],
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let mirror = match self.mirror.get() {
+            Some(mirror) => mirror,
+            None => {
+                let opened = rusqlite::Connection::open_in_memory()?;
+                self.mirror.get_or_init(|| opened)
+            }
+        };
+        let named: Vec<String> = columns
+            .iter()
+            .enumerate()
+            .map(|(at, name)| format!("?{} AS \"{}\"", at + 1, name.replace('"', "\"\"")))
+            .collect();
+        let sql = format!("SELECT {}", named.join(", "));
+        mirror.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(row), map)
+    }
+
     fn read<T>(
         &self,
         sql: &str,
-        parameters: impl Parameters,
-        query: impl FnOnce(&mut rusqlite::Statement<'_>, Values) -> rusqlite::Result<T>,
+        query: impl FnOnce(&mut rusqlite::Statement<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let values = rusqlite::params_from_iter(parameters.into_values(sql)?);
         self.run.with(|connection| {
             self.note(connection, sql)?;
             let result = connection.executor.read_in_closure(sql, |statement| {
                 if statement.readonly() {
-                    query(statement, values)
+                    query(statement)
                 } else {
                     Err(rusqlite::Error::SqlInputError {
                         error: rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR),
@@ -278,9 +329,13 @@ impl Transaction<'_> {
         })
     }
 
+    fn is_entered(&self) -> bool {
+        self.entered.borrow().is_some()
+    }
+
     /// Takes the write lock, once.
     fn enter(&self) -> Result<(), Error> {
-        if self.entered.borrow().is_some() {
+        if self.is_entered() {
             return Ok(());
         }
         let run: Arc<dyn Preemptible> = Arc::clone(self.run) as Arc<dyn Preemptible>;
@@ -298,6 +353,12 @@ impl Transaction<'_> {
         }
         let touched = connection.executor.analyze(sql)?;
         self.touch(&touched);
+        if touched.schema {
+            // Other triggers and views may be behind the statements from now on, and again when this is rolled back.
+            connection.remembered.clear();
+            connection.schema = None;
+            return Ok(());
+        }
         if connection.remembered.len() >= REMEMBERED_MAX {
             connection.remembered.clear();
         }
@@ -310,7 +371,8 @@ impl Transaction<'_> {
     }
 }
 
-type Values = rusqlite::ParamsFromIter<Vec<crate::db::command::Value>>;
+/// The names of the columns, and the rows.
+type Copied = (Vec<String>, Vec<Vec<Value>>);
 
 /// Ends a run: rolls it back and keeps its connection for the next one.
 struct Finish<'a> {
@@ -330,13 +392,15 @@ impl Drop for Finish<'_> {
 }
 
 impl Connection {
-    fn begin(&mut self, start: &Start) {
-        if self.scope != start.scope {
-            // What was refused to one may be allowed to the other.
+    fn begin(&mut self, start: &Start) -> rusqlite::Result<()> {
+        let schema = self.executor.engine().query_row("PRAGMA schema_version", (), |row| row.get(0))?;
+        if self.scope != start.scope || self.schema != Some(schema) {
+            // What was refused to one may be allowed to the other, and what a statement touches is a matter of the schema.
             self.remembered.clear();
-            self.scope = start.scope;
+            (self.scope, self.schema) = (start.scope, Some(schema));
         }
         self.executor.begin_closure(start.time_ms, start.seed, start.scope);
+        Ok(())
     }
 
     /// Whether the connection is clean now.
@@ -359,7 +423,13 @@ impl Connections {
             return Ok(connection);
         }
         drop(idle);
-        Ok(Connection { executor: Executor::open(&path)?, path, scope: Scope::User, remembered: HashMap::new() })
+        Ok(Connection {
+            executor: Executor::open(&path)?,
+            path,
+            scope: Scope::User,
+            remembered: HashMap::new(),
+            schema: None,
+        })
     }
 
     fn put_back(&self, connection: Connection) {
@@ -377,4 +447,50 @@ fn conflict() -> Error {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these mutexes hold is valid at every moment, also if a holder panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::db::tests::kit::Cluster;
+
+    /// The tables that a query reads, on one connection whatever happens between two queries.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_lies_behind_a_view_or_a_trigger_follows_the_schema() {
+        let cluster = Cluster::new(1).await;
+        let db = cluster.db(1);
+        let connections = Connections::default();
+        let touched = |sql: &str, ddl: &str| {
+            let start = Start { time_ms: 0, seed: 0, scope: Scope::User, eager: false };
+            let body = |tx: &Transaction<'_>| {
+                tx.execute(sql, ())?;
+                (!ddl.is_empty()).then(|| tx.execute(ddl, ())).transpose()?;
+                tx.execute(sql, ())
+            };
+            let ran = Run::new().run(&start, &db.inner.shared, &connections, body).unwrap();
+            ran.value.unwrap();
+            (ran.touched.reads, ran.touched.writes)
+        };
+        let script = |sql: &str| {
+            let (db, sql) = (db.clone(), sql.to_owned());
+            async move { db.script(sql).await.unwrap() }
+        };
+        script("CREATE TABLE t1(a); CREATE TABLE t2(a); CREATE TABLE log(a); CREATE VIEW v AS SELECT a FROM t1").await;
+        let reads = |table: &str, ddl: &str| touched("INSERT INTO log SELECT a FROM v", ddl).0.contains(table);
+        assert!(reads("t1", ""));
+        script("DROP VIEW v; CREATE VIEW v AS SELECT a FROM t2").await;
+        for _ in 0..3 {
+            assert!(reads("t2", ""), "the view is another one");
+        }
+        let writes = |table: &str, ddl: &str| touched("INSERT INTO t1 VALUES (1)", ddl).1.contains(table);
+        let trigger = "CREATE TRIGGER logs AFTER INSERT ON t1 BEGIN INSERT INTO log VALUES (new.a); END";
+        assert!(!writes("log", ""));
+        assert!(writes("log", trigger), "it was made in the transaction");
+        assert!(!writes("log", ""), "that was rolled back");
+        script(trigger).await;
+        assert!(writes("log", ""));
+        script("DROP TRIGGER logs").await;
+        assert!(!writes("log", ""));
+    }
 }
