@@ -47,6 +47,21 @@ const ORDINARY_USER_AGENT: &str = concat!("microcluster-client/", env!("CARGO_PK
 pub type RawResponse = Response<Incoming>;
 
 /// A client of one daemon. Cheap to clone; clones share their connections, which are kept open.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use microcluster_client::{Client, Error};
+///
+/// # async fn example() -> Result<(), Error> {
+/// let client = Client::unix("/var/lib/product/control.socket").timeout(Duration::from_secs(5));
+/// println!("{}", client.status().await?.version);
+/// // A product's own resource, on another member.
+/// let name = "n2".parse().unwrap();
+/// let uptime: u64 = client.target(name).query(http::Method::GET, "/1.0/uptime", ()).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
     shared: Arc<Shared>,

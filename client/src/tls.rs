@@ -43,6 +43,16 @@ pub enum TlsError {
 }
 
 /// The certificate and key that a client shows.
+///
+/// ```no_run
+/// use microcluster_client::Identity;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let file = |name: &str| std::fs::read_to_string(format!("/var/lib/product/{name}"));
+/// let identity = Identity::new(file("server.crt")?, file("server.key")?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The certificate, PEM.
@@ -59,6 +69,16 @@ impl Identity {
 }
 
 /// Which server a client accepts.
+///
+/// ```no_run
+/// use microcluster_client::{Client, ServerTrust};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let certificate = std::fs::read_to_string("/var/lib/product/cluster.crt")?;
+/// let anonymous = Client::tls("10.0.0.1:9000".parse()?, None, &ServerTrust::pinned_pem(&certificate)?)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServerTrust {

@@ -93,7 +93,7 @@ impl App {
     /// Makes a token by which a daemon of that name can join; none for one that does not expire.
     ///
     /// # Errors
-    /// When the daemon refuses: there is a token or a member of that name.
+    /// When the daemon refuses; 409 where there is a token for that name.
     pub async fn new_join_token(&self, name: Name, expire_after: Option<Duration>) -> Result<Secret, AppError> {
         Ok(self.local_client().add_token(&TokenRequest { name, expire_after }).await?)
     }

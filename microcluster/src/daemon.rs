@@ -154,6 +154,16 @@ pub enum RunError {
 }
 
 /// A daemon that runs in this process. It goes on when the handle is dropped.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let handle = microcluster::Daemon::builder("/var/lib/product").start().await?;
+/// println!("{:?}", handle.state().name());
+/// handle.shutdown().await;
+/// handle.wait().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Handle {
     control: mpsc::Sender<Internal>,

@@ -49,8 +49,8 @@ pub(crate) use runner::Runner;
 /// - **Repeated.** Something that failed can be tried again, and something that a crash interrupted goes on after it.
 ///   Both run the hooks again: they must not mind what an earlier run has left.
 /// - **Upgrades.** A member that waits for an upgrade runs no hook until the wait is over; then it runs `on_start`.
-/// - **The database** is there in every hook but `pre_init` and `pre_join`, and in `on_start` and `on_stop` when the
-///   daemon is a member.
+/// - **The database** is there in every hook but `pre_init`, `pre_join` and, on the member that was removed, `post_remove`; in `on_start` and
+///   `on_stop` it is when the daemon is a member.
 #[allow(unused_variables)]
 pub trait Hooks: Send + Sync + 'static {
     /// Before a bootstrap or a join begins: the request was checked, nothing was changed.

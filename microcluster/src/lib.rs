@@ -4,28 +4,88 @@
 //! bootstrap and join by token, and a SQLite database replicated through Raft.
 //!
 //! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use microcluster::client::MemberLocal;
 //! use microcluster::db::Consistency;
-//! use microcluster::{Daemon, Endpoint, Json, Path, Resources, Response, Result, RunError, Server, State};
+//! use microcluster::{
+//!     Access, Daemon, Endpoint, Error, Hooks, InitConfig, Json, Path, Resources, Response, Result, RunError, Server, Shared, State,
+//!     action,
+//! };
+//! use serde::{Deserialize, Serialize};
+//!
+//! /// What the handlers and the hooks of the product share.
+//! struct Product {
+//!     started: std::time::Instant,
+//! }
+//!
+//! impl Hooks for Product {
+//!     // Every method has a default that does nothing.
+//!     async fn post_bootstrap(&self, state: &State, config: &InitConfig) -> Result<()> {
+//!         let zone = config.get("zone").map_or("default", String::as_str);
+//!         state.database()?.execute("INSERT INTO kv VALUES ('zone', ?1)", (zone,)).await?;
+//!         Ok(())
+//!     }
+//!
+//!     async fn on_new_member(&self, _state: &State, member: &MemberLocal) -> Result<()> {
+//!         println!("{} joins", member.name);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Value {
+//!     text: String,
+//! }
 //!
 //! /// GET /1.0/kv/{key}
-//! async fn key_show(state: State, Path(key): Path<String>) -> Result<Json<Option<String>>> {
+//! async fn read_key(state: State, Path(key): Path<String>) -> Result<Json<Value>> {
 //!     let sql = "SELECT value FROM kv WHERE key = ?1";
-//!     Ok(Json(state.database()?.query_row(Consistency::Linearizable, sql, (key,), |row| row.get(0)).await?))
+//!     let text = state.database()?.query_row(Consistency::Linearizable, sql, (&key,), |row| row.get(0)).await?;
+//!     Ok(Json(Value { text: text.ok_or_else(|| Error::not_found(format!("there is no key {key:?}")))? }))
 //! }
 //!
 //! /// PUT /1.0/kv/{key}
-//! async fn key_put(state: State, Path(key): Path<String>, Json(value): Json<String>) -> Result<Response> {
-//!     state.database()?.execute("INSERT OR REPLACE INTO kv VALUES (?1, ?2)", (key, value)).await?;
+//! async fn write_key(state: State, Path(key): Path<String>, Json(value): Json<Value>) -> Result<Response> {
+//!     let sql = "INSERT INTO kv VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
+//!     state.database()?.execute(sql, (key, value.text)).await?;
 //!     Ok(Response::empty())
+//! }
+//!
+//! /// GET /metrics
+//! async fn metrics(Shared(product): Shared<Product>) -> Response {
+//!     Response::raw(format!("up_seconds {}\n", product.started.elapsed().as_secs()))
 //! }
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), RunError> {
-//!     let resources = Resources::at("1.0").endpoint(Endpoint::new("kv/{key}").get(key_show).put(key_put));
+//!     let product = Arc::new(Product { started: std::time::Instant::now() });
+//!     let kv = Resources::at("1.0").endpoint(
+//!         Endpoint::new("kv/{key}")
+//!             .get(read_key)
+//!             .put(action(write_key).access(Access::Member).proxy_target().body_limit(64 << 10)),
+//!     );
+//!     let metrics = Resources::at("").endpoint(Endpoint::new("metrics").get(action(metrics).access(Access::Open)));
 //!     Daemon::builder("/var/lib/product")
 //!         .version(env!("CARGO_PKG_VERSION"))
+//!         .heartbeat_interval(Duration::from_secs(10))
+//!         .socket_group("adm")
+//!         // Append only: a second release adds to the end.
 //!         .schema(["CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"])
-//!         .server("product", Server::core_api().serve_unix().resources(resources))
+//!         .api_extensions(["kv_history"])
+//!         .hooks(product.clone())
+//!         .shared(product)
+//!         .server("kv", Server::core_api().serve_unix().pre_init(false).resources(kv))
+//!         .server(
+//!             "metrics.internal",
+//!             Server::listen("127.0.0.1:9443")
+//!                 .dedicated_certificate()
+//!                 .drain_timeout(Duration::from_secs(5))
+//!                 .resources(metrics),
+//!         )
+//!         .pre_init_listen("10.0.0.100:8000")
+//!         // Until a signal, or /core/control/shutdown.
 //!         .run()
 //!         .await
 //! }
@@ -90,17 +150,7 @@ pub use recovery::{LocalMembers, LogPosition, PreparedRecovery, RecoverError, Re
 pub use state::{Connect, MemberClient, State};
 pub use tokio_util::sync::CancellationToken;
 
-// The programs in the handbook, as tests.
+// The program in the README, as a test. Those of the handbook, which is not in the package, are tests of another crate.
 #[cfg(doctest)]
-mod handbook {
-    #[doc = include_str!("../README.md")]
-    struct Readme;
-    #[cfg_attr(feature = "test-util", doc = include_str!("../../doc/product.md"))]
-    struct Product;
-    #[doc = include_str!("../../doc/hooks.md")]
-    struct Hooks;
-    #[doc = include_str!("../../doc/servers.md")]
-    struct Servers;
-    #[doc = include_str!("../../doc/database.md")]
-    struct Database;
-}
+#[doc = include_str!("../README.md")]
+struct Readme;

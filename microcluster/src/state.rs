@@ -28,7 +28,19 @@ use crate::token::{JoinToken, TokenError};
 pub use connect::{Connect, MemberClient};
 pub(crate) use shared_values::SharedValues;
 
-/// The daemon as handlers and hooks see it. Cheap to clone.
+/// The daemon as handlers and hooks see it: an extractor for handlers, the first argument of every hook, and for tests
+/// [`Handle::state`](crate::Handle::state). Cheap to clone.
+///
+/// ```
+/// use microcluster::{Json, Result, State};
+///
+/// async fn hosts_count(state: State) -> Result<Json<i64>> {
+///     let sql = "SELECT count(*) FROM hosts";
+///     let count = state.database()?.query_row(microcluster::db::Consistency::Local, sql, (), |row| row.get(0)).await?;
+///     println!("{:?} runs {} in {}", state.name(), state.version(), state.state_dir().display());
+///     Ok(Json(count.unwrap_or_default()))
+/// }
+/// ```
 #[derive(Clone)]
 pub struct State(Arc<Shared>, Option<Arc<HookCall>>);
 
@@ -275,10 +287,10 @@ impl State {
         Ok(node.database.clone())
     }
 
-    /// The other members of the cluster.
+    /// The other members of the cluster; also while this one waits for an upgrade.
     ///
     /// # Errors
-    /// 503 while the daemon is not a member of a cluster, or waits for an upgrade.
+    /// 503 while the daemon is not a member of a cluster.
     pub fn connect(&self) -> Result<Connect, Error> {
         Ok(Connect { node: self.node()? })
     }

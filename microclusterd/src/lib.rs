@@ -37,8 +37,3 @@
 
 pub mod cli;
 pub mod daemon;
-
-// The programs in the handbook, as tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../doc/command-line.md")]
-struct CommandLine;

@@ -10,6 +10,8 @@
 mod binaries;
 mod cluster;
 mod daemon;
+#[cfg(doctest)]
+mod handbook;
 mod identity;
 mod ledger;
 mod microctl;

@@ -13,6 +13,19 @@ use super::{Client, NOTIFICATION_USER_AGENT, ORDINARY_USER_AGENT, refusal};
 use crate::{Error, Server};
 
 /// An open websocket.
+///
+/// ```no_run
+/// use microcluster_client::{Client, Error, Message};
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// let mut socket = client.websocket("/1.0/watch").await?;
+/// socket.send(Message::text("hosts")).await?;
+/// while let Some(message) = socket.next().await {
+///     println!("{:?}", message?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct WebSocket {
     stream: WebSocketStream<Stream>,

@@ -7,7 +7,7 @@ use clap::Parser;
 
 /// A member of a microcluster with a resource of its own
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "extendedd", version)]
 struct Extendedd {
     /// Directory that holds everything of this member; created if it is missing
     #[arg(long, value_name = "DIR", env = "MICROCLUSTERD_STATE_DIR")]

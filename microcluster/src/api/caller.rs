@@ -14,6 +14,18 @@ use crate::error::Error;
 use crate::state::State;
 
 /// Who sent a request. An extractor for handlers, and what a product's own access check is given.
+///
+/// ```
+/// use microcluster::{Caller, Json};
+///
+/// async fn who(caller: Caller) -> Json<String> {
+///     Json(match caller {
+///         Caller::Socket => "somebody on this machine".into(),
+///         Caller::Member(name) => format!("the member {name}"),
+///         _ => "a stranger".into(),
+///     })
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Caller {
@@ -28,6 +40,17 @@ pub enum Caller {
 }
 
 /// Whether the request is a notification: part of a fan-out, which whoever gets it does not pass on. An extractor for handlers.
+///
+/// ```
+/// use microcluster::{Notification, Response};
+///
+/// async fn cache_clear(Notification(is_fan_out): Notification) -> Response {
+///     if !is_fan_out {
+///         println!("the others are told too");
+///     }
+///     Response::empty()
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notification(pub bool);
 

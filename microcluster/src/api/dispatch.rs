@@ -140,7 +140,14 @@ impl PathRoutes {
         let connection = request.extensions().get::<Arc<Connection>>().cloned();
         let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let caller = self.caller(route, &mut request, connection.as_deref()).await;
-        if let Err(e) = self.check(route, connection.as_deref(), caller, length).await {
+        // Nobody else leads yet: who serves has nobody else to pass it on to.
+        let is_needed = route.leader && forward::is_forwarded(&request);
+        let refused = if is_needed { None } else { self.refused_by_stop(route) };
+        let checked = match refused {
+            Some(refused) => Err(refused),
+            None => self.check(route, connection.as_deref(), caller, length).await,
+        };
+        if let Err(e) = checked {
             // Who waits to be asked for the body is answered instead, and a stranger's is not worth reading.
             if e.status() != StatusCode::FORBIDDEN && !request.headers().contains_key(EXPECT) {
                 drain(request.body_mut()).await;
@@ -228,6 +235,12 @@ impl PathRoutes {
         Some(caller)
     }
 
+    /// What a stop that has begun makes of a request.
+    fn refused_by_stop(&self, route: &Route) -> Option<Error> {
+        let is_refused = route.stop == WhileStopping::Refused && self.state.stopping().is_cancelled();
+        is_refused.then(|| NotNow::ShuttingDown.into())
+    }
+
     async fn check(
         &self,
         route: &Route,
@@ -237,9 +250,6 @@ impl PathRoutes {
     ) -> Result<(), Error> {
         let connection = connection.ok_or_else(|| Error::internal("a request without a connection"))?;
         self.check_access(route, connection).await?;
-        if route.stop == WhileStopping::Refused && self.state.stopping().is_cancelled() {
-            return Err(NotNow::ShuttingDown.into());
-        }
         let node = match route.phase {
             Phase::Always => None,
             Phase::Joining => Some(self.state.joined_node()),

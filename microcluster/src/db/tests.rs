@@ -61,6 +61,34 @@ async fn parameters_have_names_everywhere() {
     assert!(matches!(&error, Error::Sql { message } if message.contains(":c")), "{error:?}");
 }
 
+/// SQLite checks the rows of such a table by a pragma that nobody else may use in a write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strict_table_can_have_more_columns() {
+    let cluster = Cluster::new(3).await;
+    let db = cluster.db(2);
+    db.execute("CREATE TABLE t(a INTEGER NOT NULL) STRICT", ()).await.unwrap();
+    db.execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+    db.execute("ALTER TABLE t ADD COLUMN b TEXT NOT NULL DEFAULT ''", ()).await.unwrap();
+    let script =
+        "ALTER TABLE t ADD COLUMN c INTEGER NOT NULL DEFAULT 3 CHECK (c > 2); INSERT INTO t VALUES (2, 'x', 4)";
+    db.sql(script, vec![], Consistency::Linearizable).await.unwrap();
+    db.transaction(|tx| tx.execute("ALTER TABLE t ADD COLUMN d REAL", ())).await.unwrap();
+    let wrong = db.execute("ALTER TABLE t ADD COLUMN e INTEGER NOT NULL DEFAULT 'text'", ()).await.unwrap_err();
+    assert!(matches!(wrong, Error::Sql { .. } | Error::Constraint { .. }), "{wrong:?}");
+    for refused in ["PRAGMA quick_check(t)", "PRAGMA quick_check"] {
+        let error = db.execute(refused, ()).await.unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{refused}: {error:?}");
+    }
+    for id in 1..=3 {
+        let sql = "SELECT sum(c), count(*) FROM t WHERE d IS NULL";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+        let sums = cluster.db(id).query_row(Consistency::Linearizable, sql, (), row).await.unwrap();
+        assert_eq!(sums, Some((7, 2)));
+    }
+    let verification = db.verify().await.unwrap();
+    assert!(verification.members.iter().all(|(_, _, verdict)| *verdict == Verdict::Same), "{verification:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_is_open_until_it_is_shut_down() {
     let cluster = Cluster::new(1).await;

@@ -45,6 +45,17 @@ pub struct Resources {
 }
 
 /// A path and what can be done with it.
+///
+/// ```
+/// use microcluster::{Endpoint, Path, Response, action};
+///
+/// async fn host_show(Path(name): Path<String>) -> Response {
+///     Response::json(name)
+/// }
+///
+/// let endpoint = Endpoint::new("hosts/{name}").alias("machines/{name}").get(action(host_show).proxy_target());
+/// # let _ = endpoint;
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Endpoint {
@@ -52,7 +63,20 @@ pub struct Endpoint {
     actions: Vec<(Method, Action)>,
 }
 
-/// A handler with who may use it, when, and where it runs. Made with [`action`].
+/// A handler with who may use it, when, and where it runs. Made with [`action`], or of a whole service with [`service`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use microcluster::{Access, Json, Response, action};
+///
+/// async fn note_add(Json(text): Json<String>) -> Response {
+///     Response::json(text.len())
+/// }
+///
+/// let add = action(note_add).access(Access::Open).leader_only().body_limit(4096).timeout(Duration::from_secs(5));
+/// # let _ = add;
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Action {
@@ -74,6 +98,12 @@ struct Mount {
 }
 
 /// What an endpoint takes as an action: a handler, or one with options.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no handler of a microcluster product, and no action",
+    label = "this is to be an async function that takes extractors and returns an answer, or `action(..)` of one",
+    note = "the extractors of a handler are `State`, `Path`, `Query`, `Caller`, `Shared` and those of axum; `Json` or another one that takes the body comes last",
+    note = "a handler returns `Json`, `Response`, a type of axum's that is an answer, or a `microcluster::Result` of one; its future has to be `Send`"
+)]
 pub trait IntoAction<Marker> {
     /// The action.
     fn into_action(self) -> Action;
@@ -89,7 +119,16 @@ where
     T: 'static,
 {
     fn into_action(self) -> Action {
-        action(self)
+        Action {
+            handler: erase(self),
+            access: Access::Member,
+            target: false,
+            leader: false,
+            before_init: false,
+            during_shutdown: false,
+            body_max: BODY_MAX,
+            timeout: None,
+        }
     }
 }
 
@@ -100,21 +139,9 @@ impl IntoAction<()> for Action {
 }
 
 /// A handler as an action: for members, as a member, run on the member that is asked, with a body of at most 1 MiB.
-pub fn action<H, T>(handler: H) -> Action
-where
-    H: Handler<T, State>,
-    T: 'static,
-{
-    Action {
-        handler: erase(handler),
-        access: Access::Member,
-        target: false,
-        leader: false,
-        before_init: false,
-        during_shutdown: false,
-        body_max: BODY_MAX,
-        timeout: None,
-    }
+pub fn action<M>(handler: impl IntoAction<M>) -> Action {
+    // By the same trait as in an endpoint, so that the compiler says the same of what is no handler.
+    handler.into_action()
 }
 
 /// A whole service as an action, an [`axum::Router`] for one, with the options of an action: for [`Resources::mount`].
@@ -305,7 +332,7 @@ impl Action {
 
     /// It can be used while the daemon stops: during [`Hooks::on_stop`](crate::Hooks::on_stop), and while the requests that run are
     /// finished, until the listener is closed. Without this it takes no requests from the moment on when the stop begins: the answer is a
-    /// 503 that says so.
+    /// 503 that says so. One that is [`leader_only`](Action::leader_only) goes on to be done for other members until somebody else leads.
     pub fn allowed_during_shutdown(mut self) -> Action {
         self.during_shutdown = true;
         self

@@ -17,6 +17,19 @@ use crate::error::{Error, Result};
 
 /// The answer of a handler: an envelope, a stream, a file, or whatever axum can send. A handler can also return
 /// [`crate::Json`], which is in the envelope, or a type of axum's, which is not.
+///
+/// ```
+/// use microcluster::axum::http::StatusCode;
+/// use microcluster::{Path, Response, Result, State};
+///
+/// async fn report_show(state: State, Path(name): Path<String>) -> Result<Response> {
+///     match name.as_str() {
+///         "none" => Ok(Response::empty().status(StatusCode::ACCEPTED)),
+///         "text" => Ok(Response::raw("as it is\n")),
+///         _ => Response::file("text/plain", state.state_dir().join("report.txt")).await,
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Response(axum::response::Response);
 
@@ -39,7 +52,7 @@ impl Response {
         Response(response.into_response())
     }
 
-    /// A stream of bytes, sent as they come, without the envelope. An error ends the answer before its end.
+    /// A stream of bytes, sent as they come, without the envelope. An error ends the answer before its end, so that it does not look whole.
     #[must_use]
     pub fn stream<S, E>(content_type: &'static str, stream: S) -> Response
     where

@@ -6,6 +6,20 @@ use super::resources::Resources;
 use crate::api::{ListenerKind, Route};
 
 /// A server of a product: [`Server::core_api`] or [`Server::listen`].
+///
+/// ```
+/// use microcluster::{Access, Endpoint, Resources, Response, Server, action};
+///
+/// async fn pages_list() -> Response {
+///     Response::json(["start"])
+/// }
+///
+/// let pages = |access| Resources::at("1.0").endpoint(Endpoint::new("pages").get(action(pages_list).access(access)));
+/// let daemon = microcluster::Daemon::builder("/var/lib/product")
+///     .server("pages", Server::core_api().serve_unix().resources(pages(Access::Member)))
+///     .server("public", Server::listen("0.0.0.0:8443").resources(pages(Access::Open)));
+/// # let _ = daemon;
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server {
     pub(super) place: Place,
@@ -41,6 +55,24 @@ pub struct CoreApiServer {
 }
 
 /// Resources on an address of their own, over TLS 1.3.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use microcluster::{Access, Endpoint, Resources, Response, Server, action};
+///
+/// async fn metrics() -> Response {
+///     Response::raw("up 1\n")
+/// }
+///
+/// let open = Endpoint::new("metrics").get(action(metrics).access(Access::Open).allowed_before_init());
+/// let server = Server::listen("127.0.0.1:9443")
+///     .dedicated_certificate()
+///     .pre_init(true)
+///     .drain_timeout(Duration::from_secs(1))
+///     .resources(Resources::at("").endpoint(open));
+/// # let _ = microcluster::Daemon::builder("/var/lib/product").server("metrics.internal", server);
+/// ```
 ///
 /// It presents, in this order: its dedicated certificate, if it has one; the key pair with the server's name in
 /// `certificates/`, also one that comes while the daemon runs; the cluster's certificate, or before bootstrap and join the daemon's own.
@@ -96,7 +128,9 @@ impl CoreApiServer {
         self
     }
 
-    /// Whether its resources are served on the pre-init address too, until bootstrap or join.
+    /// Whether its resources are served on the pre-init address too, until bootstrap or join. There is no member then, so only actions that
+    /// are [`allowed_before_init`](crate::Action::allowed_before_init) answer, and only those that are [`Access::Open`](crate::Access) or
+    /// have a check let anybody through.
     pub fn pre_init(mut self, pre_init: bool) -> CoreApiServer {
         self.pre_init = pre_init;
         self
@@ -117,13 +151,16 @@ impl AdditionalServer {
         self
     }
 
-    /// How long requests may go on when the server is closed: that of the daemon unless it is set.
+    /// How long requests may go on when the server is closed, or moved to another address: that of the daemon unless it is set. Websockets
+    /// are ended at once.
     pub fn drain_timeout(mut self, timeout: Duration) -> AdditionalServer {
         self.own.drain_timeout = Some(timeout);
         self
     }
 
-    /// Whether it is open before bootstrap or join too.
+    /// Whether it is open before bootstrap or join too. There is no member then, so only actions that are
+    /// [`allowed_before_init`](crate::Action::allowed_before_init) answer, and only those that are [`Access::Open`](crate::Access) or have
+    /// a check let anybody through.
     pub fn pre_init(mut self, pre_init: bool) -> AdditionalServer {
         self.pre_init = pre_init;
         self

@@ -11,6 +11,18 @@ use crate::cluster::Node;
 use crate::error::Error;
 
 /// Reaches the members of the cluster, over mutual TLS; made with [`crate::State::connect`]. Connections are kept and shared.
+///
+/// ```
+/// use microcluster::axum::http::Method;
+/// use microcluster::{Result, State};
+///
+/// async fn ask(state: &State) -> Result<u64> {
+///     let leader = state.connect()?.leader()?;
+///     let uptime: u64 = leader.client.query(Method::GET, "/1.0/uptime", ()).await?;
+///     println!("{} has run for {uptime} s", leader.name);
+///     Ok(uptime)
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Connect {
     pub(super) node: Arc<Node>,
@@ -65,6 +77,23 @@ impl Connect {
 
     /// Asks all other members and returns what each of them answered, in the order of their names. The requests are marked
     /// as notifications ([`crate::Notification`]), so that who gets one does not fan out again.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use microcluster::axum::http::Method;
+    /// use microcluster::{Result, State};
+    ///
+    /// async fn uptimes(state: &State) -> Result<()> {
+    ///     let ask = |member: microcluster::MemberClient| async move {
+    ///         member.client.query::<u64>(Method::GET, "/1.0/uptime", ()).await
+    ///     };
+    ///     for (name, answer) in state.connect()?.query_all(true, Duration::from_secs(2), ask).await {
+    ///         println!("{name}: {answer:?}");
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// `concurrent`: all at the same time, else one after the other. `timeout` is for each member: one that takes longer is a
     /// [`microcluster_client::Error::Timeout`] and holds up nobody else.

@@ -445,3 +445,23 @@ async fn a_writer_does_not_notice_a_rolling_upgrade_beyond_its_pauses() {
     assert!(acknowledged.is_subset(&stored), "lost: {:?}", acknowledged.difference(&stored).collect::<Vec<_>>());
     assert_eq!(members[1].sql("SELECT count(*) FROM applied").await, [[1]]);
 }
+
+/// A schema update and an API extension at once, with no pause between the restarts.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_without_a_pause_come_to_an_end() {
+    const SCHEMA: [&str; 2] = [
+        "CREATE TABLE hosts (name TEXT PRIMARY KEY, zone TEXT NOT NULL) STRICT",
+        "ALTER TABLE hosts ADD COLUMN notes TEXT NOT NULL DEFAULT ''",
+    ];
+    let mut members = cluster_of(3, &Journal::default(), &SCHEMA[..1]).await;
+    for member in &mut members {
+        member.stop().await;
+        member.schema(&SCHEMA);
+        member.extensions(&["host_notes"]);
+        member.begin().await;
+    }
+    for member in &members {
+        member.client().wait_ready(crate::member::PATIENCE).await.unwrap_or_else(|e| panic!("{}: {e}", member.name));
+    }
+    assert_eq!(members[0].sql("SELECT count(notes) FROM hosts").await, [[0]]);
+}

@@ -15,6 +15,7 @@ use super::output::print;
 ///
 /// /// Use and control a fleet
 /// #[derive(Parser)]
+/// #[command(name = "fleetctl")]
 /// struct Fleetctl {
 ///     #[command(flatten)]
 ///     context: cli::Context,

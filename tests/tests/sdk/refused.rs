@@ -1,7 +1,11 @@
 //! Daemons that cannot be as they are described: refused before anything listens.
 
+use std::time::Duration;
+
 use microcluster::testing::address_free;
-use microcluster::{App, AppError, Builder, Daemon, Endpoint, Resources, Response, Server, StartError};
+use microcluster::{
+    AdditionalServer, App, AppError, Builder, CoreApiServer, Daemon, Endpoint, Resources, Response, Server, StartError,
+};
 
 async fn nothing() -> Response {
     Response::empty()
@@ -29,6 +33,31 @@ async fn what_does_not_fit_together_names_both_sides() {
     .await;
     let text = twice.to_string();
     assert!(["server a", "server b", "/1.0/x/{y}", "/1.0/x/{z}"].iter().all(|part| text.contains(part)), "{text}");
+}
+
+/// What a kind of server does not have does not compile: these methods are found only because the server has none of that name.
+#[test]
+fn what_a_server_cannot_have_does_not_compile() {
+    #[derive(Debug, PartialEq)]
+    struct Missing;
+    trait Absent: Sized {
+        fn dedicated_certificate(self) -> Missing {
+            Missing
+        }
+        fn drain_timeout(self, _timeout: Duration) -> Missing {
+            Missing
+        }
+    }
+    impl Absent for CoreApiServer {}
+    trait AbsentToo: Sized {
+        fn serve_unix(self) -> Missing {
+            Missing
+        }
+    }
+    impl AbsentToo for AdditionalServer {}
+    assert_eq!(Server::core_api().dedicated_certificate(), Missing);
+    assert_eq!(Server::core_api().drain_timeout(Duration::ZERO), Missing);
+    assert_eq!(Server::listen("127.0.0.1:1").serve_unix(), Missing);
 }
 
 /// Whoever is in the way is named before anything is changed: by the start where that can be known, else by `init`.

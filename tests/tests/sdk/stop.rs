@@ -70,6 +70,31 @@ async fn a_daemon_that_stops_takes_only_what_is_allowed_then() {
     tokio::join!(cluster.member_mut(0).stop(), look);
 }
 
+/// As long as nobody else leads: who asks another member does not notice that the leader is about to stop.
+#[tokio::test]
+async fn a_leader_that_stops_does_for_others_what_only_the_leader_can() {
+    let hooks = SlowStop::default();
+    let own = hooks.clone();
+    let mut cluster = Cluster::start(2, move |builder| {
+        let leads = Endpoint::new("leads").get(action(answer).leader_only());
+        let server = Server::core_api().serve_unix().resources(Resources::at("2.0").endpoint(leads));
+        product(builder, own.clone()).server("leads", server)
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let (client, other) = (cluster.member(leader).client(), cluster.member(1 - leader).client());
+    let look = async {
+        hooks.begun.notified().await;
+        assert_eq!(code(&client, Method::GET, "/2.0/leads").await, 503);
+        assert_eq!(code(&other, Method::GET, "/2.0/leads").await, 200);
+        hooks.ended.notify_one();
+    };
+    tokio::join!(cluster.member_mut(leader).stop(), look);
+    // The other one stops as slowly.
+    hooks.ended.notify_one();
+    cluster.member_mut(1 - leader).stop().await;
+}
+
 /// A heartbeat that goes on until it is told to end.
 #[derive(Clone)]
 struct LongHeartbeat {

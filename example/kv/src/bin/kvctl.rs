@@ -10,7 +10,7 @@ use microclusterd::cli;
 
 /// Use and control a replicated key-value store
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "kvctl", version, arg_required_else_help = true)]
 struct Kvctl {
     #[command(flatten)]
     context: cli::Context,

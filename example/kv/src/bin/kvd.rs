@@ -6,7 +6,7 @@ use clap::Parser;
 
 /// A member of a replicated key-value store
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "kvd", version)]
 struct Kvd {
     /// Directory that holds everything of this member; created if it is missing
     #[arg(long, value_name = "DIR", env = "KVD_STATE_DIR")]

@@ -60,7 +60,20 @@ struct Connection {
     schema: Option<i64>,
 }
 
-/// A closure's handle on its transaction.
+/// A closure's handle on its transaction, in [`Database::transaction`](super::super::Database::transaction).
+///
+/// ```
+/// use microcluster::db::{Database, Error};
+///
+/// async fn take_number(database: &Database) -> Result<i64, Error> {
+///     let taken = database.transaction(|tx| {
+///         let next: i64 = tx.query_row("SELECT next FROM counter", (), |row| row.get(0))?;
+///         tx.execute("UPDATE counter SET next = ?1", (next + 1,))?;
+///         Ok(next)
+///     });
+///     taken.await
+/// }
+/// ```
 ///
 /// What it writes shows in its own reads at once, and takes effect everywhere when the closure has returned
 /// `Ok` and the leader has accepted it. Until then nothing leaves this member.
