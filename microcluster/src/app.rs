@@ -9,6 +9,7 @@ use microcluster_client::{
 };
 
 use crate::state_dir::{FileError, read_file};
+use crate::tls::Certificate;
 use crate::trust::TrustSet;
 
 /// A daemon on this machine, by its state directory. Nothing is opened before it is asked something.
@@ -159,14 +160,25 @@ impl App {
         Client::unix(self.state_dir.join("control.socket"))
     }
 
-    /// A client of the member at an address, as the member that this daemon is. It pins the certificate of the cluster.
+    /// A client of the member at an address, as the member that this daemon is. It pins the certificate of the cluster, or
+    /// verifies by its authority if there is one (`cluster.ca`): such a client goes on when the certificate is replaced.
     ///
     /// # Errors
     /// When this daemon is no member, or its files cannot be read by this user.
     pub fn remote_client(&self, address: Address) -> Result<Client, AppError> {
         let identity = Identity { cert_pem: self.file("server.crt")?, key_pem: Secret::new(self.file("server.key")?) };
         let cluster = self.file("cluster.crt")?;
-        self.remote_client_with_certificate(address, Some(&identity), &cluster)
+        let path = self.state_dir.join("cluster.crt");
+        let certificate = Certificate::parse(&cluster).map_err(|e| AppError::File { path, reason: e.to_string() })?;
+        let authority = read_file(&self.state_dir.join("cluster.ca"))?;
+        // Without a name to ask for the authority is no use: any certificate of it would do.
+        match (authority, certificate.names().first()) {
+            (Some(authority), Some(name)) => {
+                let trust = ServerTrust::Authority { certificate: authority, name: name.clone() };
+                Ok(Client::tls(address, Some(&identity), &trust)?)
+            }
+            _ => Ok(Client::tls(address, Some(&identity), &ServerTrust::Pinned(certificate.fingerprint))?),
+        }
     }
 
     /// A client of the server at an address that presents exactly this certificate, in PEM; with an identity or without one.
