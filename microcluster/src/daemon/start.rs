@@ -19,7 +19,7 @@ use crate::db;
 use crate::error::Chain;
 use crate::extension::{self, Described};
 use crate::hooks::Runner;
-use crate::listener::{self, Listener, group_id};
+use crate::listener::{self, Listener, group_id, raise_files_max};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
 use crate::tasks::{TaskLost, Tasks, blocking};
@@ -42,6 +42,7 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
+    raise_files_max();
     let Product { mut settings, values, servers, hooks, schema } = product;
     let described = extension::check(&servers).map_err(|e| StartError::Description { reason: e.to_string() })?;
     let Described { core: routes, roots, additional } = described;

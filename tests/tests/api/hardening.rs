@@ -158,6 +158,16 @@ async fn lines_about_what_a_request_does_name_it_without_details() {
     assert!(line.contains(&who), "{line}");
 }
 
+/// Every connection is a file: the daemon takes what the system gives.
+#[tokio::test]
+async fn a_daemon_may_open_as_many_files_as_the_system_lets_it() {
+    let daemon = Daemon::start("c1").await;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.process_id())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|place| files.split_whitespace().nth(place).unwrap());
+    assert_eq!(soft, hard);
+}
+
 /// With all that can be logged: no key, no token, no secret.
 #[tokio::test]
 async fn no_secret_is_in_the_log_or_in_an_error() {
