@@ -20,7 +20,7 @@ use crate::tls::{Certificate, KeyPair, KeyPairError, SharedPair, install};
 pub(crate) const CLUSTER: &str = "cluster";
 
 /// How long another member may take to put a new certificate in place. One that does not answer learns of it from the log.
-const TELL_TIMEOUT: Duration = Duration::from_secs(2);
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
