@@ -19,6 +19,7 @@ mod sql;
 mod table;
 mod tokens;
 
+pub(crate) use caller::removal_of;
 pub use caller::{Caller, Notification};
 pub(crate) use dispatch::{Api, without_path};
 pub(crate) use envelope::Answer;
