@@ -136,6 +136,12 @@ async fn lines_about_what_a_request_does_name_it_without_details() {
     assert!(begun.contains(&who), "{begun}");
     let asked = logged(&cluster.members[0], ["asked to change", "/core/control/tokens"]).await;
     assert!(asked.contains(&who), "{asked}");
+    // What goes on after the request is not its: Raft runs as long as the member.
+    for member in &cluster.members {
+        let log = member.log();
+        let raft = log.lines().find(|line| line.contains("/core/control") && line.contains("openraft::"));
+        assert_eq!(raft, None);
+    }
     for member in &mut cluster.members {
         member.environment("MICROCLUSTERD_LOG", "warn");
         member.stop().await;
