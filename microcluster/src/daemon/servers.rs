@@ -106,7 +106,10 @@ impl Servers {
             }
         }
         drop(open);
-        join_all(closing.into_iter().map(|(name, server)| self.close(name, server))).await;
+        // Beside this: who has moved a server does not wait for those who still use it where it was.
+        for (name, server) in closing {
+            self.requests.spawn("server that has moved", self.close(name, server));
+        }
         opened
     }
 
@@ -186,11 +189,14 @@ impl Servers {
         Ok(ServerCertificate { state: self.state.clone(), own: RwLock::new(own), complaint: RwLock::default() })
     }
 
-    async fn close(&self, name: Name, server: Open) {
+    fn close(&self, name: Name, server: Open) -> impl Future<Output = ()> + Send + use<> {
         let described = self.described.iter().find(|described| described.name == name);
         let drain = described.and_then(|described| described.drain_timeout);
-        server.listener.close(drain.unwrap_or(self.state.settings().drain_timeout)).await;
-        tracing::info!(server = %name, address = %server.address, "a server is closed");
+        let drain = drain.unwrap_or(self.state.settings().drain_timeout);
+        async move {
+            server.listener.close(drain).await;
+            tracing::info!(server = %name, address = %server.address, "a server is closed");
+        }
     }
 }
 
@@ -199,11 +205,13 @@ impl Servers {
 pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: Tasks) {
     let mut config = node.config.watch();
     loop {
-        let moved = config.borrow_and_update().servers.clone();
-        let moved = moved.into_iter().map(|(name, server)| (name, server.address)).collect();
-        if let Err(e) = servers.open_all(&moved).await {
-            tracing::error!(error = %Chain(&e), "a server is not open; trying again");
+        let wanted = config.borrow_and_update().servers.clone();
+        let moved = wanted.iter().map(|(name, server)| (name.clone(), server.address)).collect();
+        let opened = servers.open_all(&moved).await.map_err(|e| Chain(&e).to_string());
+        if let Err(error) = &opened {
+            tracing::error!(error, "a server is not open; trying again");
         }
+        node.config.servers_opened(wanted, opened);
         servers.reload_certificates().await;
         tokio::select! {
             () = tasks.stopping() => return,
