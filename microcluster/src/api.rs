@@ -26,5 +26,5 @@ pub(crate) use envelope::Answer;
 pub(crate) use extract::{parse_json, read_body};
 pub(crate) use routes::Access as CoreAccess;
 pub(crate) use routes::{AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, erase};
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 pub(crate) use table::table;

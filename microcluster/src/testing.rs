@@ -25,6 +25,7 @@ use microcluster_client::{Address, Client, Fingerprint, Name};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::api::{Route, table};
 use crate::app::App;
 use crate::builder::{Builder, Daemon};
 use crate::daemon::{Handle, StartError};
@@ -291,6 +292,13 @@ pub async fn eventually<T, E: fmt::Display, F: AsyncFnMut() -> Result<T, E>>(wha
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
+}
+
+/// Method and path of every route of the Core API, those that members use among themselves too.
+#[must_use]
+pub fn core_routes() -> Vec<(String, String)> {
+    let method = |route: &Route| route.method.as_ref().map_or_else(String::new, ToString::to_string);
+    table().iter().map(|route| (method(route), route.path.to_string())).collect()
 }
 
 /// An address that nobody uses: on an address of loopback that no other test and no outgoing connection has, so that the
