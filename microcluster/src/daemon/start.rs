@@ -245,7 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz::{almost, cases};
+    use crate::fuzz::{PAIR, almost, cases};
     use crate::state_dir::{MODE_PUBLIC, write_file};
     use crate::tls::{Generate, SharedPair};
 
@@ -316,8 +316,7 @@ mod tests {
     /// What a member's directory holds, by the names of its files.
     fn whole_member() -> [(&'static str, Vec<u8>); 6] {
         static MADE: std::sync::LazyLock<[(&str, Vec<u8>); 6]> = std::sync::LazyLock::new(|| {
-            let pair = KeyPair::generate(&Generate { name: "c2", addresses: &[] }).unwrap();
-            let (certificate, key) = (pair.certificate.pem.clone(), pair.key_pem().expose().to_owned());
+            let [certificate, key] = [PAIR[0], PAIR[1]].map(str::to_owned);
             let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
             let pending =
                 serde_json::json!({"certificate": certificate, "key": key, "authority": "", "is_shared": false});
