@@ -89,8 +89,7 @@ impl Cluster {
 
     /// Adds a member: it bootstraps if it is the first, else it joins through one that runs.
     pub async fn add(&mut self) -> &mut Member {
-        let mut member = Member::new(&format!("n{}", self.members.len() + 1), self.describe.clone());
-        member.start().await;
+        let member = self.begin_member().await;
         match self.members.iter().find(|other| other.running.is_some()) {
             None => {
                 let app = member.app();
@@ -106,6 +105,19 @@ impl Cluster {
         }
         self.members.push(member);
         self.members.last_mut().expect("it was added")
+    }
+
+    /// Adds a daemon that runs and is no member yet, as the last one.
+    pub async fn add_uninitialised(&mut self) -> &mut Member {
+        let member = self.begin_member().await;
+        self.members.push(member);
+        self.members.last_mut().expect("it was added")
+    }
+
+    async fn begin_member(&self) -> Member {
+        let mut member = Member::new(&format!("n{}", self.members.len() + 1), self.describe.clone());
+        member.start().await;
+        member
     }
 
     /// Divides the network: these members, counted from 0, and all others do not hear each other, without an error, as behind a

@@ -371,7 +371,7 @@ mod tests {
         // As the daemon does that has servers.
         let mut watch = config.watch();
         let open = async {
-            watch.wait_for(|config| !config.servers.is_empty()).await.unwrap();
+            watch.wait_for(|config| config.servers != present().servers).await.unwrap();
             config.servers_opened(config.current().servers, Ok(()));
         };
         let ((), one, other) = tokio::join!(
@@ -397,7 +397,7 @@ mod tests {
         let known = known();
         let mut watch = config.watch();
         let open = async {
-            watch.wait_for(|config| !config.servers.is_empty()).await.unwrap();
+            watch.wait_for(|config| config.servers != present().servers).await.unwrap();
             config.servers_opened(BTreeMap::new(), Ok(()));
             config.servers_opened(config.current().servers, Err("the address is gone".into()));
         };

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod connect;
+mod hooks_killed;
 mod refused;
 mod resources;
 mod servers;
