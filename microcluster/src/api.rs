@@ -19,6 +19,7 @@ mod sql;
 mod table;
 mod tokens;
 
+pub(crate) use caller::removal_of;
 pub use caller::{Caller, Notification};
 pub(crate) use dispatch::{Api, without_path};
 pub(crate) use envelope::Answer;
@@ -27,5 +28,5 @@ pub(crate) use routes::Access as CoreAccess;
 pub(crate) use routes::{
     AccessCheck, BODY_MAX, Connection, Handler, ListenerKind, Peer, Phase, Route, WhileStopping, erase,
 };
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 pub(crate) use table::table;

@@ -12,6 +12,7 @@ use crate::cluster::RaftMember;
 use crate::recovery::{self, LocalMembers, PreparedRecovery, RecoverError, Recovery};
 use crate::state_dir::{FileError, read_file};
 use crate::tasks::blocking;
+use crate::tls::Certificate;
 
 /// A daemon on this machine, by its state directory. Nothing is opened before it is asked something.
 ///
@@ -93,7 +94,7 @@ impl App {
     /// Makes a token by which a daemon of that name can join; none for one that does not expire.
     ///
     /// # Errors
-    /// When the daemon refuses; 409 where there is a token for that name.
+    /// When the daemon refuses; 409 where there is a token or a member of that name.
     pub async fn new_join_token(&self, name: Name, expire_after: Option<Duration>) -> Result<Secret, AppError> {
         Ok(self.local_client().add_token(&TokenRequest { name, expire_after }).await?)
     }
@@ -161,14 +162,25 @@ impl App {
         Client::unix(self.state_dir.join("control.socket"))
     }
 
-    /// A client of the member at an address, as the member that this daemon is. It pins the certificate of the cluster.
+    /// A client of the member at an address, as the member that this daemon is. It pins the certificate of the cluster, or
+    /// verifies by its authority if there is one (`cluster.ca`): such a client goes on when the certificate is replaced.
     ///
     /// # Errors
     /// When this daemon is no member, or its files cannot be read by this user.
     pub fn remote_client(&self, address: Address) -> Result<Client, AppError> {
         let identity = Identity { cert_pem: self.file("server.crt")?, key_pem: Secret::new(self.file("server.key")?) };
         let cluster = self.file("cluster.crt")?;
-        self.remote_client_with_certificate(address, Some(&identity), &cluster)
+        let path = self.state_dir.join("cluster.crt");
+        let certificate = Certificate::parse(&cluster).map_err(|e| AppError::File { path, reason: e.to_string() })?;
+        let authority = read_file(&self.state_dir.join("cluster.ca"))?;
+        // Without a name to ask for the authority is no use: any certificate of it would do.
+        match (authority, certificate.names().first()) {
+            (Some(authority), Some(name)) => {
+                let trust = ServerTrust::Authority { certificate: authority, name: name.clone() };
+                Ok(Client::tls(address, Some(&identity), &trust)?)
+            }
+            _ => Ok(Client::tls(address, Some(&identity), &ServerTrust::Pinned(certificate.fingerprint))?),
+        }
     }
 
     /// A client of the server at an address that presents exactly this certificate, in PEM; with an identity or without one.

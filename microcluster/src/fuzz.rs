@@ -25,14 +25,20 @@ pub(crate) fn almost(valid: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Val
     (valid, proptest::collection::vec(edit(), 1..5)).prop_map(|(bytes, edits)| edits.iter().fold(bytes, apply))
 }
 
-/// As many cases as a test takes a second or two for; `PROPTEST_CASES` asks for more.
+/// As many cases as a test takes a second or two for; `FUZZ` asks for that many times as many, `PROPTEST_CASES` for a number.
 pub(crate) fn cases(default: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
+    let times = std::env::var("FUZZ").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => config,
-        None => ProptestConfig { cases: default, ..config },
+        None => ProptestConfig { cases: default.saturating_mul(times), ..config },
     }
 }
+
+/// A certificate for `a.example`, its key and its authority, valid for a hundred years. Always the same: what a seed has once led to
+/// it leads to again.
+pub(crate) const PAIR: [&str; 3] =
+    [include_str!("fuzz/pair.crt"), include_str!("fuzz/pair.key"), include_str!("fuzz/authority.crt")];
 
 fn edit() -> impl Strategy<Value = Edit> {
     let place = any::<Index>;

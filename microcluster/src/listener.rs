@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -39,7 +40,11 @@ impl Listener {
 
     /// Serves TLS on a bound address.
     pub fn tls(tcp: TcpListener, config: rustls::ServerConfig, kind: ListenerKind, api: Api) -> Listener {
-        Listener::tls_within(Limits::default(), tcp, config, kind, api)
+        let limits = match kind {
+            ListenerKind::Additional => Limits::additional(files_max()),
+            ListenerKind::Unix | ListenerKind::Tls | ListenerKind::PreInit => Limits::default(),
+        };
+        Listener::tls_within(limits, tcp, config, kind, api)
     }
 
     /// Takes no more connections, lets requests go on up to `drain`, then ends them.
@@ -78,4 +83,22 @@ impl Listener {
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // The standard library sets SO_REUSEADDR, so that connections that are being closed do not hold the address.
     TcpListener::bind(address).await
+}
+
+/// Has the process open as many files as the system lets it: every connection is one. The limit that a process begins with is for
+/// programs of another age.
+pub(crate) fn raise_files_max() {
+    let limits = getrlimit(Resource::Nofile);
+    if limits.current == limits.maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {
+        Ok(()) => tracing::debug!(files = limits.maximum, "the process may open more files"),
+        Err(e) => tracing::warn!(error = %e, files = limits.current, "the process may open few files"),
+    }
+}
+
+/// How many files the process may open, if that is limited.
+fn files_max() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
 }

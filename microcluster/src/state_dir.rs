@@ -146,6 +146,11 @@ impl StateDir {
         self.path.join("certificates")
     }
 
+    /// The names of the certificates in it.
+    pub fn certificate_names(&self) -> Result<Vec<String>, FileError> {
+        stems(&self.certificates(), "crt")
+    }
+
     /// The key pair of that name: `server`, `cluster`, or that of an additional server.
     pub fn key_pair(&self, name: &str) -> KeyPairPaths {
         let directory = match name {

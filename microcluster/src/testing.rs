@@ -25,6 +25,7 @@ use microcluster_client::{Address, Client, Fingerprint, Name};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::api::{Route, table};
 use crate::app::App;
 use crate::builder::{Builder, Daemon};
 use crate::daemon::{Handle, StartError};
@@ -88,8 +89,7 @@ impl Cluster {
 
     /// Adds a member: it bootstraps if it is the first, else it joins through one that runs.
     pub async fn add(&mut self) -> &mut Member {
-        let mut member = Member::new(&format!("n{}", self.members.len() + 1), self.describe.clone());
-        member.start().await;
+        let member = self.begin_member().await;
         match self.members.iter().find(|other| other.running.is_some()) {
             None => {
                 let app = member.app();
@@ -105,6 +105,19 @@ impl Cluster {
         }
         self.members.push(member);
         self.members.last_mut().expect("it was added")
+    }
+
+    /// Adds a daemon that runs and is no member yet, as the last one.
+    pub async fn add_uninitialised(&mut self) -> &mut Member {
+        let member = self.begin_member().await;
+        self.members.push(member);
+        self.members.last_mut().expect("it was added")
+    }
+
+    async fn begin_member(&self) -> Member {
+        let mut member = Member::new(&format!("n{}", self.members.len() + 1), self.describe.clone());
+        member.start().await;
+        member
     }
 
     /// Divides the network: these members, counted from 0, and all others do not hear each other, without an error, as behind a
@@ -291,6 +304,13 @@ pub async fn eventually<T, E: fmt::Display, F: AsyncFnMut() -> Result<T, E>>(wha
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
+}
+
+/// Method and path of every route of the Core API, those that members use among themselves too.
+#[must_use]
+pub fn core_routes() -> Vec<(String, String)> {
+    let method = |route: &Route| route.method.as_ref().map_or_else(String::new, ToString::to_string);
+    table().iter().map(|route| (method(route), route.path.to_string())).collect()
 }
 
 /// An address that nobody uses: on an address of loopback that no other test and no outgoing connection has, so that the

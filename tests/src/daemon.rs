@@ -145,8 +145,14 @@ impl Daemon {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = self.process.as_ref().expect("it runs").id();
+        let id = self.process_id();
         kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).expect("it runs");
+    }
+
+    /// The id of its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
     }
 
     /// Waits until it has ended by itself.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
+use futures_util::future::BoxFuture;
 use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
@@ -93,6 +94,23 @@ impl Caller {
         let member = trusted.ok().and_then(|trusted| trusted.get(&fingerprint).map(|member| member.name.clone()));
         member.map_or(Caller::Certificate(fingerprint), Caller::Member)
     }
+}
+
+/// Done when the member behind a connection is none any more: what it may do ends then, also on what it has opened before. Never
+/// done for anybody else.
+pub(crate) fn removal_of(state: &State, connection: Option<&Arc<Connection>>) -> BoxFuture<'static, ()> {
+    let certificate = connection.and_then(|connection| connection.certificate);
+    let (Some(certificate), Ok(node)) = (certificate, state.joined_node()) else {
+        return Box::pin(std::future::pending());
+    };
+    if !node.trust.is_trusted(&certificate) {
+        return Box::pin(std::future::pending());
+    }
+    let mut trust = node.trust.watch();
+    Box::pin(async move {
+        // An end of the watch is one of this daemon's own membership.
+        trust.wait_for(|members| members.get(&certificate).is_none()).await.ok();
+    })
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

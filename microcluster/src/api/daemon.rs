@@ -87,7 +87,7 @@ pub(super) async fn status_show(state: State) -> Result<Answer<DaemonStatus>, Er
     let leader = raft
         .leader_peer()
         .and_then(|peer| Some(Leader { name: peer.name.parse().ok()?, address: peer.address.parse().ok()? }));
-    let mut certificates = node.shared_expiry().await;
+    let mut certificates = node.expiry().await;
     let expires_at = state.server_certificate().current().certificate.expires_at;
     certificates.insert(1, CertificateExpiry { name: "server".into(), expires_at });
     Ok(Answer(DaemonStatus {

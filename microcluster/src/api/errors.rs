@@ -158,7 +158,8 @@ impl From<ConfigError> for Error {
             ConfigError::Fixed { .. }
             | ConfigError::AddressTwice { .. }
             | ConfigError::AddressTaken { .. }
-            | ConfigError::Listen { .. } => Error::conflict(message),
+            | ConfigError::Listen { .. }
+            | ConfigError::NotOpened { .. } => Error::conflict(message),
             ConfigError::UnknownServer { .. } => Error::not_found(message),
             ConfigError::PortZero { .. } => Error::bad_request(message),
             ConfigError::Lost(lost) => lost.into(),

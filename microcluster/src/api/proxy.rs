@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderValue, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
@@ -12,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use microcluster_client::{Address, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::caller::removal_of;
 use super::forward::{self, Outcome};
 use crate::cluster::Node;
 use crate::error::Error;
@@ -36,7 +38,8 @@ pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome
         let stream = node.peers.stream(address).await.map_err(|e| {
             Error::unavailable(format!("the member {name} cannot be reached")).retry_after(1).caused_by(e)
         })?;
-        upgrade(stream, address, request, node.transports()).await
+        let removal = removal_of(state, request.extensions().get());
+        upgrade(stream, address, request, node.transports(), removal).await
     } else {
         forward::pass_on(&node.peers.client(address), request).await
     };
@@ -64,8 +67,14 @@ async fn address(node: &Arc<Node>, name: &Name) -> Result<Address, Error> {
 }
 
 /// Passes a request on over a stream of its own. When the other side agrees to the upgrade the two connections are
-/// joined, in a task of `tasks`, until both are closed.
-async fn upgrade<S>(stream: S, address: Address, mut request: Request, tasks: &Tasks) -> Result<Response, Error>
+/// joined, in a task of `tasks`, until both are closed or `removal` is done.
+async fn upgrade<S>(
+    stream: S,
+    address: Address,
+    mut request: Request,
+    tasks: &Tasks,
+    removal: BoxFuture<'static, ()>,
+) -> Result<Response, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -106,6 +115,7 @@ where
                 tracing::debug!(error = %e, "a proxied upgrade ended early");
             },
             () = own.stopping() => {}
+            () = removal => tracing::debug!("a proxied upgrade of a former member was closed"),
         }
     });
     Ok(answer)
@@ -170,7 +180,8 @@ mod tests {
             let (end, tasks) = (server_end(&own, server_status), own);
             async move {
                 let address = "127.0.0.1:9".parse().unwrap();
-                let answer = upgrade(end, address, request.map(Body::new), &tasks).await;
+                let answer =
+                    upgrade(end, address, request.map(Body::new), &tasks, Box::pin(std::future::pending())).await;
                 Ok(answer.unwrap_or_else(IntoResponse::into_response))
             }
         });

@@ -51,8 +51,8 @@ async fn follow(node: &Node, server: &CertificateCell) {
             () = node.certificate_changed.notified() => dates.reset_immediately(),
             _ = dates.tick() => {
                 let own = CertificateExpiry { name: "server".into(), expires_at: server.current().certificate.expires_at };
-                let shared = node.shared_expiry().await;
-                shared.iter().chain([&own]).for_each(|certificate| warn(certificate, Timestamp::now()));
+                let others = node.expiry().await;
+                others.iter().chain([&own]).for_each(|certificate| warn(certificate, Timestamp::now()));
             }
         }
     }

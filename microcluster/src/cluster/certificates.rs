@@ -12,7 +12,7 @@ use rusqlite::{Connection, Row};
 use super::node::Node;
 use crate::db::{self, Consistency, Transaction};
 use crate::error::Chain;
-use crate::state_dir::FileError;
+use crate::state_dir::{FileError, StateDir, read_file};
 use crate::tasks::{TaskLost, blocking};
 use crate::tls::{Certificate, KeyPair, KeyPairError, SharedPair, install};
 
@@ -20,7 +20,7 @@ use crate::tls::{Certificate, KeyPair, KeyPairError, SharedPair, install};
 pub(crate) const CLUSTER: &str = "cluster";
 
 /// How long another member may take to put a new certificate in place. One that does not answer learns of it from the log.
-const TELL_TIMEOUT: Duration = Duration::from_secs(2);
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,18 +120,28 @@ impl Node {
         self.install_certificates().await
     }
 
-    /// When the certificates expire that the members share.
-    pub async fn shared_expiry(&self) -> Vec<CertificateExpiry> {
+    /// When the certificates expire that the members share, and those of additional servers that this member alone has.
+    pub async fn expiry(&self) -> Vec<CertificateExpiry> {
         let mut expiry = vec![CertificateExpiry {
             name: CLUSTER.into(),
             expires_at: self.cluster_certificate.current().certificate.expires_at,
         }];
-        let installed = self.installed.lock().await;
-        let additional = installed.iter().filter(|row| row.name != CLUSTER);
-        expiry.extend(additional.filter_map(|row| {
-            let expires_at = Certificate::parse(&row.certificate).ok()?.expires_at;
-            Some(CertificateExpiry { name: row.name.clone(), expires_at })
-        }));
+        {
+            let installed = self.installed.lock().await;
+            let additional = installed.iter().filter(|row| row.name != CLUSTER);
+            expiry.extend(additional.filter_map(|row| {
+                let expires_at = Certificate::parse(&row.certificate).ok()?.expires_at;
+                Some(CertificateExpiry { name: row.name.clone(), expires_at })
+            }));
+        }
+        let dir = self.dir.clone();
+        // Who has them open says so when one cannot be read.
+        let local = blocking("local certificates", move || local_expiry(&dir)).await.unwrap_or_default();
+        for certificate in local {
+            if !expiry.iter().any(|shared| shared.name == certificate.name) {
+                expiry.push(certificate);
+            }
+        }
         expiry
     }
 
@@ -167,6 +177,17 @@ impl Node {
             tracing::debug!(error = %Chain(&failed), "a member was not told of a new certificate");
         }
     }
+}
+
+/// When the certificates expire that are in the state directory for additional servers, by name.
+fn local_expiry(dir: &StateDir) -> Vec<CertificateExpiry> {
+    let mut names = dir.certificate_names().unwrap_or_default();
+    names.sort();
+    let expiry = names.into_iter().filter_map(|name| {
+        let text = read_file(&dir.key_pair(&name).certificate).ok()??;
+        Some(CertificateExpiry { expires_at: Certificate::parse(&text).ok()?.expires_at, name })
+    });
+    expiry.collect()
 }
 
 const PUT: &str = "INSERT INTO core_certificates (name, certificate, key, authority) VALUES (?1, ?2, ?3, ?4) \

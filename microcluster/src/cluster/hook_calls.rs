@@ -12,8 +12,8 @@ use super::members::MemberRow;
 use super::node::Node;
 use crate::error::Error;
 
-/// How long a member may take to say that it is alive before a hook is run without it.
-const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a member may take to say whether it is up.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// What an answer may take beyond the hook itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -163,15 +163,11 @@ impl Node {
             }
         }
     }
-
-    async fn is_alive(&self, row: &MemberRow) -> bool {
-        self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_ok()
-    }
 }
 
 /// Whether a member is one that does its work.
 async fn is_up(client: &Client) -> bool {
-    client.timeout(ALIVE_TIMEOUT).status().await.is_ok_and(|status| status.ready)
+    client.timeout(STATUS_TIMEOUT).status().await.is_ok_and(|status| status.ready)
 }
 
 /// The failure that is reported when several members may have failed; all are in the log.

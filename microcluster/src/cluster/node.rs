@@ -25,6 +25,12 @@ use crate::trust::{Trust, TrustSet};
 
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
+/// How long a member may take to say that it is alive when something depends on that,
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// and one that is known to be silent, which may be back: one change asks several times.
+const KNOWN_SILENT_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long that is known of one that was found silent.
+const SILENCE_MEMORY: Duration = Duration::from_secs(5);
 /// How long a list waits for the leader before it shows what this member has.
 const LINEARIZE_TIMEOUT: Duration = Duration::from_millis(900);
 
@@ -57,6 +63,8 @@ pub(crate) struct Node {
     confirming: Mutex<HashSet<NodeId>>,
     /// Who answers the heartbeats of this member, when it leads.
     liveness: Mutex<Liveness>,
+    /// Who was found silent of late, and when.
+    found_silent: Mutex<HashMap<NodeId, Instant>>,
     /// Something may have to be put in order.
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
@@ -128,6 +136,7 @@ impl Node {
             membership: tokio::sync::Mutex::new(()),
             confirming: Mutex::new(HashSet::new()),
             liveness: Mutex::default(),
+            found_silent: Mutex::default(),
             disorder: Notify::new(),
             stranger: Notify::new(),
             learned,
@@ -275,6 +284,28 @@ impl Node {
     /// Members that have been silent for long, as this one has found while it leads.
     pub(super) fn unreachable(&self) -> BTreeSet<NodeId> {
         self.liveness().unreachable(self.db.status().term)
+    }
+
+    /// Whether a member answers now. One that does not is waited for once, not again by each step of a change.
+    pub(super) async fn is_alive(&self, row: &MemberRow) -> bool {
+        let is_known = self.unreachable().contains(&row.id) || self.found_silent().contains_key(&row.id);
+        let timeout = if is_known { KNOWN_SILENT_TIMEOUT } else { ALIVE_TIMEOUT };
+        let is_alive = self.db.ping(row.id, &row.address.to_string(), timeout).await.is_ok();
+        let mut silent = self.found_silent();
+        if is_alive {
+            silent.remove(&row.id);
+        } else {
+            silent.insert(row.id, Instant::now());
+        }
+        is_alive
+    }
+
+    /// Who was found silent of late.
+    fn found_silent(&self) -> MutexGuard<'_, HashMap<NodeId, Instant>> {
+        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
+        let mut silent = self.found_silent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        silent.retain(|_, since| since.elapsed() < SILENCE_MEMORY);
+        silent
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {

@@ -21,10 +21,15 @@ use crate::tasks::{TaskLost, Tasks, blocking};
 /// Pause before the member table is told again of what it could not be told.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long it may take until the servers listen where a change has them: one that is in the way of another one is drained first.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The configuration of this member.
 pub(crate) struct OwnConfig {
     dir: StateDir,
     current: watch::Sender<MemberConfig>,
+    /// The servers as they were last opened, or why they could not be.
+    opened: watch::Sender<Option<(BTreeMap<Name, ServerConfig>, Result<(), String>)>>,
     changing: Mutex<()>,
 }
 
@@ -52,6 +57,8 @@ pub(crate) enum ConfigError {
     AddressTaken { name: Name, address: Address, own: Address },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
+    #[error("the configuration is as it was: {reason}")]
+    NotOpened { reason: String },
     #[error("the configuration is as it was: {0}")]
     Hook(HookError),
     #[error("the server {name} cannot listen on {address}: {source}")]
@@ -64,7 +71,8 @@ pub(crate) enum ConfigError {
 
 impl OwnConfig {
     pub fn new(dir: StateDir, config: MemberConfig) -> Self {
-        OwnConfig { dir, current: watch::Sender::new(config), changing: Mutex::new(()) }
+        let (current, opened) = (watch::Sender::new(config), watch::Sender::new(None));
+        OwnConfig { dir, current, opened, changing: Mutex::new(()) }
     }
 
     /// The configuration as it is now.
@@ -77,14 +85,34 @@ impl OwnConfig {
         self.current.subscribe()
     }
 
+    /// Says that the servers listen where a configuration has them, or why they do not.
+    pub fn servers_opened(&self, servers: BTreeMap<Name, ServerConfig>, opened: Result<(), String>) {
+        self.opened.send_replace(Some((servers, opened)));
+    }
+
+    /// Waits until the servers listen where this says.
+    async fn are_opened(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), ConfigError> {
+        let mut opened = self.opened.subscribe();
+        let told = opened.wait_for(|opened| opened.as_ref().is_some_and(|(of, _)| of == servers));
+        let told = tokio::time::timeout(OPEN_TIMEOUT, told).await;
+        let told = told.ok().and_then(|told| told.ok().and_then(|told| told.clone()));
+        match told {
+            Some((_, Ok(()))) => Ok(()),
+            Some((_, Err(reason))) => Err(ConfigError::NotOpened { reason }),
+            None => {
+                Err(ConfigError::NotOpened { reason: format!("the servers were not open within {OPEN_TIMEOUT:?}") })
+            }
+        }
+    }
+
     /// Writes `daemon.yaml` as it is: from then on this is a member's state directory.
     pub async fn store(&self) -> Result<(), ConfigError> {
         let _changing = self.changing.lock().await;
         self.write(self.current()).await
     }
 
-    /// Changes what an update names; servers are those in `known`. What is changed is changed back when the product,
-    /// `agreed`, does not agree to it.
+    /// Changes what an update names; servers are those in `known`. It is in force when this is done: what is changed is changed
+    /// back when a server cannot be opened, or the product, `agreed`, does not agree to it.
     pub async fn change<F>(
         &self,
         update: DaemonConfigUpdate,
@@ -105,15 +133,25 @@ impl OwnConfig {
         // On disk first: what was seen once is there after a restart.
         self.write(changed.clone()).await?;
         tracing::info!(failure_domain = changed.failure_domain, servers = ?changed.servers, "the configuration was changed");
+        // What is told from now on is of this change.
+        self.opened.send_replace(None);
         self.current.send_replace(changed.clone());
         // Still with the lock: what comes after this must not be undone with it.
-        let Err(refused) = agreed(changed.public()).await else {
+        let opened = match changed.servers == present.servers {
+            true => Ok(()),
+            false => self.are_opened(&changed.servers).await,
+        };
+        let in_force = match opened {
+            Ok(()) => agreed(changed.public()).await.map_err(ConfigError::Hook),
+            Err(e) => Err(e),
+        };
+        let Err(refused) = in_force else {
             return Ok(());
         };
-        tracing::warn!(error = %refused, "the change of the configuration is undone: a hook failed");
+        tracing::warn!(error = %refused, "the change of the configuration is undone");
         self.current.send_replace(present.clone());
         self.write(present).await?;
-        Err(ConfigError::Hook(refused))
+        Err(refused)
     }
 
     async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
@@ -338,7 +376,14 @@ mod tests {
         let update = |json| serde_json::from_value::<DaemonConfigUpdate>(json).unwrap();
         let gateway = json!({"servers": {"gateway": {"address": "127.0.0.1:9444"}}});
         let known = known();
-        let (one, other) = tokio::join!(
+        // As the daemon does that has servers.
+        let mut watch = config.watch();
+        let open = async {
+            watch.wait_for(|config| config.servers != present().servers).await.unwrap();
+            config.servers_opened(config.current().servers, Ok(()));
+        };
+        let ((), one, other) = tokio::join!(
+            open,
             config.change(update(gateway), Missing::Keep, &known, |_| async { Ok(()) }),
             config.change(update(json!({"failure-domain": 5})), Missing::Keep, &known, |_| async { Ok(()) }),
         );
@@ -349,5 +394,28 @@ mod tests {
         assert_eq!(stored, config.current());
         assert_eq!(stored.failure_domain, 5);
         assert!(stored.servers.contains_key(&"gateway".parse::<Name>().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_change_whose_servers_cannot_be_opened_is_undone() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        let config = OwnConfig::new(dir.clone(), present());
+        let update = serde_json::from_value(json!({"servers": {"gateway": {"address": "127.0.0.1:9446"}}})).unwrap();
+        let known = known();
+        let mut watch = config.watch();
+        let open = async {
+            watch.wait_for(|config| config.servers != present().servers).await.unwrap();
+            config.servers_opened(BTreeMap::new(), Ok(()));
+            config.servers_opened(config.current().servers, Err("the address is gone".into()));
+        };
+        // It is not asked about what is not in force.
+        let agreed = |_| async { Err(HookError::Stopped { hook: "on_daemon_config_update" }) };
+        let ((), refused) = tokio::join!(open, config.change(update, Missing::Keep, &known, agreed));
+        let refused = refused.unwrap_err();
+        assert!(matches!(&refused, ConfigError::NotOpened { reason } if reason.contains("gone")), "{refused}");
+        assert_eq!(config.current(), present());
+        let text = std::fs::read_to_string(dir.daemon_config()).unwrap();
+        assert_eq!(serde_norway::from_str::<MemberConfig>(&text).unwrap(), present());
     }
 }

@@ -16,8 +16,6 @@ use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId};
 
-/// How long a member may take to say that it is alive before its removal needs force.
-const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a removed member may take to hear of it. One that does not is told when it asks.
 const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -82,7 +80,7 @@ impl Node {
         let _membership = self.membership.lock().await;
         let rows = self.rows().await.map_err(database)?;
         let row = removable(&rows, name, Some(id), self.id)?;
-        if !force && self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err() {
+        if !force && !self.is_alive(row).await {
             return Err(RemoveError::Unreachable { name: name.clone() });
         }
         let silent = self.missing_for_majority(row.id, &rows).await;
@@ -152,10 +150,7 @@ impl Node {
     /// Who of these does not answer now.
     async fn silent_among(&self, ids: &BTreeSet<NodeId>, rows: &[MemberRow]) -> BTreeSet<NodeId> {
         let others = rows.iter().filter(|row| ids.contains(&row.id) && row.id != self.id);
-        let asked = others.map(|row| async move {
-            let is_silent = self.db.ping(row.id, &row.address.to_string(), ALIVE_TIMEOUT).await.is_err();
-            is_silent.then_some(row.id)
-        });
+        let asked = others.map(|row| async move { (!self.is_alive(row).await).then_some(row.id) });
         join_all(asked).await.into_iter().flatten().collect()
     }
 

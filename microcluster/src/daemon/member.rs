@@ -70,15 +70,16 @@ impl CoreShared {
         let state = &self.state;
         let own = state.server_certificate().current().identity();
         let peers = Peers::new(&own, trust.clone())?;
-        let db = Database::open(Options {
+        let options = Options {
             dir: state.dir().database(),
             node_id: config.id,
             is_member,
             connector: Arc::new(peers.clone()),
             internal_schema: schema::INTERNAL.to_vec(),
             timings: Timings::default(),
-        })
-        .await?;
+        };
+        // In a task of its own: Raft runs in the span in which it is opened, and outlives the request that this may be in.
+        let db = self.changes.detached("database", Database::open(options)).await??;
         Ok(Node::new(NodeParts {
             config,
             versions: versions(state),

@@ -22,6 +22,8 @@ use crate::tasks::blocking;
 
 /// How long one member may take: it waits for a majority without this one.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one may take to say that it is there.
+const REACH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two rounds of asking: at first, and at most.
 const ASK_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -137,7 +139,17 @@ impl Damaged {
             self.hand_over().await;
             let mut strangers = 0;
             for address in &self.others {
-                let client = self.peers.client(*address).timeout(ASK_TIMEOUT);
+                let client = self.peers.client(*address);
+                // One after the other: the answer to a request is void once another one is done. So a member that is
+                // stopped or cut off must not be waited for that long.
+                let reached = client.timeout(REACH_TIMEOUT).status().await;
+                if let Err(e) = reached.as_ref()
+                    && e.code().is_none()
+                {
+                    tracing::warn!(%address, error = %Chain(e), "cannot be rebuilt from this member yet");
+                    continue;
+                }
+                let client = client.timeout(ASK_TIMEOUT);
                 let request = RebuildRequest { member_id: self.id };
                 match client.query::<Readmission>(Method::POST, &path, request).await {
                     Ok(readmission) => return Ok(readmission),

@@ -31,6 +31,8 @@ pub(super) struct Servers {
     described: Vec<Additional>,
     state: State,
     open: Mutex<Opened>,
+    /// Close what was moved, while those that have used it end.
+    moved: Tasks,
 }
 
 #[derive(Default)]
@@ -68,7 +70,7 @@ pub(super) enum OpenServerError {
 
 impl Servers {
     pub fn new(described: Vec<Additional>, state: State) -> Servers {
-        Servers { described, state, open: Mutex::default() }
+        Servers { described, state, open: Mutex::default(), moved: Tasks::new("servers that have moved") }
     }
 
     /// Opens those that are open before bootstrap and join.
@@ -106,7 +108,10 @@ impl Servers {
             }
         }
         drop(open);
-        join_all(closing.into_iter().map(|(name, server)| self.close(name, server))).await;
+        // Beside this: who has moved a server does not wait for those who still use it where it was.
+        for (name, server) in closing {
+            self.moved.spawn("server that has moved", self.close(name, server));
+        }
         opened
     }
 
@@ -128,6 +133,7 @@ impl Servers {
             std::mem::take(&mut open.servers)
         };
         join_all(servers.into_iter().map(|(name, server)| self.close(name, server))).await;
+        self.moved.shutdown(self.state.settings().drain_timeout).await;
     }
 
     /// Reads the certificates of the servers again. One that cannot be used is left aside: the one in use goes on.
@@ -188,12 +194,14 @@ impl Servers {
         Ok(ServerCertificate { state, dedicated, own: RwLock::new(own), complaint })
     }
 
-    async fn close(&self, name: Name, server: Open) {
+    fn close(&self, name: Name, server: Open) -> impl Future<Output = ()> + Send + use<> {
         let described = self.described.iter().find(|described| described.name == name);
         let drain = described.and_then(|described| described.drain_timeout);
         let drain = drain.unwrap_or(self.state.settings().drain_timeout);
-        tokio::join!(server.listener.close(drain), server.requests.shutdown(drain));
-        tracing::info!(server = %name, address = %server.address, "a server is closed");
+        async move {
+            tokio::join!(server.listener.close(drain), server.requests.shutdown(drain));
+            tracing::info!(server = %name, address = %server.address, "a server is closed");
+        }
     }
 }
 
@@ -215,11 +223,13 @@ pub(super) async fn keep_certificates(servers: Arc<Servers>) {
 pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: Tasks) {
     let mut config = node.config.watch();
     loop {
-        let moved = config.borrow_and_update().servers.clone();
-        let moved = moved.into_iter().map(|(name, server)| (name, server.address)).collect();
-        if let Err(e) = servers.open_all(&moved).await {
-            tracing::error!(error = %Chain(&e), "a server is not open; trying again");
+        let wanted = config.borrow_and_update().servers.clone();
+        let moved = wanted.iter().map(|(name, server)| (name.clone(), server.address)).collect();
+        let opened = servers.open_all(&moved).await.map_err(|e| Chain(&e).to_string());
+        if let Err(error) = &opened {
+            tracing::error!(error, "a server is not open; trying again");
         }
+        node.config.servers_opened(wanted, opened);
         tokio::select! {
             () = tasks.stopping() => return,
             changed = config.changed() => if changed.is_err() { return },

@@ -19,7 +19,7 @@ use crate::db;
 use crate::error::Chain;
 use crate::extension::{self, Described};
 use crate::hooks::Runner;
-use crate::listener::{self, Listener, group_id};
+use crate::listener::{self, Listener, group_id, raise_files_max};
 use crate::recovery::{self, TakeError};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -43,6 +43,7 @@ struct FoundMember {
 
 /// Starts a daemon. It is up when this returns.
 pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
+    raise_files_max();
     let Product { mut settings, pre_init_listen, values, servers, hooks, schema } = product;
     let described = extension::check(&servers, pre_init_listen.as_deref());
     let described = described.map_err(|e| StartError::Description { reason: e.to_string() })?;
@@ -254,7 +255,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz::{almost, cases};
+    use crate::fuzz::{PAIR, almost, cases};
     use crate::state_dir::{MODE_PUBLIC, write_file};
     use crate::tls::{Generate, SharedPair};
 
@@ -325,8 +326,7 @@ mod tests {
     /// What a member's directory holds, by the names of its files.
     fn whole_member() -> [(&'static str, Vec<u8>); 6] {
         static MADE: std::sync::LazyLock<[(&str, Vec<u8>); 6]> = std::sync::LazyLock::new(|| {
-            let pair = KeyPair::generate(&Generate { name: "c2", addresses: &[] }).unwrap();
-            let (certificate, key) = (pair.certificate.pem.clone(), pair.key_pem().expose().to_owned());
+            let [certificate, key] = [PAIR[0], PAIR[1]].map(str::to_owned);
             let config = MemberConfig::new(2, "c2".parse().unwrap(), "127.0.0.1:9002".parse().unwrap());
             let pending =
                 serde_json::json!({"certificate": certificate, "key": key, "authority": "", "is_shared": false});

@@ -1,13 +1,16 @@
 //! Websockets in handlers: axum's, run as tasks of the daemon so that a stop ends them and waits for them.
 
+use std::fmt;
 use std::future::Future;
 
 use axum::extract::FromRequestParts;
 pub use axum::extract::ws::WebSocket;
+use futures_util::future::BoxFuture;
 use http::request::Parts;
 use tokio::sync::oneshot;
 
 use super::response::Response;
+use crate::api::{removal_of, state_of};
 use crate::error::Error;
 use crate::tasks::Tasks;
 
@@ -28,17 +31,27 @@ use crate::tasks::Tasks;
 pub struct WebSocketUpgrade {
     upgrade: axum::extract::ws::WebSocketUpgrade,
     tasks: Tasks,
+    removal: Removal,
+}
+
+/// That the member which has asked is removed.
+struct Removal(BoxFuture<'static, ()>);
+
+impl fmt::Debug for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Removal")
+    }
 }
 
 impl WebSocketUpgrade {
-    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the
-    /// daemon stops, and on an additional server when that is closed or moved.
+    /// Answers the request, and runs `run` with the socket once it is one. `run` is ended where it waits when the daemon stops, on an
+    /// additional server when that is closed or moved, and when the member that has asked is removed from the cluster.
     pub fn on_upgrade<F, R>(self, run: F) -> Response
     where
         F: FnOnce(WebSocket) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        let WebSocketUpgrade { upgrade, tasks } = self;
+        let WebSocketUpgrade { upgrade, tasks, removal } = self;
         let (ended, wait) = oneshot::channel::<()>();
         // Done when the socket is, or never was: then its side of the channel is dropped.
         tasks.spawn("websocket", async move { drop(wait.await) });
@@ -46,6 +59,7 @@ impl WebSocketUpgrade {
             tokio::select! {
                 () = run(socket) => {}
                 () = tasks.stopping() => {}
+                () = removal.0 => tracing::debug!("a websocket of a former member was closed"),
             }
             drop(ended);
         }))
@@ -66,6 +80,8 @@ impl<S: Send + Sync> FromRequestParts<S> for WebSocketUpgrade {
         let upgrade = axum::extract::ws::WebSocketUpgrade::from_request_parts(parts, state).await;
         let upgrade = upgrade.map_err(|e| Error::new(e.status(), e.body_text()))?;
         let tasks = parts.extensions.get::<Tasks>().cloned();
-        Ok(WebSocketUpgrade { upgrade, tasks: tasks.ok_or_else(|| Error::internal("a request without an owner"))? })
+        let tasks = tasks.ok_or_else(|| Error::internal("a request without an owner"))?;
+        let removal = Removal(removal_of(state_of(parts)?, parts.extensions.get()));
+        Ok(WebSocketUpgrade { upgrade, tasks, removal })
     }
 }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Connections, and handshakes, of one additional server: this part of the files that the process may open, at most.
+const ADDITIONAL_SHARE: u64 = 8;
+
 /// The bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -29,6 +32,16 @@ pub(super) struct Limits {
     pub stranger_streams: u32,
 }
 
+impl Limits {
+    /// Those of an additional server, in a process that may open so many files: its clients cannot take all of them, so that
+    /// members still come in on the cluster address.
+    pub fn additional(files: Option<u64>) -> Limits {
+        let all = Limits::default();
+        let share = files.and_then(|files| usize::try_from(files / ADDITIONAL_SHARE).ok()).unwrap_or(usize::MAX).max(1);
+        Limits { connections: all.connections.min(share), handshakes: all.handshakes.min(share), ..all }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -45,5 +58,22 @@ impl Default for Limits {
             streams: 256,
             stranger_streams: 8,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_additional_server_takes_a_share_of_the_files() {
+        let taken = |files| {
+            let Limits { connections, handshakes, .. } = Limits::additional(files);
+            (connections, handshakes)
+        };
+        assert_eq!(taken(Some(1024)), (128, 128));
+        assert_eq!(taken(Some(1 << 20)), (4096, 256));
+        assert_eq!(taken(None), (4096, 256), "there is no limit");
+        assert_eq!(taken(Some(0)), (1, 1));
     }
 }

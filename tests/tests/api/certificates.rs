@@ -157,6 +157,27 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
     assert_eq!(std::fs::read_dir(removed.dir().join("certificates")).unwrap().count(), 0);
 }
 
+/// The end of one that an operator has put beside the others on one machine is shown and warned of there.
+#[tokio::test]
+async fn the_end_of_a_certificate_of_one_machine_is_told() {
+    let mut cluster = TestCluster::start(1).await;
+    let pair = Authority::new().sign("local.example", -1, 10);
+    let member = &mut cluster.members[0];
+    std::fs::write(member.dir().join("certificates/local.key"), pair.key.expose()).unwrap();
+    std::fs::write(member.dir().join("certificates/local.crt"), &pair.cert).unwrap();
+    std::fs::write(member.dir().join("certificates/damaged.crt"), "garbage").unwrap();
+    let names: Vec<_> = member.status().await.unwrap().certificates.into_iter().map(|one| one.name).collect();
+    assert_eq!(names, ["cluster", "server", "local"]);
+    member.stop().await;
+    member.start_again().await;
+    eventually("it is in the log", async || {
+        let log = member.log();
+        let line = log.lines().find(|line| line.contains("expires soon") && line.contains("local"));
+        line.is_some_and(|line| line.contains("days=9")).then_some(()).ok_or(log)
+    })
+    .await;
+}
+
 /// What an operator put into the state directory is used or refused, never replaced by something else.
 #[tokio::test]
 async fn a_server_certificate_that_cannot_be_used_ends_the_start() {

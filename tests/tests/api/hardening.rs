@@ -136,6 +136,12 @@ async fn lines_about_what_a_request_does_name_it_without_details() {
     assert!(begun.contains(&who), "{begun}");
     let asked = logged(&cluster.members[0], ["asked to change", "/core/control/tokens"]).await;
     assert!(asked.contains(&who), "{asked}");
+    // What goes on after the request is not its: Raft runs as long as the member.
+    for member in &cluster.members {
+        let log = member.log();
+        let raft = log.lines().find(|line| line.contains("/core/control") && line.contains("openraft::"));
+        assert_eq!(raft, None);
+    }
     for member in &mut cluster.members {
         member.environment("MICROCLUSTERD_LOG", "warn");
         member.stop().await;
@@ -156,6 +162,16 @@ async fn lines_about_what_a_request_does_name_it_without_details() {
     let _ = answer.metadata();
     let line = logged(&cluster.members[leader], ["could not be told", &id]).await;
     assert!(line.contains(&who), "{line}");
+}
+
+/// Every connection is a file: the daemon takes what the system gives.
+#[tokio::test]
+async fn a_daemon_may_open_as_many_files_as_the_system_lets_it() {
+    let daemon = Daemon::start("c1").await;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.process_id())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|place| files.split_whitespace().nth(place).unwrap());
+    assert_eq!(soft, hard);
 }
 
 /// With all that can be logged: no key, no token, no secret.

@@ -2,8 +2,11 @@
 
 mod schema;
 
+use std::collections::BTreeSet;
+
 use cluster_tests::{Caller, Daemon, Payload, Protocol, Target, TestCluster};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use self::schema::Schema;
 
@@ -51,23 +54,56 @@ async fn daemons_answer_as_the_description_says() {
     let cluster = TestCluster::start(2).await;
     let target = Target::new(&cluster.members[0], Caller::Socket);
     let document = target.send(PATH, Payload::none()).await.json();
-    let mut asked = 0;
-    for (method, path, body) in requests() {
-        let operation = operation(&document, method, path);
-        let payload = if body.is_null() { Payload::none() } else { Payload::json(&body) };
-        let request = format!("{} {path}", method.to_uppercase());
-        if !body.is_null() {
-            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-            Schema::new(&document, schema).check(&body).unwrap_or_else(|e| panic!("the body of {request}: {e}"));
-        }
-        let answer = target.send(&request, payload).await;
-        let response = &operation["responses"][answer.status.to_string()];
-        assert!(response.is_object(), "{request}: {} is not among its answers: {answer:?}", answer.status);
-        let schema = Schema::new(&document, &response["content"]["application/json"]["schema"]);
-        schema.check(&answer.json()).unwrap_or_else(|e| panic!("the answer to {request}: {e}; {answer:?}"));
-        asked += 1;
+    for request in requests() {
+        as_described(&document, &target, request).await;
     }
-    assert_eq!(asked, requests().len());
+}
+
+/// The same before initialisation, and on a member without a quorum, where all is asked at the same time: each waits.
+#[tokio::test]
+async fn daemons_that_cannot_do_it_answer_as_the_description_says() {
+    let fresh = Daemon::start("fresh").await;
+    let target = Target::new(&fresh, Caller::Socket);
+    let document = target.send(PATH, Payload::none()).await.json();
+    let harmless = || requests().into_iter().filter(|(_, path, _)| *path != "/core/control");
+    let mut codes = BTreeSet::new();
+    for request in harmless() {
+        codes.insert(as_described(&document, &target, request).await);
+    }
+    assert_eq!(codes, [200, 400, 503].into());
+
+    let mut cluster = TestCluster::start(2).await;
+    cluster.settled(&["c1", "c2"]).await;
+    cluster.members[1].kill();
+    let target = Target::new(&cluster.members[0], Caller::Socket);
+    let mut asked = JoinSet::new();
+    for request in harmless() {
+        let (document, target) = (document.clone(), target.clone());
+        asked.spawn(async move { as_described(&document, &target, request).await });
+    }
+    let codes: BTreeSet<u16> = asked.join_all().await.into_iter().collect();
+    assert!(codes.contains(&503), "{codes:?}");
+}
+
+/// Sends a request, and checks it and its answer; says the code.
+async fn as_described(
+    document: &Value,
+    target: &Target,
+    (method, path, body): (&'static str, &'static str, Value),
+) -> u16 {
+    let operation = operation(document, method, path);
+    let payload = if body.is_null() { Payload::none() } else { Payload::json(&body) };
+    let request = format!("{} {path}", method.to_uppercase());
+    if !body.is_null() {
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        Schema::new(document, schema).check(&body).unwrap_or_else(|e| panic!("the body of {request}: {e}"));
+    }
+    let answer = target.send(&request, payload).await;
+    let response = &operation["responses"][answer.status.to_string()];
+    assert!(response.is_object(), "{request}: {} is not among its answers: {answer:?}", answer.status);
+    let schema = Schema::new(document, &response["content"]["application/json"]["schema"]);
+    schema.check(&answer.json()).unwrap_or_else(|e| panic!("the answer to {request}: {e}; {answer:?}"));
+    answer.status
 }
 
 /// Anybody may read it, before initialisation too, and it is the same everywhere.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::{TestCluster, Writers, eventually};
+use cluster_tests::{Daemon, TestCluster, Writers, eventually};
 use microcluster_client::Role;
 use rustix::process::Signal;
 use serde_json::json;
@@ -62,8 +62,8 @@ async fn all_members_killed_at_once_come_back_with_everything() {
     cluster.settled(&["c1", "c2", "c3"]).await;
     let mut writers = Writers::start(&cluster, WRITERS).await;
     writers.advance(30).await;
-    cluster.members.iter_mut().for_each(cluster_tests::Daemon::kill);
-    cluster.members.iter_mut().for_each(cluster_tests::Daemon::spawn);
+    cluster.members.iter_mut().for_each(Daemon::kill);
+    cluster.members.iter_mut().for_each(Daemon::spawn);
     for member in &mut cluster.members {
         member.wait_ready().await;
     }
@@ -122,6 +122,46 @@ async fn without_a_quorum_writes_are_refused_and_local_reads_go_on() {
     }
     cluster.settled(&["c1", "c2", "c3"]).await;
     assert_eq!(cluster.any().sql("SELECT a FROM t").await.len(), 1, "what was refused was not done");
+}
+
+/// The trust store on disk is a cache: a member whose files are damaged or gone learns from the log whom it trusts, and has them
+/// right again.
+#[tokio::test]
+async fn the_trust_store_is_rebuilt_from_the_log() {
+    let mut cluster = TestCluster::start(3).await;
+    let names = ["c1", "c2", "c3"];
+    cluster.settled(&names).await;
+    let files = |member: &Daemon| {
+        let files = std::fs::read_dir(member.dir().join("truststore")).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+        files.sort();
+        files
+    };
+    let stopped = cluster.follower().await;
+    eventually("the trust store is whole", async || {
+        let count = files(&cluster.members[stopped]).len();
+        (count == 3).then_some(()).ok_or_else(|| format!("{count} files"))
+    })
+    .await;
+    let whole = files(&cluster.members[stopped]);
+    // What is kept, and what is damaged: all others, one of them, itself.
+    for (garbage, deleted) in [(vec![0], vec![1, 2]), (vec![0, 1, 2], vec![]), (vec![], vec![0, 1, 2])] {
+        cluster.members[stopped].stop().await;
+        for place in garbage {
+            std::fs::write(&whole[place].0, [0xff, 0, b'{']).unwrap();
+        }
+        for place in deleted {
+            std::fs::remove_file(&whole[place].0).unwrap();
+        }
+        let member = &mut cluster.members[stopped];
+        std::fs::write(member.dir().join("truststore/stray.yaml"), "name: x").unwrap();
+        member.start_again().await;
+        cluster.settled(&names).await;
+        let member = &cluster.members[stopped];
+        eventually("the files are as they were", async || (files(member) == whole).then_some(()).ok_or("they are not"))
+            .await;
+        member.sql("SELECT 1").await;
+    }
 }
 
 /// A cluster of four has a member that does not vote: it takes the place of one that is removed.

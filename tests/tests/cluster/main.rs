@@ -4,6 +4,7 @@
 mod bootstrap;
 mod crash;
 mod damage;
+mod fast;
 mod isolation;
 mod join;
 mod join_crash;

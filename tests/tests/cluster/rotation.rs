@@ -3,7 +3,8 @@
 use std::fs;
 
 use cluster_tests::{Authority, Daemon, TestCluster, Writers, eventually, microctl, self_signed};
-use microcluster_client::{Error, Fingerprint, KeyPair, ServerTrust};
+use microcluster::App;
+use microcluster_client::{Client, Error, Fingerprint, KeyPair, ServerTrust};
 
 const CLUSTER: &str = "cluster";
 
@@ -131,10 +132,16 @@ async fn clients_verify_by_the_authority() {
     let authority = Authority::new();
     let set = async |pair: &KeyPair| member.client().set_certificate(&CLUSTER.parse().unwrap(), pair).await;
     let trust = ServerTrust::Authority { certificate: authority.pem().to_owned(), name: "cluster.example".into() };
+    let mut before: Option<Client> = None;
     for days in [10, 40] {
         let pair = authority.sign("cluster.example", -1, days);
         set(&pair).await.unwrap();
         in_place(&cluster, &pair).await;
+        // What a product is given reads the authority from the disk; the one of before opens a new connection meanwhile.
+        let remote = App::new(member.dir()).remote_client(cluster.members[0].address()).unwrap();
+        for client in [Some(remote.clone()), before.replace(remote)].into_iter().flatten() {
+            assert_eq!(client.cluster_members().await.unwrap().len(), 2);
+        }
         for member in &cluster.members {
             assert_eq!(member.read("cluster.ca").trim(), authority.pem().trim());
             assert_eq!(member.tls_client(&trust).cluster_members().await.unwrap().len(), 2);
@@ -155,6 +162,8 @@ async fn clients_verify_by_the_authority() {
     for member in &cluster.members {
         assert!(!member.dir().join("cluster.ca").exists());
         assert!(matches!(member.tls_client(&trust).ready().await, Err(Error::Tls { .. })));
+        let remote = App::new(member.dir()).remote_client(cluster.members[0].address()).unwrap();
+        assert_eq!(remote.cluster_members().await.unwrap().len(), 2, "it pins again");
     }
 }
 

@@ -1,7 +1,11 @@
 //! Clean stops, and the lock of the state directory.
 
-use cluster_tests::{DEADLINE, Daemon, TestCluster, Writers};
+use std::io::ErrorKind;
+
+use cluster_tests::{DEADLINE, Daemon, TestCluster, Writers, eventually};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 #[tokio::test]
 async fn a_daemon_stops_cleanly_on_a_signal_and_on_request() {
@@ -39,6 +43,38 @@ async fn members_stop_one_after_another_under_writing_clients() {
         ledger.check(member).await;
     }
     cluster.replicas_agree().await;
+}
+
+/// The others need not find out by themselves that the leader is gone: while it still waits for a client another one leads.
+#[tokio::test]
+async fn a_leader_that_stops_hands_over_before_it_waits_for_its_clients() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    let leader = cluster.leader().await;
+    let name = cluster.members[leader].name().clone();
+    // A request whose body does not come. It is being answered when its body is asked for.
+    let mut held = UnixStream::connect(cluster.members[leader].dir().join("control.socket")).await.unwrap();
+    let head = "POST /core/control/tokens HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    held.write_all(head.as_bytes()).await.unwrap();
+    let asked = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut said = vec![0; asked.len()];
+    held.read_exact(&mut said).await.unwrap();
+    assert_eq!(String::from_utf8(said).unwrap(), asked);
+    cluster.members[leader].signal(Signal::TERM);
+    for place in (0..3).filter(|place| *place != leader) {
+        let other = &cluster.members[place];
+        eventually("another member leads", async || {
+            let status = other.status().await.map_err(|e| e.to_string())?;
+            let seen = status.leader.map(|leader| leader.name);
+            let is_so = status.quorum && seen.as_ref().is_some_and(|leader| *leader != name);
+            is_so.then_some(()).ok_or_else(|| format!("{seen:?}"))
+        })
+        .await;
+    }
+    let waiting = held.try_read(&mut [0_u8]).map_err(|e| e.kind());
+    assert_eq!(waiting, Err(ErrorKind::WouldBlock), "the one that stops still waits for its client");
+    drop(held);
+    assert_eq!(cluster.members[leader].ended().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod answers;
 mod app;
 mod connect;
+mod hooks_killed;
 mod refused;
 mod resources;
 mod servers;

@@ -67,6 +67,36 @@ async fn a_websocket_goes_over_the_socket_tls_and_to_another_member() {
     assert_eq!(exchange(&one.client().target(two.name().clone())).await, "n2 false", "passed on is no fan-out");
 }
 
+/// What a removed member has opened ends with its membership, on the member that it has asked and on the way to another one.
+#[tokio::test]
+async fn the_websockets_of_a_removed_member_are_closed() {
+    let cluster = Cluster::start(3, product).await;
+    let [one, two, three] = [0, 1, 2].map(|place| cluster.member(place));
+    let removed = three.app().remote_client(one.address()).unwrap();
+    let stays = two.app().remote_client(one.address()).unwrap();
+    let mut ended = Vec::new();
+    for client in [removed.clone(), removed.target(two.name().clone())] {
+        let mut socket = client.websocket("/1.0/echo").await.unwrap();
+        socket.next().await.unwrap().unwrap();
+        ended.push(socket);
+    }
+    let mut open = Vec::new();
+    for client in [stays.clone(), stays.target(two.name().clone()), one.client()] {
+        let mut socket = client.websocket("/1.0/echo").await.unwrap();
+        socket.next().await.unwrap().unwrap();
+        open.push(socket);
+    }
+    one.app().remove_member(three.name(), false).await.unwrap();
+    for mut socket in ended {
+        let last = tokio::time::timeout(Duration::from_secs(20), socket.next()).await.expect("it is closed");
+        assert!(matches!(last, None | Some(Err(_) | Ok(Message::Close(_)))), "{last:?}");
+    }
+    for mut socket in open {
+        socket.send(Message::text("still here")).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("still here"));
+    }
+}
+
 #[tokio::test]
 async fn a_refused_websocket_says_why() {
     let cluster = Cluster::start(1, product).await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use http::Method;
 use microcluster_client::Envelope;
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
@@ -160,8 +161,12 @@ fn errors(route: &Route, operation: &Operation) -> BTreeMap<u16, Vec<String>> {
     if route.access == Access::Member {
         add(403, "Over TLS: the client has not the certificate of a member.");
     }
-    if route.phase != Phase::Always {
-        add(503, "The daemon is no member of a cluster, or not yet, or stops.");
+    let uses_the_node = route.phase != Phase::Always || route.access == Access::Member;
+    if uses_the_node {
+        add(503, "The daemon is no member of a cluster, or not yet, or stops, or the cluster has no quorum.");
+    }
+    if route.method.as_ref().is_some_and(|method| *method != Method::GET) {
+        add(504, "The daemon gave up waiting, or stopped meanwhile; whether it was done is unknown.");
     }
     for (code, reason) in operation.errors {
         add(*code, reason);
