@@ -283,3 +283,39 @@ impl From<TaskLost> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What a caller can do about each failure of the database is in its code.
+    #[test]
+    fn each_failure_of_the_database_has_its_code() {
+        use db::Error as E;
+        let text = || "what".to_owned();
+        let limit = Duration::from_secs(1);
+        for (error, code) in [
+            (E::NoQuorum { detail: text() }, 503),
+            (E::NotLeader { leader: None }, 503),
+            (E::Busy { detail: "what" }, 503),
+            (E::ShuttingDown, 503),
+            (E::Conflict { attempts: 64 }, 409),
+            (E::Constraint { unique: true, message: text() }, 409),
+            (E::Constraint { unique: false, message: text() }, 400),
+            (E::Sql { message: text() }, 400),
+            (E::Refused { message: text() }, 400),
+            (E::TooLong { what: "what", limit }, 400),
+            (E::TooManySteps { limit: 1 }, 400),
+            (E::TooLarge { what: "what", size: 2, limit: 1 }, 413),
+            (E::OutcomeUnknown { waited: limit }, 504),
+            (E::ResultLost, 500),
+            (E::Fatal(text()), 500),
+            (E::Damaged { message: text() }, 500),
+        ] {
+            let what = format!("{error:?}");
+            assert_eq!(Error::from(error).status().as_u16(), code, "{what}");
+        }
+    }
+}

@@ -34,7 +34,7 @@ impl ReadIndex {
         cancelled: CancellationToken,
     ) -> (ReadIndex, impl Future<Output = ()> + Send) {
         let (waiting, receiver) = mpsc::channel(WAITING_MAX);
-        (ReadIndex { waiting, shared }, run(raft, receiver, cancelled))
+        (ReadIndex { waiting, shared: Arc::clone(&shared) }, run(raft, receiver, shared, cancelled))
     }
 
     /// On the leader: the index, confirmed by a quorum after this call began.
@@ -48,13 +48,14 @@ impl ReadIndex {
     }
 }
 
-async fn run(raft: Raft, mut waiting: mpsc::Receiver<Sender>, cancelled: CancellationToken) {
+async fn run(raft: Raft, mut waiting: mpsc::Receiver<Sender>, shared: Arc<Shared>, cancelled: CancellationToken) {
     let mut round: Vec<Sender> = Vec::new();
     loop {
         tokio::select! {
             () = cancelled.cancelled() => return,
             received = waiting.recv_many(&mut round, WAITING_MAX) => if received == 0 { return },
         }
+        shared.read_rounds.fetch_add(1, Ordering::Relaxed);
         let result = match tokio::time::timeout(CONFIRM_TIMEOUT, raft.get_read_log_id()).await {
             Ok(Ok((log_id, _))) => Ok(log_id.map_or(0, |log_id| log_id.index)),
             Ok(Err(error)) => Err(sort(&error)),

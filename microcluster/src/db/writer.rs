@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub applied: watch::Sender<u64>,
     /// This member hands the leadership over, and takes nothing in that would show its followers that it leads.
     pub handing_over: AtomicBool,
+    /// How often the quorum was asked for what linearizable reads need.
+    pub read_rounds: AtomicU64,
     /// When the leader was heard of.
     pub heard: Heard,
     /// Why this member's files must not be used any more, once they must not.
@@ -101,6 +103,7 @@ impl Writer {
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
             handing_over: AtomicBool::new(false),
+            read_rounds: AtomicU64::new(0),
             heard: Heard::default(),
             damage,
         });

@@ -1,0 +1,47 @@
+//! Reads: they share what they ask of the quorum, and wait for no writer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::kit::Cluster;
+use crate::db::Consistency;
+
+/// Far below the time that a read waits for what it needs.
+const SOON: Duration = Duration::from_secs(3);
+const READS: usize = 200;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linearizable_reads_that_arrive_together_share_a_round_of_the_quorum() {
+    let cluster = Cluster::new(3).await;
+    let db = cluster.db(cluster.leader().await);
+    db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let rounds = || db.inner.shared.read_rounds.load(Ordering::Relaxed);
+    let before = rounds();
+    let read = || db.query_row(Consistency::Linearizable, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0));
+    for answer in join_all((0..READS).map(|_| read())).await {
+        assert_eq!(answer.unwrap(), Some(0));
+    }
+    let taken = rounds() - before;
+    assert!((1..READS as u64 / 4).contains(&taken), "{READS} reads took {taken} rounds");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_and_transactions_that_only_read_wait_for_no_writer() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let shared = Arc::clone(&db.inner.shared);
+    let busy = shared.gate.enter_as_writer();
+    let writing = db.clone();
+    let write = tokio::spawn(async move { writing.execute("INSERT INTO t VALUES (1)", ()).await });
+    let local = db.query_row(Consistency::Local, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0));
+    assert_eq!(tokio::time::timeout(SOON, local).await.expect("a read waits").unwrap(), Some(0));
+    let closure = db.transaction(|tx| tx.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)));
+    assert_eq!(tokio::time::timeout(SOON, closure).await.expect("a closure that reads waits").unwrap(), 0);
+    assert!(!write.is_finished(), "the writer was busy all the time");
+    drop(busy);
+    write.await.unwrap().unwrap();
+}
