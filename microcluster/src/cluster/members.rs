@@ -94,10 +94,11 @@ impl MemberRow {
     pub fn role(&self, voters: &BTreeSet<NodeId>) -> Role {
         match self.role {
             _ if voters.contains(&self.id) => Role::Voter,
-            RowRole::Pending | RowRole::Rebuilding => Role::Pending,
+            RowRole::Pending => Role::Pending,
             // A voter to be, until Raft has it.
             RowRole::Voter | RowRole::StandBy => Role::StandBy,
-            RowRole::Spare | RowRole::Leaving => Role::Spare,
+            // One that is rebuilt is a member all the time, and it may be down for long meanwhile.
+            RowRole::Spare | RowRole::Rebuilding | RowRole::Leaving => Role::Spare,
         }
     }
 
@@ -243,4 +244,42 @@ where
 
 fn bad_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// `PENDING` is a joiner alone: whoever waits for a join to end must not wait for a member that is rebuilt, or was to be.
+    #[test]
+    fn only_a_joiner_is_shown_as_pending() {
+        let shown = |role, voters: &[NodeId]| {
+            let row = MemberRow {
+                id: 2,
+                name: "c2".parse().unwrap(),
+                address: "127.0.0.1:9002".parse().unwrap(),
+                certificate: String::new(),
+                role,
+                schema_internal: 1,
+                schema_external: 0,
+                extensions: vec![],
+                last_heartbeat: Timestamp::ZERO,
+                token_id: None,
+                failure_domain: 0,
+            };
+            row.role(&voters.iter().copied().collect())
+        };
+        for (role, expected) in [
+            (RowRole::Pending, Role::Pending),
+            (RowRole::Rebuilding, Role::Spare),
+            (RowRole::Voter, Role::StandBy),
+            (RowRole::StandBy, Role::StandBy),
+            (RowRole::Spare, Role::Spare),
+            (RowRole::Leaving, Role::Spare),
+        ] {
+            assert_eq!(shown(role, &[1]), expected, "{role:?}");
+            assert_eq!(shown(role, &[1, 2]), Role::Voter, "{role:?}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long a member may take to say that it is alive when something depends on that,
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// and one that is known to be silent, which may be back: one change asks several times.
-const KNOWN_SILENT_TIMEOUT: Duration = Duration::from_millis(100);
+const KNOWN_SILENT_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long that is known of one that was found silent.
 const SILENCE_MEMORY: Duration = Duration::from_secs(5);
 /// How long a list waits for the leader before it shows what this member has.

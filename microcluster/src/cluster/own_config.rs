@@ -24,12 +24,15 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long it may take until the servers listen where a change has them: one that is in the way of another one is drained first.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Where servers were to listen, and whether they do.
+type Opened = (BTreeMap<Name, ServerConfig>, Result<(), String>);
+
 /// The configuration of this member.
 pub(crate) struct OwnConfig {
     dir: StateDir,
     current: watch::Sender<MemberConfig>,
     /// The servers as they were last opened, or why they could not be.
-    opened: watch::Sender<Option<(BTreeMap<Name, ServerConfig>, Result<(), String>)>>,
+    opened: watch::Sender<Option<Opened>>,
     changing: Mutex<()>,
 }
 

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use cluster_tests::{Answer, Caller, Daemon, Payload, Target, TestCluster, address_free, eventually, stranger};
-use microcluster_client::{Error, Secret};
+use microcluster_client::{Error, Secret, TokenRequest};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -98,15 +98,15 @@ async fn a_joiner_of_another_version_is_refused_and_both_versions_are_named() {
     cluster.settled(&["c1", "c2"]).await;
 }
 
-/// An address or a name that belongs to a member is refused before anything happens to that member.
+/// A name that belongs to a member is refused before anything happens to that member: nobody is invited under it.
 #[tokio::test]
 async fn the_name_of_a_member_is_taken() {
     let cluster = TestCluster::start(2).await;
-    let mut joiner = Daemon::start("c2").await;
-    let token = cluster.members[0].token(joiner.name()).await;
-    refused(&joiner, &token, 409, "c2").await;
-    joiner.is_uninitialised().await.unwrap();
-    joiner.rename("c3");
+    let joiner = Daemon::start("c3").await;
+    let request = TokenRequest { name: "c2".parse().unwrap(), expire_after: None };
+    let taken = cluster.members[0].client().add_token(&request).await.unwrap_err();
+    assert_eq!(taken.code(), Some(409), "{taken}");
+    assert!(taken.to_string().contains("c2"), "{taken}");
     let token = cluster.members[1].token(joiner.name()).await;
     joiner.join(&token).await.unwrap();
     assert_eq!(cluster.members[0].member_names().await.unwrap(), ["c1", "c2", "c3"]);

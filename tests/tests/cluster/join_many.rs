@@ -1,7 +1,7 @@
 //! Joins under difficulties: many at once, beside members that are down, by old tokens, under names and addresses that are taken.
 
 use cluster_tests::{Daemon, TestCluster, eventually};
-use microcluster_client::{Error, Role};
+use microcluster_client::{Error, Role, TokenRequest};
 use tokio::task::JoinSet;
 
 #[tokio::test]
@@ -100,8 +100,8 @@ async fn the_name_and_the_address_of_a_member_that_is_down_are_taken() {
     cluster.members[down].kill();
     let (name, address) = (cluster.members[down].name().clone(), cluster.members[down].address());
     let other = cluster.leader().await;
-    let joiner = Daemon::start(name.as_str()).await;
-    let error = joiner.join(&cluster.members[other].token(&name).await).await.unwrap_err();
+    let request = TokenRequest { name: name.clone(), expire_after: None };
+    let error = cluster.members[other].client().add_token(&request).await.unwrap_err();
     assert_eq!(error.code(), Some(409), "{error}");
     assert!(error.to_string().contains(&format!("microctl cluster remove {name}")), "{error}");
     let mut joiner = Daemon::at("c4", address);
