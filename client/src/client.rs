@@ -67,7 +67,8 @@ pub struct Client {
     shared: Arc<Shared>,
     target: Option<Name>,
     notification: bool,
-    timeout: Duration,
+    /// [`TIMEOUT_DEFAULT`] unless it was set, for what runs hooks [`TIMEOUT_INIT`].
+    timeout: Option<Duration>,
     response_limit: usize,
 }
 
@@ -130,7 +131,7 @@ impl Client {
     /// The same client with another timeout for each call, [`TIMEOUT_DEFAULT`] at first.
     #[must_use]
     pub fn timeout(&self, timeout: Duration) -> Self {
-        Client { timeout, ..self.clone() }
+        Client { timeout: Some(timeout), ..self.clone() }
     }
 
     /// The same client with another bound on the bytes of an answer, 64 MiB at first.
@@ -224,14 +225,15 @@ impl Client {
             }),
             target: None,
             notification: false,
-            timeout: TIMEOUT_DEFAULT,
+            timeout: None,
             response_limit: RESPONSE_BYTES_MAX,
         }
     }
 
     async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let late = |_| Error::Timeout { server: self.server().clone(), after: self.timeout };
-        tokio::time::timeout(self.timeout, call).await.map_err(late)?
+        let timeout = self.timeout.unwrap_or(TIMEOUT_DEFAULT);
+        let late = |_| Error::Timeout { server: self.server().clone(), after: timeout };
+        tokio::time::timeout(timeout, call).await.map_err(late)?
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<RawResponse, Error> {

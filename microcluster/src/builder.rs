@@ -13,6 +13,9 @@ use crate::hooks::{Hooks, ProductHooks};
 /// Shortest time between two heartbeats.
 const HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
+/// Longest time that a hook may take. Times are added up, and must be ones that can be.
+const HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A clustered daemon.
 ///
 /// ```no_run
@@ -120,7 +123,7 @@ impl Builder {
     /// How long a hook may take, the wait for its turn included: 60 s unless it is set. What the daemon waits for around a hook goes by
     /// this; a client waits ten minutes for a bootstrap, a join, a removal or a change of the configuration, unless it has a timeout of its own.
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
-        self.product.settings.hook_timeout = timeout;
+        self.product.settings.hook_timeout = timeout.min(HOOK_TIMEOUT_MAX);
         self
     }
 

@@ -292,7 +292,7 @@ struct CoreShared {
     changes: Tasks,
     /// The parts of a member that run; none while the daemon is none.
     running: Mutex<Option<Running>>,
-    pre_init: Mutex<Option<Listener>>,
+    pre_init: Mutex<Option<(Listener, Tasks)>>,
     /// What the product adds to the Core API.
     routes: Vec<Route>,
     servers: Arc<Servers>,
@@ -321,7 +321,11 @@ impl Core {
                 },
                 Some(internal) = self.internal.recv() => match internal {
                     Internal::Stop => break Ok(()),
-                    Internal::Reload => self.shared.reload_certificates().await,
+                    Internal::Reload => {
+                        // Beside this loop: a server that is being closed may take its time.
+                        let shared = self.shared.clone();
+                        self.shared.changes.spawn("reload", async move { shared.reload_certificates().await });
+                    }
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
                     Internal::Removed => self.begin_leave(),
                     Internal::DatabaseStopped if self.shared.is_rebuilding.load(Ordering::Relaxed) => {}
@@ -413,6 +417,8 @@ impl Core {
     /// Hands over, drains, and ends everything, in the order in which one thing needs the other.
     async fn stop(self) {
         let shared = self.shared;
+        // Who asks for something now is told that the daemon stops.
+        drop(self.commands);
         let drain = shared.state.settings().drain_timeout;
         // Hooks that run end now, and with them what waits for them.
         shared.state.stopping().cancel();
@@ -489,6 +495,9 @@ impl CoreShared {
 
     async fn become_uninitialised(&self) {
         self.servers.close_members().await;
+        if let Err(e) = self.servers.open_pre_init().await {
+            tracing::error!(error = %crate::error::Chain(&e), "a server that is open before bootstrap is not");
+        }
         if let Err(e) = self.open_pre_init().await {
             tracing::error!(error = %crate::error::Chain(&e), "the pre-init address is not served");
         }
@@ -517,15 +526,17 @@ impl CoreShared {
         let tcp = listener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let config = tls::server_config(self.state.server_certificate().clone())
             .map_err(|e| StartError::Tls { reason: e.to_string() })?;
-        let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &self.requests);
-        *pre_init = Some(Listener::tls(tcp, config, ListenerKind::PreInit, api));
+        let requests = Tasks::new("requests of the pre-init address");
+        let api = Api::core(ListenerKind::PreInit, &self.routes, &self.state, &requests);
+        *pre_init = Some((Listener::tls(tcp, config, ListenerKind::PreInit, api), requests));
         Ok(())
     }
 
     async fn close_pre_init(&self) {
         let listener = self.pre_init.lock().await.take();
-        if let Some(listener) = listener {
-            listener.close(self.state.settings().drain_timeout).await;
+        if let Some((listener, requests)) = listener {
+            let drain = self.state.settings().drain_timeout;
+            tokio::join!(listener.close(drain), requests.shutdown(drain));
         }
     }
 }

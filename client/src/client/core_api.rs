@@ -223,8 +223,7 @@ impl Client {
 
     /// The same client for what has the product's hooks run: with their time, unless it has one of its own.
     fn patient(&self) -> Client {
-        let patient = if self.timeout == TIMEOUT_DEFAULT { TIMEOUT_INIT } else { self.timeout };
-        self.timeout(patient)
+        self.timeout(self.timeout.unwrap_or(TIMEOUT_INIT))
     }
 
     async fn empty(&self, method: Method, path: &str, body: impl serde::Serialize) -> Result<(), Error> {
@@ -239,8 +238,10 @@ mod tests {
     #[test]
     fn what_runs_hooks_has_their_time_unless_the_client_has_its_own() {
         let client = Client::unix("control.socket");
-        assert_eq!(client.patient().timeout, TIMEOUT_INIT);
+        assert_eq!(client.patient().timeout, Some(TIMEOUT_INIT));
         let own = Duration::from_secs(5);
-        assert_eq!(client.timeout(own).patient().timeout, own);
+        assert_eq!(client.timeout(own).patient().timeout, Some(own));
+        let usual = client.timeout(TIMEOUT_DEFAULT);
+        assert_eq!(usual.patient().timeout, Some(TIMEOUT_DEFAULT), "also one that is as long as the usual one");
     }
 }

@@ -96,14 +96,19 @@ impl Caller {
     }
 }
 
-/// Done when the member behind a connection is none any more: what it may do ends then, also on what it has opened before. Never
-/// done for anybody else.
-pub(crate) fn removal_of(state: &State, connection: Option<&Arc<Connection>>) -> BoxFuture<'static, ()> {
+/// Done when the member that is `caller` is none any more: what it may do ends then, also on what it has opened before. Never
+/// done for anybody else. The caller is who it was when its request was let in: it may have been removed since.
+pub(crate) fn removal_of(
+    state: &State,
+    connection: Option<&Arc<Connection>>,
+    caller: Option<&Caller>,
+) -> BoxFuture<'static, ()> {
     let certificate = connection.and_then(|connection| connection.certificate);
     let (Some(certificate), Ok(node)) = (certificate, state.joined_node()) else {
         return Box::pin(std::future::pending());
     };
-    if !node.trust.is_trusted(&certificate) {
+    let is_member = matches!(caller, Some(Caller::Member(_))) || node.trust.is_trusted(&certificate);
+    if !is_member {
         return Box::pin(std::future::pending());
     }
     let mut trust = node.trust.watch();

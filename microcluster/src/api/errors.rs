@@ -160,6 +160,7 @@ impl From<ConfigError> for Error {
             | ConfigError::AddressTaken { .. }
             | ConfigError::Listen { .. }
             | ConfigError::NotOpened { .. } => Error::conflict(message),
+            ConfigError::Over => Error::unavailable(message),
             ConfigError::UnknownServer { .. } => Error::not_found(message),
             ConfigError::PortZero { .. } => Error::bad_request(message),
             ConfigError::Lost(lost) => lost.into(),

@@ -30,6 +30,8 @@ const WAY_TIMEOUT: Duration = Duration::from_secs(10);
 const HOOKS_MAX: u32 = 2;
 /// How long another member may take for an action of a product that has no bound of its own.
 const ACTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// The longest that it may say. Times are added up, and must be ones that can be.
+const ACTION_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How many leaders may be lost while they have a request.
 const UNKNOWN_MAX: u32 = 2;
 /// How long a leader may take to answer that leads no more.
@@ -48,7 +50,7 @@ impl Patience {
     /// No shorter than what runs there may take.
     pub fn of(route: &Route, hook_timeout: Duration) -> Patience {
         Patience(match (route.timeout, route.is_core()) {
-            (Some(timeout), _) => timeout.saturating_add(WAY_TIMEOUT),
+            (Some(timeout), _) => timeout.min(ACTION_TIMEOUT_MAX).saturating_add(WAY_TIMEOUT),
             (None, true) => hook_timeout.saturating_mul(HOOKS_MAX).saturating_add(CORE_TIMEOUT),
             (None, false) => ACTION_TIMEOUT,
         })

@@ -35,10 +35,10 @@ pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome
     }
     let address = address(&node, &name).await?;
     let passed_on = if request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE) {
+        let removal = removal_of(state, request.extensions().get(), request.extensions().get());
         let stream = node.peers.stream(address).await.map_err(|e| {
             Error::unavailable(format!("the member {name} cannot be reached")).retry_after(1).caused_by(e)
         })?;
-        let removal = removal_of(state, request.extensions().get());
         upgrade(stream, address, request, node.transports(), removal).await
     } else {
         forward::pass_on(&node.peers.client(address), request).await

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use microcluster_client::{Address, DaemonConfig, DaemonConfigUpdate, Hook, Name, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::hook_calls::HookError;
 use super::members;
@@ -34,6 +34,9 @@ pub(crate) struct OwnConfig {
     /// The servers as they were last opened, or why they could not be.
     opened: watch::Sender<Option<Opened>>,
     changing: Mutex<()>,
+    /// Held by what writes the file.
+    is_over: Mutex<bool>,
+    ended: CancellationToken,
 }
 
 /// What happens to a part of the configuration that a request does not name.
@@ -60,6 +63,8 @@ pub(crate) enum ConfigError {
     AddressTaken { name: Name, address: Address, own: Address },
     #[error("the server {name} needs a fixed port, not port 0")]
     PortZero { name: Name },
+    #[error("the configuration is not changed: this member is being removed, rebuilt or stopped")]
+    Over,
     #[error("the configuration is as it was: {reason}")]
     NotOpened { reason: String },
     #[error("the configuration is as it was: {0}")]
@@ -75,7 +80,14 @@ pub(crate) enum ConfigError {
 impl OwnConfig {
     pub fn new(dir: StateDir, config: MemberConfig) -> Self {
         let (current, opened) = (watch::Sender::new(config), watch::Sender::new(None));
-        OwnConfig { dir, current, opened, changing: Mutex::new(()) }
+        OwnConfig {
+            dir,
+            current,
+            opened,
+            changing: Mutex::new(()),
+            is_over: Mutex::new(false),
+            ended: CancellationToken::new(),
+        }
     }
 
     /// The configuration as it is now.
@@ -88,6 +100,12 @@ impl OwnConfig {
         self.current.subscribe()
     }
 
+    /// Nothing is written from now on: this daemon is no member any more, or begins anew as one.
+    pub async fn end(&self) {
+        self.ended.cancel();
+        *self.is_over.lock().await = true;
+    }
+
     /// Says that the servers listen where a configuration has them, or why they do not.
     pub fn servers_opened(&self, servers: BTreeMap<Name, ServerConfig>, opened: Result<(), String>) {
         self.opened.send_replace(Some((servers, opened)));
@@ -97,7 +115,10 @@ impl OwnConfig {
     async fn are_opened(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), ConfigError> {
         let mut opened = self.opened.subscribe();
         let told = opened.wait_for(|opened| opened.as_ref().is_some_and(|(of, _)| of == servers));
-        let told = tokio::time::timeout(OPEN_TIMEOUT, told).await;
+        let told = tokio::select! {
+            () = self.ended.cancelled() => return Err(ConfigError::Over),
+            told = tokio::time::timeout(OPEN_TIMEOUT, told) => told,
+        };
         let told = told.ok().and_then(|told| told.ok().and_then(|told| told.clone()));
         match told {
             Some((_, Ok(()))) => Ok(()),
@@ -159,6 +180,11 @@ impl OwnConfig {
 
     async fn write(&self, config: MemberConfig) -> Result<(), ConfigError> {
         let path = self.dir.daemon_config();
+        // Held until it is written: what removes the file waits for that.
+        let is_over = self.is_over.lock().await;
+        if *is_over {
+            return Err(ConfigError::Over);
+        }
         blocking("daemon.yaml", move || -> Result<(), ConfigError> {
             let unwritable = |e| FileError { action: "write", path: path.clone(), source: io::Error::other(e) };
             let text = serde_norway::to_string(&config).map_err(unwritable)?;
@@ -279,12 +305,11 @@ async fn try_to_listen(
     known: &BTreeMap<Name, Address>,
 ) -> Result<(), ConfigError> {
     let present = present.servers.values().map(|server| server.address);
-    let own: BTreeSet<SocketAddr> =
-        known.values().copied().chain(present).map(|address| address.socket_addr()).collect();
+    // What one of them has is free once they are moved.
+    let own: Vec<Address> = known.values().copied().chain(present).collect();
     for (name, ServerConfig { address }) in &changed.servers {
-        let socket = address.socket_addr();
-        if !own.contains(&socket)
-            && let Err(source) = TcpListener::bind(socket).await
+        if !own.iter().any(|own| own.overlaps(*address))
+            && let Err(source) = TcpListener::bind(address.socket_addr()).await
         {
             return Err(ConfigError::Listen { name: name.clone(), address: *address, source });
         }

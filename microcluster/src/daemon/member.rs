@@ -47,6 +47,7 @@ impl Running {
     /// Ends everything: no more requests, then no more Raft, then the database.
     pub async fn stop(self, drain: Duration) {
         self.listener.close(drain).await;
+        self.node.config.end().await;
         // What they leave half done, the next leader or the next start finishes.
         self.tasks.shutdown(Duration::ZERO).await;
         self.node.db.shutdown().await;

@@ -25,6 +25,8 @@ use crate::tls::{self, Generate, KeyPair, KeyPairError, LoadError, SharedPair};
 /// How often it is looked whether a key pair was put into `certificates/` or replaced there, and how soon an address that
 /// could not be bound is tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How much longer than it drains the closing of a server may take.
+const CLOSE_MARGIN: Duration = Duration::from_secs(10);
 
 /// The additional servers, open or not.
 pub(super) struct Servers {
@@ -73,7 +75,7 @@ impl Servers {
         Servers { described, state, open: Mutex::default(), moved: Tasks::new("servers that have moved") }
     }
 
-    /// Opens those that are open before bootstrap and join.
+    /// Opens those that are open before bootstrap and join, where the product wants them: none has been moved before.
     pub async fn open_pre_init(&self) -> Result<(), OpenServerError> {
         let pre_init = self.described.iter().filter(|server| server.pre_init);
         self.open_at(pre_init.map(|server| (server, server.address)).collect()).await
@@ -94,7 +96,8 @@ impl Servers {
         for (server, address) in &wanted {
             let is_moving = open.servers.get(&server.name).is_some_and(|present| present.address != *address);
             let present = open.servers.get(&server.name).map(|present| present.address);
-            let is_in_the_way = wanted.iter().any(|(other, to)| other.name != server.name && Some(*to) == present);
+            // Of another one, or of itself: an address that includes the one it has cannot be had beside it.
+            let is_in_the_way = wanted.iter().any(|(_, to)| present.is_some_and(|present| present.overlaps(*to)));
             if is_moving && is_in_the_way {
                 let before = open.servers.remove_entry(&server.name);
                 closing.extend(before);
@@ -132,8 +135,11 @@ impl Servers {
             open.is_over = true;
             std::mem::take(&mut open.servers)
         };
-        join_all(servers.into_iter().map(|(name, server)| self.close(name, server))).await;
-        self.moved.shutdown(self.state.settings().drain_timeout).await;
+        let closing = join_all(servers.into_iter().map(|(name, server)| self.close(name, server)));
+        // As long as the one that may take longest.
+        let own = self.state.settings().drain_timeout;
+        let longest = self.described.iter().filter_map(|server| server.drain_timeout).fold(own, Duration::max);
+        tokio::join!(closing, self.moved.shutdown(longest.saturating_add(CLOSE_MARGIN)));
     }
 
     /// Reads the certificates of the servers again. One that cannot be used is left aside: the one in use goes on.

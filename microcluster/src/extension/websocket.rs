@@ -81,7 +81,7 @@ impl<S: Send + Sync> FromRequestParts<S> for WebSocketUpgrade {
         let upgrade = upgrade.map_err(|e| Error::new(e.status(), e.body_text()))?;
         let tasks = parts.extensions.get::<Tasks>().cloned();
         let tasks = tasks.ok_or_else(|| Error::internal("a request without an owner"))?;
-        let removal = Removal(removal_of(state_of(parts)?, parts.extensions.get()));
+        let removal = Removal(removal_of(state_of(parts)?, parts.extensions.get(), parts.extensions.get()));
         Ok(WebSocketUpgrade { upgrade, tasks, removal })
     }
 }
