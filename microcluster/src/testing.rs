@@ -233,11 +233,14 @@ impl Member {
     /// Has it stand still, as a member behind a network that drops its packets does: it answers nobody, and hears nothing.
     pub fn pause(&mut self) {
         let (runtime, _) = self.running.as_ref().expect("it runs");
-        let (hold, held) = mpsc::channel::<()>();
+        let ((hold, held), (stands, is_standing)) = (mpsc::channel::<()>(), mpsc::channel::<()>());
         // It has one worker, which this takes.
         runtime.spawn(async move {
+            drop(stands);
             let _ = held.recv();
         });
+        // Closed as soon as it stands.
+        let _ = is_standing.recv();
         self.standing_still = Some(hold);
     }
 

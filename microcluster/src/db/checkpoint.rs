@@ -4,6 +4,7 @@
 //! long read. Here the bulk is copied beside the writer thread; what was written meanwhile is little, and the writer thread
 //! copies it itself, so that the log begins anew.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,9 +134,17 @@ impl Drop for Checkpointer {
 }
 
 struct Thread {
-    open: Option<(PathBuf, Connection)>,
+    open: Option<Open>,
     told: Arc<Told>,
     damage: watch::Sender<Option<String>>,
+}
+
+/// The state file, to move pages into it and to bring them onto stable storage.
+struct Open {
+    path: PathBuf,
+    connection: Connection,
+    /// Open for as long as the connection is: closing it drops the locks that SQLite holds on the file for this process.
+    file: Option<File>,
 }
 
 impl Thread {
@@ -159,10 +168,10 @@ impl Thread {
     }
 
     fn move_most(&mut self, path: &Path) -> Result<(), WriterError> {
-        let connection = self.connection(path)?;
+        let open = self.open(path)?;
         let mut rest = i32::MAX;
         loop {
-            let left = checkpoint(connection)?;
+            let left = checkpoint(&open.connection)?;
             if left >= rest {
                 // Something pins the log: a later move goes on.
                 return Ok(());
@@ -172,28 +181,31 @@ impl Thread {
                 break;
             }
         }
+        // SQLite syncs the file with the last page alone: that would be the writer thread's, and all of them at once.
+        if let Some(file) = &open.file {
+            file.sync_data()?;
+        }
         // Also when none is left: some were written since SQLite looked.
         self.told.is_nearly_done.store(true, Ordering::Release);
         Ok(())
     }
 
     fn sync(&mut self, path: &Path) -> Result<(), WriterError> {
-        checkpoint(self.connection(path)?)?;
+        checkpoint(&self.open(path)?.connection)?;
         Ok(state_file::sync(path)?)
     }
 
-    fn connection(&mut self, path: &Path) -> Result<&Connection, WriterError> {
-        if self.open.as_ref().is_none_or(|(open, _)| open != path) {
+    fn open(&mut self, path: &Path) -> Result<&Open, WriterError> {
+        if self.open.as_ref().is_none_or(|open| open.path != path) {
             self.open = None;
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(path, flags)?;
             connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0")?;
-            self.open = Some((path.to_owned(), connection));
+            // Without it SQLite's own sync does, later.
+            let file = File::open(path).ok();
+            self.open = Some(Open { path: path.to_owned(), connection, file });
         }
-        match &self.open {
-            Some((_, connection)) => Ok(connection),
-            None => Err(WriterError::Ended),
-        }
+        self.open.as_ref().ok_or(WriterError::Ended)
     }
 
     fn note_damage(&self, error: &WriterError) {

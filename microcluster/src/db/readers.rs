@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use super::apply::read_applied_index;
 use super::authorizer::{Guard, Mode, Touched};
 use super::command::Scope;
-use super::error::Error;
+use super::error::{Error, is_corruption};
 use super::executor::STATEMENTS_CACHED;
 
 /// How many idle connections are kept.
@@ -25,6 +26,8 @@ pub(crate) struct Readers {
     epoch: Instant,
     /// Told when a read finds that the file is damaged.
     damage: watch::Sender<Option<String>>,
+    /// What looks at the file.
+    checking: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Pool {
@@ -45,7 +48,8 @@ pub(crate) struct Reader {
 impl Readers {
     /// A pool over `path`; nothing is opened yet. `damage` is told when a read finds that the file is damaged.
     pub fn new(path: PathBuf, damage: watch::Sender<Option<String>>) -> Readers {
-        Readers { pool: Mutex::new(Pool { path, generation: 0, idle: Vec::new() }), epoch: Instant::now(), damage }
+        let pool = Mutex::new(Pool { path, generation: 0, idle: Vec::new() });
+        Readers { pool, epoch: Instant::now(), damage, checking: Mutex::default() }
     }
 
     /// From here on connections are opened on `path`; reads that run go on with the file they began on.
@@ -86,8 +90,8 @@ impl Readers {
         reader.deadline.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         reader.guard.set_mode(Mode::Read);
         let result = read(&reader);
-        if let Err(error @ Error::Damaged { .. }) = &result {
-            self.damage.send_replace(Some(error.to_string()));
+        if let Err(Error::Damaged { .. }) = &result {
+            self.suspect();
         }
         let result = match result {
             Err(Error::Sql { .. } | Error::Refused { .. }) if self.epoch.elapsed() >= deadline => {
@@ -103,6 +107,25 @@ impl Readers {
             self.put_back(reader);
         }
         result
+    }
+
+    /// Has the file looked at by a thread of its own, after SQLite has called one damaged in some call: that may have been a file of
+    /// the product's, or one that a snapshot has replaced meanwhile.
+    pub fn suspect(&self) {
+        let mut checking = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
+        if checking.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        let (path, damage) = (self.path(), self.damage.clone());
+        let check = move || {
+            if let Some(reason) = damage_of(&path) {
+                damage.send_replace(Some(reason));
+            }
+        };
+        match std::thread::Builder::new().name("sqlite-check".to_owned()).spawn(check) {
+            Ok(thread) => *checking = Some(thread),
+            Err(error) => tracing::error!(%error, "the state file may be damaged, and cannot be looked at"),
+        }
     }
 
     fn take(&self) -> Result<Reader, Error> {
@@ -184,6 +207,25 @@ impl Reader {
         let done = query(&self.connection);
         self.guard.swap_mode(mode);
         done
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        let checking = self.checking.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if checking.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the check of the state file panicked");
+        }
+    }
+}
+
+/// What is wrong with a state file, in SQLite's words; on a connection that remembers nothing.
+fn damage_of(path: &Path) -> Option<String> {
+    let found = open_read_only(path)
+        .and_then(|connection| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)));
+    match found {
+        Ok(found) => (found != "ok").then_some(found),
+        Err(error) => is_corruption(&error).then(|| error.to_string()),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::options::Timings;
 use super::raft_types::{NodeId, Raft, Vote};
-use super::status::Heard;
+use super::writer::Shared;
 
 /// When a voter stands for election, counted from when it has last heard of the leader that is gone.
 #[derive(Debug, Clone, Copy)]
@@ -29,12 +29,13 @@ impl Succession {
     }
 
     /// Stands for election after the leader of `vote`, whose connection has ended, unless it or another one is heard of.
-    pub async fn stand(&self, node_id: NodeId, raft: &Raft, heard: &Heard, vote: Vote) {
+    pub async fn stand(&self, node_id: NodeId, raft: &Raft, shared: &Shared, vote: Vote) {
         let leader = vote.leader_id.voted_for();
         let mut metrics = raft.metrics();
         let follows = metrics.borrow().vote == vote;
         let voters: Vec<NodeId> = metrics.borrow().membership_config.membership().voter_ids().collect();
         let place = place(&voters, leader, node_id);
+        let heard = &shared.heard;
         let Some((place, last)) = place.zip(heard.last()).filter(|_| follows) else { return };
         let turn = last + self.lease + self.margin + self.turn * place;
         tokio::select! {
@@ -42,7 +43,8 @@ impl Succession {
             _ = metrics.wait_for(|now| now.vote != vote) => return,
             () = sleep_until(Instant::from_std(turn)) => {}
         }
-        if heard.last() != Some(last) {
+        // One whose state is damaged must not decide what comes of writes.
+        if heard.last() != Some(last) || shared.damage.borrow().is_some() {
             return;
         }
         tracing::info!(

@@ -150,7 +150,7 @@ impl Closures {
     /// A closure that finds the state file damaged has the member rebuilt, as a read has.
     fn note_damage(&self, error: &Error) {
         if let Error::Damaged { .. } = error {
-            self.shared.damage.send_replace(Some(error.to_string()));
+            self.shared.readers.suspect();
         }
     }
 

@@ -139,8 +139,9 @@ async fn the_trust_store_is_rebuilt_from_the_log() {
     };
     let stopped = cluster.follower().await;
     eventually("the trust store is whole", async || {
-        let count = files(&cluster.members[stopped]).len();
-        (count == 3).then_some(()).ok_or_else(|| format!("{count} files"))
+        let found = files(&cluster.members[stopped]);
+        let found: Vec<_> = found.iter().filter_map(|(path, _)| path.file_name()?.to_str()).collect();
+        (found == ["c1.yaml", "c2.yaml", "c3.yaml"]).then_some(()).ok_or_else(|| format!("{found:?}"))
     })
     .await;
     let whole = files(&cluster.members[stopped]);

@@ -60,7 +60,7 @@ pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<(
     let followed = Mutex::new(None);
     let ended = converse(service, stream, &followed).await;
     if let Some(vote) = followed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        service.succession.stand(service.node_id, &service.raft, &service.shared.heard, vote).await;
+        service.succession.stand(service.node_id, &service.raft, &service.shared, vote).await;
     }
     ended
 }
@@ -165,6 +165,9 @@ async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> R
         Call::Condemn(reason) => {
             service.condemn(&reason);
             Reply::Condemned
+        }
+        Call::Campaign if service.shared.damage.borrow().is_some() => {
+            Reply::Failed("the state of this member is damaged".to_owned())
         }
         Call::Campaign => match service.raft.trigger().elect().await {
             Ok(()) => Reply::Campaigning,

@@ -200,6 +200,8 @@ impl Transaction<'_> {
     /// [`Error::Conflict`]: the run is over, return it; the closure runs again.
     pub fn execute(&self, sql: &str, parameters: impl Parameters) -> Result<u64, Error> {
         let statement = Statement { sql: sql.to_owned(), parameters: parameters.into_values(sql)? };
+        // Before the write lock is taken: where this cannot run, nobody is to wait for it.
+        self.run.with(|_| Ok(()))?;
         self.enter()?;
         let index = self.writes.borrow().len() as u64;
         let result = self.run.with(|connection| {
