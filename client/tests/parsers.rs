@@ -105,10 +105,12 @@ fn sql_request() -> impl Strategy<Value = SqlRequest> {
     })
 }
 
-/// What once failed stays beside the crate.
+/// What once failed stays beside the crate. `FUZZ` asks for that many times as many cases.
 fn config() -> ProptestConfig {
     let failures = FileFailurePersistence::Direct("proptest-regressions/parsers.txt");
-    ProptestConfig { failure_persistence: Some(Box::new(failures)), ..ProptestConfig::default() }
+    let usual = ProptestConfig::default();
+    let times = std::env::var("FUZZ").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    ProptestConfig { cases: usual.cases.saturating_mul(times), failure_persistence: Some(Box::new(failures)), ..usual }
 }
 
 /// JSON that is almost an object of the API: its field names, values of every kind.
