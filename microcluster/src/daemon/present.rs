@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one member may take to show that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After how long without an answer another member is tried beside the one that is tried.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(250);
 /// For how long another round is begun when the cluster says that it cannot at the moment.
 const AGAIN_FOR: Duration = Duration::from_secs(5);
 /// Pause between two rounds.
