@@ -324,7 +324,7 @@ mod tests {
     fn warned(voted: Option<(u64, u64, bool)>) -> Vec<String> {
         let config = MemberConfig::new(1, "c1".parse().unwrap(), "10.0.0.1:9000".parse().unwrap());
         let outline = Outline {
-            last: Some(RecoveryMark { term: 3, node: 2, index: 20 }.into()),
+            last: Some(RecoveryMark { term: 3, node: 2, index: 20, nonce: 0 }.into()),
             vote: voted.map(|(id, term, has_led)| Outline::vote_of(id, term, has_led)),
             voters: [1, 2].into(),
             nodes: [(2, Peer { name: "c2".to_owned(), address: "10.0.0.2:9000".to_owned() })].into(),

@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn only_members_of_one_era_talk_to_each_other() {
-        let mark = |term, node| Some(RecoveryMark { term, node, index: 7 });
+        let mark = |term, nonce| Some(RecoveryMark { term, node: 1, index: 7, nonce });
         let (new, before, after) = (None, Some(RecoveryMark::default()), mark(5, 1));
         for era in [before, after] {
             assert_eq!(compare(era, era), Ok(()));
