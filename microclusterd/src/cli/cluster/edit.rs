@@ -116,10 +116,12 @@ struct Draft(PathBuf);
 impl Draft {
     fn write(text: &str) -> anyhow::Result<Draft> {
         let path = std::env::temp_dir().join(format!("microctl-members-{}.yaml", std::process::id()));
+        let failed = format!("cannot write {}", path.display());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = file.with_context(|| failed.clone())?;
+        // It is this run's from here on: what was there before is somebody else's, and stays.
         let draft = Draft(path);
-        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.with_context(|| format!("cannot write {}", draft.0.display()))?;
+        file.write_all(text.as_bytes()).context(failed)?;
         Ok(draft)
     }
 }
