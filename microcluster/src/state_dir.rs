@@ -128,6 +128,16 @@ impl StateDir {
         self.path.join("recovery_db.tar.gz")
     }
 
+    /// Where such a file is left that must not be taken.
+    pub fn refused_archive(&self) -> PathBuf {
+        self.path.join("recovery_db.refused.tar.gz")
+    }
+
+    /// Which recovery this member has gone through last; outside of the database, which may be lost.
+    pub fn last_recovery(&self) -> PathBuf {
+        self.path.join("last_recovery.json")
+    }
+
     /// Where a recovered database is made.
     pub fn recovering(&self) -> PathBuf {
         self.path.join("recovering")
@@ -229,7 +239,9 @@ impl StateDir {
         let _installing = self.installing();
         remove_file(&self.daemon_config())?;
         remove_file(&self.join_record())?;
-        remove_file(&self.recovery_archive())?;
+        for file in [self.recovery_archive(), self.refused_archive(), self.last_recovery()] {
+            remove_file(&file)?;
+        }
         let shared = stems(&self.certificates(), SHARED)?;
         for name in shared.iter().map(String::as_str).chain(["cluster"]) {
             let KeyPairPaths { certificate, key, authority, pending, shared } = self.key_pair(name);
@@ -403,7 +415,9 @@ mod tests {
         write_file(&dir.key_pair("shared").shared, b"", MODE_PUBLIC).unwrap();
         fs::write(dir.path().join(".cluster.key.new"), "half").unwrap();
         write_file(&dir.daemon_config(), b"name: c1", MODE_PUBLIC).unwrap();
-        write_file(&dir.join_record(), b"{}", MODE_SECRET).unwrap();
+        for file in [dir.join_record(), dir.recovery_archive(), dir.refused_archive(), dir.last_recovery()] {
+            write_file(&file, b"{}", MODE_SECRET).unwrap();
+        }
         write_file(&dir.truststore().join("c1.yaml"), b"x", MODE_PUBLIC).unwrap();
         fs::create_dir_all(dir.database().join("log")).unwrap();
         dir.reset().unwrap();

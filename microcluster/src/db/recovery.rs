@@ -46,6 +46,28 @@ pub(crate) enum OfflineError {
     Damaged { dir: PathBuf, reason: String },
 }
 
+impl OfflineError {
+    /// Whether files are missing or damaged. A disk that fails, or another version's format, is something else.
+    pub fn is_damage(&self) -> bool {
+        let is_missing = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::InvalidData);
+        match self {
+            OfflineError::Damaged { .. } | OfflineError::Log { source: LogError::Damaged { .. }, .. } => true,
+            OfflineError::File { source, .. } | OfflineError::Log { source: LogError::Io { source, .. }, .. } => {
+                is_missing(source.kind())
+            }
+            // A table that is not there: the file is another one, or was never finished.
+            OfflineError::State { source: ApplyError::Sqlite(error), .. }
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) =>
+            {
+                true
+            }
+            OfflineError::State { source, .. } => damage::is_damage(source),
+            OfflineError::Copy { source, .. } => damage::is_damage(source),
+            OfflineError::Log { .. } => false,
+        }
+    }
+}
+
 /// A recovery: the place in the log that it stands for, and what tells it from any other. All zeros: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct RecoveryMark {
@@ -294,7 +316,7 @@ fn open_log(dir: &Path) -> Result<LogView, OfflineError> {
 fn current(dir: &Path) -> Result<PathBuf, OfflineError> {
     let state_dir = dir.join("state");
     let found = state_file::existing(&state_dir).map_err(file_error("find the state file in", &state_dir))?;
-    found.ok_or_else(|| OfflineError::File {
+    found.filter(|path| path.exists()).ok_or_else(|| OfflineError::File {
         action: "find the state file in",
         path: state_dir,
         source: io::ErrorKind::NotFound.into(),
