@@ -63,12 +63,12 @@ pub(super) fn back_up(dir: &StateDir) -> Result<PathBuf, FileError> {
     // With a colon it would be a file on another machine for tar.
     let time = now.to_string().replace(':', "");
     let name = |number: u32| match number {
-        0 => format!("db_backup.{time}.tar.gz"),
-        number => format!("db_backup.{time}-{number}.tar.gz"),
+        0 => dir.backup(&time),
+        number => dir.backup(&format!("{time}-{number}")),
     };
-    let free = (0..).map(name).find(|name| !dir.path().join(name).exists());
+    let free = (0..).map(name).find(|path| !path.exists());
     // There are more numbers than files in a folder.
-    let path = dir.path().join(free.unwrap_or_else(|| name(0)));
+    let path = free.unwrap_or_else(|| name(0));
     pack(&path, |tar| {
         tar.append_path_with_name(dir.daemon_config(), "daemon.yaml")?;
         if dir.database().exists() {

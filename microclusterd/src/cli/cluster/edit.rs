@@ -172,3 +172,19 @@ fn report(recovery: &Recovery, before: &[RaftMember]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_left_alone() {
+        let own = Draft::write("own").unwrap();
+        let path = own.0.clone();
+        assert!(Draft::write("another").is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "own");
+        drop(own);
+        assert!(!path.exists());
+    }
+}
