@@ -71,7 +71,7 @@ impl Recovery {
     }
 }
 
-/// Why a cluster was not recovered. Nothing was changed then.
+/// Why a cluster was not recovered. Nothing was changed then, except where it says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoverError {
@@ -95,6 +95,16 @@ pub enum RecoverError {
     /// A file cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
     File {
+        /// What was to be done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The recovery is decided, and not everything is in its place: the next start of the daemon finishes it, or the next recovery here.
+    #[error("the recovery is decided, but cannot be finished: cannot {action} {}; the start of the daemon goes on with it, and so does this when it is run again", .path.display())]
+    Unfinished {
         /// What was to be done.
         action: &'static str,
         /// With which file.
@@ -165,7 +175,8 @@ impl PreparedRecovery {
             let reason = "it was removed from its cluster".to_owned();
             return Err(RecoverError::NotMember { path: path.to_owned(), reason });
         }
-        finish(&dir)?;
+        let is_decided = dir.recovered().exists();
+        finish(&dir).map_err(|e| if is_decided { unfinished(e) } else { e.into() })?;
         let config = member_config(path)?;
         let staging = Staging::begin(&dir)?;
         let (draft, outline) = Draft::copy(&dir.database(), config.id, &staging.database())?;
@@ -235,8 +246,9 @@ impl PreparedRecovery {
             config.address = own.address;
         }
         staging.put_config(&config)?;
+        staging.put_mark(recovery)?;
         staging.decide(&dir)?;
-        finish(&dir)?;
+        finish(&dir).map_err(unfinished)?;
         Ok(Recovery { name: config.name, members, backup, archive: dir.recovery_archive() })
     }
 }
@@ -262,6 +274,11 @@ fn warnings(outline: &Outline, config: &MemberConfig) -> Vec<String> {
          have writes that are lost if the cluster is recovered here",
         own.term, own.index
     )]
+}
+
+/// What went wrong after the decision.
+fn unfinished(FileError { action, path, source }: FileError) -> RecoverError {
+    RecoverError::Unfinished { action, path, source }
 }
 
 /// The configuration of the member whose state directory this is.
@@ -324,7 +341,7 @@ mod tests {
     fn warned(voted: Option<(u64, u64, bool)>) -> Vec<String> {
         let config = MemberConfig::new(1, "c1".parse().unwrap(), "10.0.0.1:9000".parse().unwrap());
         let outline = Outline {
-            last: Some(RecoveryMark { term: 3, node: 2, index: 20 }.into()),
+            last: Some(RecoveryMark { term: 3, node: 2, index: 20, nonce: 0 }.into()),
             vote: voted.map(|(id, term, has_led)| Outline::vote_of(id, term, has_led)),
             voters: [1, 2].into(),
             nodes: [(2, Peer { name: "c2".to_owned(), address: "10.0.0.2:9000".to_owned() })].into(),

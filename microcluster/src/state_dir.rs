@@ -16,6 +16,10 @@ const PENDING: &str = "pair";
 /// Extension of the mark of a key pair that came from the cluster.
 const SHARED: &str = "shared";
 
+/// How the names of backups begin and end.
+const BACKUP_PREFIX: &str = "db_backup.";
+const BACKUP: &str = "tar.gz";
+
 /// What the marker says when the database is to be left aside.
 const KEEP_DATABASE: &str = "keep the database";
 
@@ -128,6 +132,21 @@ impl StateDir {
         self.path.join("recovery_db.tar.gz")
     }
 
+    /// Where such a file is left that must not be taken.
+    pub fn refused_archive(&self) -> PathBuf {
+        self.path.join("recovery_db.refused.tar.gz")
+    }
+
+    /// A backup of the database before a recovery, by what tells it from others.
+    pub fn backup(&self, which: &str) -> PathBuf {
+        self.path.join(format!("{BACKUP_PREFIX}{which}.{BACKUP}"))
+    }
+
+    /// Which recovery this member has gone through last; outside of the database, which may be lost.
+    pub fn last_recovery(&self) -> PathBuf {
+        self.path.join("last_recovery.json")
+    }
+
     /// Where a recovered database is made.
     pub fn recovering(&self) -> PathBuf {
         self.path.join("recovering")
@@ -229,7 +248,15 @@ impl StateDir {
         let _installing = self.installing();
         remove_file(&self.daemon_config())?;
         remove_file(&self.join_record())?;
-        remove_file(&self.recovery_archive())?;
+        for file in [self.recovery_archive(), self.refused_archive(), self.last_recovery()] {
+            remove_file(&file)?;
+        }
+        // They hold the cluster's key as the database does; where that is kept, so are they.
+        if decided.as_deref() != Some(KEEP_DATABASE) {
+            for backup in stems(&self.path, BACKUP)?.iter().filter(|name| name.starts_with(BACKUP_PREFIX)) {
+                remove_file(&self.path.join(format!("{backup}.{BACKUP}")))?;
+            }
+        }
         let shared = stems(&self.certificates(), SHARED)?;
         for name in shared.iter().map(String::as_str).chain(["cluster"]) {
             let KeyPairPaths { certificate, key, authority, pending, shared } = self.key_pair(name);
@@ -403,7 +430,10 @@ mod tests {
         write_file(&dir.key_pair("shared").shared, b"", MODE_PUBLIC).unwrap();
         fs::write(dir.path().join(".cluster.key.new"), "half").unwrap();
         write_file(&dir.daemon_config(), b"name: c1", MODE_PUBLIC).unwrap();
-        write_file(&dir.join_record(), b"{}", MODE_SECRET).unwrap();
+        let recovered = [dir.recovery_archive(), dir.refused_archive(), dir.last_recovery(), dir.backup("2026")];
+        for file in recovered.into_iter().chain([dir.join_record()]) {
+            write_file(&file, b"{}", MODE_SECRET).unwrap();
+        }
         write_file(&dir.truststore().join("c1.yaml"), b"x", MODE_PUBLIC).unwrap();
         fs::create_dir_all(dir.database().join("log")).unwrap();
         dir.reset().unwrap();
@@ -419,6 +449,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = StateDir::open(parent.path()).unwrap();
         let kept = dir.path().join(REMOVED).join("log");
+        write_file(&dir.backup("2026"), b"x", MODE_SECRET).unwrap();
         for content in ["first", "second"] {
             fs::create_dir_all(dir.database()).unwrap();
             fs::write(dir.database().join("log"), content).unwrap();
@@ -429,10 +460,11 @@ mod tests {
             dir.reset().unwrap();
             assert_eq!(fs::read_to_string(&kept).unwrap(), content);
             assert!(!dir.database().exists() && !dir.is_resetting());
+            assert!(dir.backup("2026").exists());
         }
         fs::create_dir_all(dir.database()).unwrap();
         dir.reset().unwrap();
-        assert!(!dir.database().exists());
+        assert!(!dir.database().exists() && !dir.backup("2026").exists());
         assert_eq!(fs::read_to_string(&kept).unwrap(), "second", "another cluster's end is no concern of it");
     }
 

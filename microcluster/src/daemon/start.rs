@@ -168,7 +168,7 @@ fn load(path: &Path) -> Result<(StateDir, KeyPair, Found), StartError> {
     recovery::finish(&dir)?;
     let archive = dir.recovery_archive();
     recovery::take(&dir).map_err(|e| match e {
-        TakeError::File(e) => e.into(),
+        TakeError::File(e) | TakeError::Unfinished(e) => e.into(),
         other => StartError::Content { path: archive, reason: other.to_string() },
     })?;
     tls::finish_installs(&dir)?;

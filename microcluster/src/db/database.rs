@@ -25,8 +25,6 @@ use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
 use super::read_index::ReadIndex;
-use super::readers::open_read_only;
-use super::recovery::{self, RecoveryMark};
 use super::schema::{Level, Upgrade, level};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
@@ -158,12 +156,13 @@ impl Database {
     pub(crate) async fn open(options: Options) -> Result<Database, OpenError> {
         let Options { dir, node_id, is_member, connector, internal_schema, timings } = options;
         let folder = dir.clone();
-        let (log, state_machine, recovered) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
+        let (log, state_machine) = tokio::task::spawn_blocking(move || open_files(dir, node_id, is_member))
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))??;
         let (shared, writer) = (Arc::clone(state_machine.shared()), Arc::clone(state_machine.writer()));
         log.follow(shared.applied.subscribe());
-        let era = Arc::new(Era::new(recovered));
+        let has_begun = state_machine.found().is_some() || log.ends().1.is_some();
+        let era = Arc::new(Era::new(Arc::clone(&shared), has_begun));
         let peers = Arc::new(Peers::new(connector, Arc::clone(&era)));
         let sending = Sending::default();
         let early = Arc::new(Early::default());
@@ -588,12 +587,8 @@ impl Inner {
     }
 }
 
-/// The log, the state, and the last recovery that they stem from, if there is anything in them.
-fn open_files(
-    dir: PathBuf,
-    node_id: NodeId,
-    is_member: bool,
-) -> Result<(LogStore, StateMachine, Option<RecoveryMark>), OpenError> {
+/// The log and the state.
+fn open_files(dir: PathBuf, node_id: NodeId, is_member: bool) -> Result<(LogStore, StateMachine), OpenError> {
     let folder = |source| OpenError::Folder { dir: dir.clone(), source };
     let damaged = |message| OpenError::Damaged { dir: dir.clone(), message };
     let state_dir = dir.join("state");
@@ -618,11 +613,7 @@ fn open_files(
     if let Some(reason) = damage::condemned(&dir, node_id).map_err(folder)? {
         state_machine.shared().damage.send_replace(Some(reason));
     }
-    let readers = &state_machine.shared().readers;
-    let recoveries = open_read_only(&readers.path()).and_then(|connection| recovery::recoveries(&connection));
-    let recoveries = recoveries.map_err(|e| OpenError::State { dir: dir.clone(), message: chain(&e) })?;
-    let recovered = state_machine.found().map(|_| recoveries.first().copied().unwrap_or_default());
-    Ok((log, state_machine, recovered))
+    Ok((log, state_machine))
 }
 
 fn raft_config(timings: &Timings) -> Result<Config, String> {

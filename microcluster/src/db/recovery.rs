@@ -27,7 +27,8 @@ const APPLY_BYTES: u64 = 1 << 20;
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS microcluster_recovery(
     log_index INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
-    node INTEGER NOT NULL
+    node INTEGER NOT NULL,
+    nonce INTEGER NOT NULL
 ) STRICT";
 
 /// Why a database folder could not be read or made without Raft.
@@ -45,17 +46,41 @@ pub(crate) enum OfflineError {
     Damaged { dir: PathBuf, reason: String },
 }
 
-/// The place in the log that a recovery stands for. No other has the same. All zeros: none.
+impl OfflineError {
+    /// Whether files are missing or damaged. A disk that fails, or another version's format, is something else.
+    pub fn is_damage(&self) -> bool {
+        let is_missing = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::InvalidData);
+        match self {
+            OfflineError::Damaged { .. } | OfflineError::Log { source: LogError::Damaged { .. }, .. } => true,
+            OfflineError::File { source, .. } | OfflineError::Log { source: LogError::Io { source, .. }, .. } => {
+                is_missing(source.kind())
+            }
+            // A table that is not there: the file is another one, or was never finished.
+            OfflineError::State { source: ApplyError::Sqlite(error), .. }
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) =>
+            {
+                true
+            }
+            OfflineError::State { source, .. } => damage::is_damage(source),
+            OfflineError::Copy { source, .. } => damage::is_damage(source),
+            OfflineError::Log { .. } => false,
+        }
+    }
+}
+
+/// A recovery: the place in the log that it stands for, and what tells it from any other. All zeros: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct RecoveryMark {
     pub term: u64,
     /// The member that it was done on.
     pub node: NodeId,
     pub index: u64,
+    /// A random number: a recovery that was undone and done again is another one, at the same place.
+    pub nonce: u64,
 }
 
 impl From<RecoveryMark> for LogId {
-    fn from(RecoveryMark { term, node, index }: RecoveryMark) -> Self {
+    fn from(RecoveryMark { term, node, index, .. }: RecoveryMark) -> Self {
         LogId::new(CommittedLeaderId::new(term, node), index)
     }
 }
@@ -109,10 +134,10 @@ pub(crate) fn recoveries(connection: &Connection) -> rusqlite::Result<Vec<Recove
         return Ok(Vec::new());
     }
     let mut rows =
-        connection.prepare("SELECT term, node, log_index FROM microcluster_recovery ORDER BY log_index DESC")?;
+        connection.prepare("SELECT term, node, log_index, nonce FROM microcluster_recovery ORDER BY log_index DESC")?;
     let mark = |row: &rusqlite::Row<'_>| {
         let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-        Ok(RecoveryMark { term: number(0)?, node: number(1)?, index: number(2)? })
+        Ok(RecoveryMark { term: number(0)?, node: number(1)?, index: number(2)?, nonce: number(3)? })
     };
     rows.query_map([], mark)?.collect()
 }
@@ -199,7 +224,7 @@ impl Draft {
         let term = outline.last.map(|last| last.leader_id.term).max(outline.vote.map(|vote| vote.leader_id.term));
         let era = term.unwrap_or(0) / ERA_TERMS + 1;
         let index = outline.last.map_or(0, |last| last.index) + 1;
-        let mark = RecoveryMark { term: era * ERA_TERMS, node: node_id, index };
+        let mark = RecoveryMark { term: era * ERA_TERMS, node: node_id, index, nonce: rand::random() };
         let log_id = LogId::from(mark);
         let membership = StoredMembership::new(Some(log_id), Membership::new(vec![voters], nodes));
         let write = || -> Result<(), ApplyError> {
@@ -209,8 +234,8 @@ impl Draft {
             connection.execute_batch(TABLE)?;
             rows(&connection)?;
             connection.execute(
-                "INSERT INTO microcluster_recovery(log_index, term, node) VALUES (?1, ?2, ?3)",
-                (index.cast_signed(), mark.term.cast_signed(), node_id.cast_signed()),
+                "INSERT INTO microcluster_recovery(log_index, term, node, nonce) VALUES (?1, ?2, ?3, ?4)",
+                [index, mark.term, node_id, mark.nonce].map(u64::cast_signed),
             )?;
             put_position(&connection, &Position { last_applied: Some(log_id), membership })?;
             connection.execute_batch("COMMIT")?;
@@ -291,7 +316,7 @@ fn open_log(dir: &Path) -> Result<LogView, OfflineError> {
 fn current(dir: &Path) -> Result<PathBuf, OfflineError> {
     let state_dir = dir.join("state");
     let found = state_file::existing(&state_dir).map_err(file_error("find the state file in", &state_dir))?;
-    found.ok_or_else(|| OfflineError::File {
+    found.filter(|path| path.exists()).ok_or_else(|| OfflineError::File {
         action: "find the state file in",
         path: state_dir,
         source: io::ErrorKind::NotFound.into(),

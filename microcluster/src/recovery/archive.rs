@@ -16,8 +16,8 @@ use crate::cluster::RaftMember;
 use crate::db::recovery::RecoveryMark;
 use crate::state_dir::{FileError, MODE_SECRET, StateDir, failed, sync_directory};
 
-/// The version of the archive; a newer one is refused.
-pub(super) const FORMAT: u32 = 1;
+/// The version of the archive; another one is refused.
+pub(super) const FORMAT: u32 = 2;
 const META: &str = "recovery.json";
 const STATE: &str = "state.db";
 /// The most that the description may take: some ten thousand members.
@@ -49,8 +49,8 @@ pub(super) struct Meta {
 pub(crate) enum ReadError {
     #[error("it is damaged or not complete: {reason}")]
     Damaged { reason: String },
-    #[error("it has the format {found}, this version knows {FORMAT}; install the version that has made it")]
-    Newer { found: u64 },
+    #[error("it has the format {found}, this version knows {FORMAT}; use the version that has made it")]
+    Format { found: u64 },
     #[error("it holds {needed} bytes, and {free} are free on the disk")]
     NoSpace { needed: u64, free: u64 },
     #[error(transparent)]
@@ -63,12 +63,12 @@ pub(super) fn back_up(dir: &StateDir) -> Result<PathBuf, FileError> {
     // With a colon it would be a file on another machine for tar.
     let time = now.to_string().replace(':', "");
     let name = |number: u32| match number {
-        0 => format!("db_backup.{time}.tar.gz"),
-        number => format!("db_backup.{time}-{number}.tar.gz"),
+        0 => dir.backup(&time),
+        number => dir.backup(&format!("{time}-{number}")),
     };
-    let free = (0..).map(name).find(|name| !dir.path().join(name).exists());
+    let free = (0..).map(name).find(|path| !path.exists());
     // There are more numbers than files in a folder.
-    let path = dir.path().join(free.unwrap_or_else(|| name(0)));
+    let path = free.unwrap_or_else(|| name(0));
     pack(&path, |tar| {
         tar.append_path_with_name(dir.daemon_config(), "daemon.yaml")?;
         if dir.database().exists() {
@@ -145,7 +145,7 @@ fn parse(text: &[u8]) -> Result<Meta, ReadError> {
     }
     let Version { format } = serde_json::from_slice(text).map_err(malformed)?;
     if format != u64::from(FORMAT) {
-        return Err(ReadError::Newer { found: format });
+        return Err(ReadError::Format { found: format });
     }
     serde_json::from_slice(text).map_err(malformed)
 }
@@ -223,7 +223,7 @@ mod tests {
             made_by: "c1".parse().unwrap(),
             made_by_fingerprint: Fingerprint::of_der(b"c1"),
             made_at: Timestamp::from_unix_seconds(1_800_000_000).unwrap(),
-            recovery: RecoveryMark { term: 1_000_000_000, node: 1, index: 23 },
+            recovery: RecoveryMark { term: 1_000_000_000, node: 1, index: 23, nonce: u64::MAX },
             log_before: LogPosition { term: 4, index: 22 },
             members: vec![member(1), member(2)],
             state_bytes: 0,
@@ -273,10 +273,10 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named() {
-        let (_dir, archive, _) = written(b"x", Meta { format: 2, ..meta() });
+    fn another_format_is_named() {
+        let (_dir, archive, _) = written(b"x", Meta { format: 3, ..meta() });
         let said = read_meta(&archive).unwrap_err().to_string();
-        assert!(said.contains("format 2, this version knows 1"), "{said}");
+        assert!(said.contains("format 3, this version knows 2"), "{said}");
     }
 
     #[test]

@@ -5,11 +5,15 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::MemberConfig;
-use crate::state_dir::{FileError, MODE_PUBLIC, StateDir, failed, remove_directory, sync_directory, write_file};
+use crate::db::recovery::RecoveryMark;
+use crate::state_dir::{
+    FileError, MODE_PUBLIC, StateDir, failed, remove_directory, remove_file, sync_directory, write_file,
+};
 
 const DATABASE: &str = "database";
 const CONFIG: &str = "daemon.yaml";
 const ARCHIVE: &str = "recovery_db.tar.gz";
+const MARK: &str = "last_recovery.json";
 /// Where the old database goes, to be removed.
 const REPLACED: &str = "replaced";
 
@@ -43,11 +47,18 @@ impl Staging {
         write_file(&path, text.as_bytes(), MODE_PUBLIC)
     }
 
-    /// Everything in it is complete and on stable storage: from here on it is what the member is.
+    /// Which recovery the member to be has gone through.
+    pub fn put_mark(&self, recovery: RecoveryMark) -> Result<(), FileError> {
+        let path = self.0.join(MARK);
+        let text = serde_json::to_vec(&recovery).map_err(|e| failed("write", &path)(e.into()))?;
+        write_file(&path, &text, MODE_PUBLIC)
+    }
+
+    /// Everything in it is complete and on stable storage: from here on it is what the member is. [`finish`] is to follow. After an
+    /// error nothing is decided.
     pub fn decide(self, dir: &StateDir) -> Result<(), FileError> {
         sync_directory(&self.0)?;
-        fs::rename(&self.0, dir.recovered()).map_err(failed("rename", &self.0))?;
-        sync_directory(dir.path())
+        fs::rename(&self.0, dir.recovered()).map_err(failed("rename", &self.0))
     }
 }
 
@@ -65,6 +76,8 @@ pub(crate) fn finish(dir: &StateDir) -> Result<(), FileError> {
     if !recovered.exists() {
         return Ok(());
     }
+    // The rename that has decided it is on stable storage before anything else changes.
+    sync_directory(dir.path())?;
     if recovered.join(DATABASE).exists() {
         if dir.database().exists() {
             // There is none from an earlier try: once the old one is in there, none is left in its place.
@@ -74,7 +87,10 @@ pub(crate) fn finish(dir: &StateDir) -> Result<(), FileError> {
         }
         move_into(&recovered.join(DATABASE), &dir.database(), dir)?;
     }
-    for (name, place) in [(CONFIG, dir.daemon_config()), (ARCHIVE, dir.recovery_archive())] {
+    // Of a rebuild that was under way: this takes its place.
+    remove_file(&dir.join_record())?;
+    let places = [(CONFIG, dir.daemon_config()), (ARCHIVE, dir.recovery_archive()), (MARK, dir.last_recovery())];
+    for (name, place) in places {
         if recovered.join(name).exists() {
             move_into(&recovered.join(name), &place, dir)?;
         }
@@ -112,18 +128,21 @@ mod tests {
         put(&made.join("database/file"), "new");
         put(&made.join("daemon.yaml"), "new");
         put(&made.join("recovery_db.tar.gz"), "new");
+        put(&made.join("last_recovery.json"), "new");
+        put(&dir.join_record(), "old");
         (parent, dir)
     }
 
-    fn state(dir: &StateDir) -> [String; 3] {
-        [get(dir.database().join("file")), get(dir.daemon_config()), get(dir.recovery_archive())]
+    fn state(dir: &StateDir) -> [String; 5] {
+        let database = dir.database().join("file");
+        [database, dir.daemon_config(), dir.recovery_archive(), dir.last_recovery(), dir.join_record()].map(get)
     }
 
     #[test]
     fn what_was_not_decided_is_as_if_it_had_never_been() {
         let (_parent, dir) = with_recovery("recovering");
         finish(&dir).unwrap();
-        assert_eq!(state(&dir), ["old", "old", ""]);
+        assert_eq!(state(&dir), ["old", "old", "", "", "old"]);
         assert!(!dir.recovering().exists());
     }
 
@@ -138,6 +157,7 @@ mod tests {
             ("recovered/database", "database"),
             ("recovered/daemon.yaml", "daemon.yaml"),
             ("recovered/recovery_db.tar.gz", "recovery_db.tar.gz"),
+            ("recovered/last_recovery.json", "last_recovery.json"),
         ];
         for done in 0..=steps.len() {
             let (_parent, dir) = with_recovery("recovered");
@@ -146,7 +166,7 @@ mod tests {
             }
             for _ in 0..2 {
                 finish(&dir).unwrap();
-                assert_eq!(state(&dir), ["new", "new", "new"], "after {done} steps");
+                assert_eq!(state(&dir), ["new", "new", "new", "new", ""], "after {done} steps");
                 assert!(!dir.recovered().exists());
             }
         }
@@ -154,6 +174,6 @@ mod tests {
         finish(&dir).unwrap();
         fs::create_dir(dir.recovered()).unwrap();
         finish(&dir).unwrap();
-        assert_eq!(state(&dir), ["new", "new", "new"], "while the rest was removed");
+        assert_eq!(state(&dir), ["new", "new", "new", "new", ""], "while the rest was removed");
     }
 }

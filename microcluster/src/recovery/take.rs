@@ -7,16 +7,23 @@ use microcluster_client::{Fingerprint, Name};
 use super::archive::{self, ReadError};
 use super::folder::{Staging, finish};
 use super::{LogPosition, RecoverError, member_config, names, own_fingerprint};
+use crate::cluster::join::JoinRecord;
 use crate::cluster::members::{self, MemberRow};
-use crate::db::recovery::{Draft, OfflineError, look, recoveries};
+use crate::config::MemberConfig;
+use crate::db::recovery::{Draft, OfflineError, Outline, RecoveryMark, look, recoveries};
 use crate::error::Chain;
-use crate::state_dir::{FileError, StateDir, failed, remove_file, sync_directory};
+use crate::state_dir::{FileError, StateDir, failed, read_file, remove_file, sync_directory};
 
-/// Why an archive cannot be taken. Nothing was changed then.
+/// Why an archive cannot be taken. Nothing was changed then, except where it says so.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TakeError {
     #[error(transparent)]
     File(#[from] FileError),
+    /// It is taken, and not everything is in its place: the next start finishes it.
+    #[error("it is taken, but that cannot be finished")]
+    Unfinished(#[source] FileError),
+    #[error("this member's own database cannot be looked at, and is not damaged: {reason}")]
+    OwnDatabase { reason: String },
     #[error("{0}; copy it again from the member that has made it, or remove it")]
     Unreadable(ReadError),
     #[error("this daemon is no member of a cluster; remove the file, and join the cluster with a token")]
@@ -59,22 +66,23 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
         return Err(TakeError::Stranger { name: config.name, known: names(&meta.members) });
     }
     let recovery = meta.recovery;
-    let outline = match look(&dir.database(), recoveries) {
-        Ok((outline, earlier)) => {
-            if earlier.contains(&recovery) {
-                tracing::warn!(path = %path.display(), "this archive was taken before; it is removed");
-                return Ok(remove(dir)?);
-            }
-            if earlier.first().is_some_and(|last| last.term > recovery.term) {
-                return Err(TakeError::Earlier);
-            }
-            Some(outline)
+    let known = last_recovery(dir)?;
+    let own = own_database(dir, &config)?;
+    if let Some((_, earlier)) = &own {
+        if earlier.contains(&recovery) {
+            tracing::warn!(path = %path.display(), "this archive was taken before; it is removed");
+            return Ok(remove(dir)?);
         }
-        Err(e) => {
-            tracing::warn!(error = %Chain(&e), "this member's own database cannot be read; that of the archive takes its place");
-            None
+        if earlier.first().is_some_and(|last| last.term > recovery.term) {
+            return Err(TakeError::Earlier);
         }
-    };
+    }
+    // What this member has agreed to since then would be forgotten, and it could agree to something else.
+    let is_lost = own.is_none() && known.is_some_and(|known| recovery.term <= known.term);
+    if is_lost || known == Some(recovery) {
+        return Ok(refuse(dir)?);
+    }
+    let outline = own.map(|(outline, _)| outline);
     tracing::warn!(
         path = %path.display(),
         bytes = size(&path)?,
@@ -104,12 +112,10 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
     let vote = outline.and_then(|outline| outline.vote);
     draft.finish(recovery, vote)?;
     staging.put_config(&config)?;
+    staging.put_mark(recovery)?;
     let backup = archive::back_up(dir)?;
-    // Of a rebuild that was under way: the archive takes its place.
-    remove_file(&dir.join_record())?;
     staging.decide(dir)?;
-    finish(dir)?;
-    remove(dir)?;
+    finish(dir).and_then(|()| remove(dir)).map_err(TakeError::Unfinished)?;
     tracing::warn!(
         member = %config.name,
         made_by = %meta.made_by,
@@ -117,6 +123,42 @@ pub(crate) fn take(dir: &StateDir) -> Result<(), TakeError> {
         "took the database that the cluster was recovered with"
     );
     Ok(())
+}
+
+/// What this member's database holds. None if it is lost: damaged, missing, empty, or that of a rebuild under another id.
+fn own_database(dir: &StateDir, config: &MemberConfig) -> Result<Option<(Outline, Vec<RecoveryMark>)>, TakeError> {
+    if let Some(text) = read_file(&dir.join_record())?
+        && serde_json::from_str::<JoinRecord>(&text).map_or(true, |record| record.id != config.id)
+    {
+        return Ok(None);
+    }
+    match look(&dir.database(), recoveries) {
+        Ok(found) => Ok(found.0.last.is_some().then_some(found)),
+        Err(e) if e.is_damage() => {
+            tracing::warn!(error = %Chain(&e), "this member's own database cannot be read");
+            Ok(None)
+        }
+        Err(e) => Err(TakeError::OwnDatabase { reason: Chain(&e).to_string() }),
+    }
+}
+
+/// The recovery that this member has gone through last, whatever became of its database.
+fn last_recovery(dir: &StateDir) -> Result<Option<RecoveryMark>, TakeError> {
+    let path = dir.last_recovery();
+    let mark = read_file(&path)?.map(|text| serde_json::from_str(&text)).transpose();
+    mark.map_err(|e| TakeError::State { reason: format!("{} cannot be read: {e}", path.display()) })
+}
+
+/// Leaves the archive aside: the start goes on with what there is, and a lost database is rebuilt from the other members.
+fn refuse(dir: &StateDir) -> Result<(), FileError> {
+    let (path, aside) = (dir.recovery_archive(), dir.refused_archive());
+    std::fs::rename(&path, &aside).map_err(failed("rename", &path))?;
+    tracing::error!(
+        path = %aside.display(),
+        "this member has gone through the recovery of this archive, or through a later one, and its database was lost or replaced since: the \
+         archive is not taken, and left aside"
+    );
+    sync_directory(dir.path())
 }
 
 /// How large the archive is.

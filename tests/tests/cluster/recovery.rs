@@ -8,6 +8,7 @@ use cluster_tests::{
 };
 use microcluster::{App, LogPosition, RaftMember};
 use microcluster_client::{Role, Verdict};
+use rustix::process::Signal;
 use serde_json::json;
 
 const ARCHIVE: &str = "recovery_db.tar.gz";
@@ -168,6 +169,56 @@ async fn another_member_follows_by_the_archive() {
     cluster.settled(&["c1", "c2", "c4"]).await;
     cluster.replicas_agree().await;
     all_same(&cluster, 3).await;
+
+    // Its database is lost. The archive would give it one in which its votes, and what it has acknowledged since, are forgotten.
+    cluster.members[1].kill();
+    fs::remove_dir_all(cluster.members[1].dir().join("database")).unwrap();
+    bring_archive(&cluster.members[0], &cluster.members[1]);
+    cluster.members[1].start_again().await;
+    let log = cluster.members[1].log();
+    assert!(
+        log.contains("the archive is not taken, and left aside") && log.contains("this member was rebuilt"),
+        "{log}"
+    );
+    assert_eq!(files(&cluster.members[1], "reco"), ["recovery_db.refused.tar.gz"]);
+    cluster.settled(&["c1", "c2", "c4"]).await;
+    all_same(&cluster, 3).await;
+}
+
+/// Two members are held, and never started again, while the cluster is recovered without them.
+#[tokio::test]
+async fn members_that_run_on_from_before_are_kept_out() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.settled(&["c1", "c2", "c3"]).await;
+    cluster.members[0].sql("CREATE TABLE t (a); INSERT INTO t VALUES (1)").await;
+    cluster.replicas_agree().await;
+    for held in &cluster.members[1..] {
+        held.signal(Signal::STOP);
+    }
+    cluster.members[0].kill();
+    let members = voters(&cluster.members[0], &["c1"]).await;
+    microctl_with(&cluster.members[0], &["cluster", "edit"], &members).await.done();
+    cluster.members[0].start_again().await;
+    cluster.members[0].sql("INSERT INTO t VALUES (2)").await;
+    for held in &cluster.members[1..] {
+        held.signal(Signal::CONT);
+    }
+    for held in &cluster.members[1..] {
+        eventually("it says what to do", async || {
+            let said = held.log().contains("copy recovery_db.tar.gz from the member");
+            said.then_some(()).ok_or("nothing is said")
+        })
+        .await;
+    }
+    // They are two of three, and go on by what they know; nothing of it comes to the other side, nor of that to them.
+    eventually("those of before have a leader", async || {
+        cluster.members[1].try_sql("INSERT INTO t VALUES (9)").await.map(drop).map_err(|e| e.to_string())
+    })
+    .await;
+    cluster.members[0].sql("INSERT INTO t VALUES (3)").await;
+    let rows = [json!([[1], [2], [3]]), json!([[1], [9]])];
+    assert_eq!(json!(cluster.members[0].sql("SELECT a FROM t ORDER BY a").await), rows[0]);
+    assert_eq!(json!(cluster.members[2].sql("SELECT a FROM t ORDER BY a").await), rows[1]);
 }
 
 /// The member comes back at another address, and those who follow it know.

@@ -305,7 +305,8 @@ async fn connect(
         let (reader, mut writer) = tokio::io::split(stream);
         let mut frames = FramedRead::new(reader, message::frames());
         let mut hello = Vec::new();
-        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id, era: era.own() })
+        let own = era.own().await?;
+        message::put_frame(&mut hello, kind::HELLO, 0, &Hello { version: VERSION, to: id, era: own })
             .map_err(io::Error::other)?;
         writer.write_all(&hello).await?;
         writer.flush().await?;
@@ -316,7 +317,7 @@ async fn connect(
             ))),
             Welcome::WrongEra { era: other } => {
                 let reason =
-                    era.check(other).err().unwrap_or_else(|| "it has the database of another recovery".to_owned());
+                    era.check(own, other).err().unwrap_or_else(|| "it has the database of another recovery".to_owned());
                 Err(io::Error::other(reason))
             }
             Welcome::WrongNode { node_id } => Err(io::Error::other(OtherNode { found: node_id, wanted: id })),

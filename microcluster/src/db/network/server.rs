@@ -72,13 +72,14 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
     let mut buffer = Vec::new();
 
     let hello: Hello = next_frame(&mut frames).await?.decode().map_err(io::Error::other)?;
+    let own = service.era.own().await?;
     let welcome = if hello.version != VERSION {
         Welcome::WrongVersion { version: VERSION }
     } else if hello.to != service.node_id {
         Welcome::WrongNode { node_id: service.node_id }
-    } else if let Err(reason) = service.era.check(hello.era) {
+    } else if let Err(reason) = service.era.check(own, hello.era) {
         tracing::debug!(reason, "a member of another era is sent away");
-        Welcome::WrongEra { era: service.era.own() }
+        Welcome::WrongEra { era: own }
     } else {
         Welcome::Accepted { version: VERSION }
     };

@@ -43,9 +43,9 @@ async fn what_was_not_committed_counts_and_members_of_before_are_kept_out() {
     until("the write is in its log", || async { end(&cluster) > before }).await;
     let applied = *cluster.db(1).changes().borrow();
     assert!(applied < end(&cluster), "it is not committed");
-    for id in 1..=3 {
-        cluster.kill(id).await;
-    }
+    // Member 2 goes on, as it has since the cluster was made; member 3 is started again.
+    cluster.kill(1).await;
+    cluster.kill(3).await;
     pending.await.unwrap().unwrap_err();
 
     let (found, ()) = look(cluster.dir(1), |_| Ok(())).unwrap();
@@ -60,7 +60,6 @@ async fn what_was_not_committed_counts_and_members_of_before_are_kept_out() {
     assert_eq!(count(&cluster, 1, "t").await, 1);
     cluster.db(1).execute("INSERT INTO t VALUES (8)", ()).await.unwrap();
     // The others have a majority by what they know. Nothing of it reaches the one that was recovered.
-    cluster.start(2).await;
     cluster.start(3).await;
     until("the others have elected a leader", || async {
         let leaders = [2, 3].map(|id| cluster.db(id).status().leader);

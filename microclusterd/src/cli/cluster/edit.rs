@@ -116,10 +116,12 @@ struct Draft(PathBuf);
 impl Draft {
     fn write(text: &str) -> anyhow::Result<Draft> {
         let path = std::env::temp_dir().join(format!("microctl-members-{}.yaml", std::process::id()));
+        let failed = format!("cannot write {}", path.display());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = file.with_context(|| failed.clone())?;
+        // It is this run's from here on: what was there before is somebody else's, and stays.
         let draft = Draft(path);
-        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.with_context(|| format!("cannot write {}", draft.0.display()))?;
+        file.write_all(text.as_bytes()).context(failed)?;
         Ok(draft)
     }
 }
@@ -169,4 +171,20 @@ fn report(recovery: &Recovery, before: &[RaftMember]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_left_alone() {
+        let own = Draft::write("own").unwrap();
+        let path = own.0.clone();
+        assert!(Draft::write("another").is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "own");
+        drop(own);
+        assert!(!path.exists());
+    }
 }
