@@ -322,9 +322,10 @@ impl Core {
                 Some(internal) = self.internal.recv() => match internal {
                     Internal::Stop => break Ok(()),
                     Internal::Reload => {
+                        self.shared.reload_server_certificate().await;
                         // Beside this loop: a server that is being closed may take its time.
                         let shared = self.shared.clone();
-                        self.shared.changes.spawn("reload", async move { shared.reload_certificates().await });
+                        self.shared.changes.spawn("reload", async move { shared.reload_shared_certificates().await });
                     }
                     Internal::Rebuild(reason) => self.begin_rebuild(reason),
                     Internal::Removed => self.begin_leave(),

@@ -103,6 +103,8 @@ impl OwnConfig {
     /// Nothing is written from now on: this daemon is no member any more, or begins anew as one.
     pub async fn end(&self) {
         self.ended.cancel();
+        // A change that is under way is undone first.
+        let _changing = self.changing.lock().await;
         *self.is_over.lock().await = true;
     }
 
@@ -166,7 +168,10 @@ impl OwnConfig {
             false => self.are_opened(&changed.servers).await,
         };
         let in_force = match opened {
-            Ok(()) => agreed(changed.public()).await.map_err(ConfigError::Hook),
+            Ok(()) => tokio::select! {
+                () = self.ended.cancelled() => Err(ConfigError::Over),
+                agreed = agreed(changed.public()) => agreed.map_err(ConfigError::Hook),
+            },
             Err(e) => Err(e),
         };
         let Err(refused) = in_force else {

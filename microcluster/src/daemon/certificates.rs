@@ -79,8 +79,8 @@ impl CoreShared {
         Ok(())
     }
 
-    /// Reads the certificates again. One that cannot be used is left aside: the one in use goes on.
-    pub(super) async fn reload_certificates(&self) {
+    /// Reads the daemon's own certificate again. One that cannot be used is left aside: the one in use goes on.
+    pub(super) async fn reload_server_certificate(&self) {
         let dir = self.state.dir().clone();
         let Ok(loaded) = blocking("certificates", move || load(&dir, "server")).await else {
             return;
@@ -100,7 +100,11 @@ impl CoreShared {
             Ok(None) => tracing::error!("server.crt is gone; the certificate in use is kept"),
             Err(e) => tracing::error!(error = %Chain(&e), "server.crt cannot be used; the certificate in use is kept"),
         }
-        if let Ok(node) = member {
+    }
+
+    /// Reads the other certificates again. It may wait for a server that is being closed.
+    pub(super) async fn reload_shared_certificates(&self) {
+        if let Ok(node) = self.state.joined_node() {
             match node.restore_certificates().await {
                 Ok(true) => tracing::warn!(
                     "a certificate in the state directory was not the one of the cluster and was replaced by that; \

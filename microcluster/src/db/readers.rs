@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, InterruptHandle, OpenFlags};
 use tokio::sync::watch;
 
 use super::apply::read_applied_index;
@@ -27,7 +27,7 @@ pub(crate) struct Readers {
     /// Told when a read finds that the file is damaged.
     damage: watch::Sender<Option<String>>,
     /// What looks at the file.
-    checking: Mutex<Option<JoinHandle<()>>>,
+    checking: Mutex<Option<(JoinHandle<()>, InterruptHandle)>>,
 }
 
 struct Pool {
@@ -113,17 +113,25 @@ impl Readers {
     /// the product's, or one that a snapshot has replaced meanwhile.
     pub fn suspect(&self) {
         let mut checking = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
-        if checking.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        if checking.as_ref().is_some_and(|(thread, _)| !thread.is_finished()) {
             return;
         }
-        let (path, damage) = (self.path(), self.damage.clone());
+        let connection = match open_read_only(&self.path()) {
+            Ok(connection) => connection,
+            Err(error) if is_corruption(&error) => {
+                self.damage.send_replace(Some(error.to_string()));
+                return;
+            }
+            Err(error) => return tracing::error!(%error, "the state file may be damaged, and cannot be looked at"),
+        };
+        let (interrupt, damage) = (connection.get_interrupt_handle(), self.damage.clone());
         let check = move || {
-            if let Some(reason) = damage_of(&path) {
+            if let Some(reason) = damage_in(&connection) {
                 damage.send_replace(Some(reason));
             }
         };
         match std::thread::Builder::new().name("sqlite-check".to_owned()).spawn(check) {
-            Ok(thread) => *checking = Some(thread),
+            Ok(thread) => *checking = Some((thread, interrupt)),
             Err(error) => tracing::error!(%error, "the state file may be damaged, and cannot be looked at"),
         }
     }
@@ -213,18 +221,24 @@ impl Reader {
 impl Drop for Readers {
     fn drop(&mut self) {
         let checking = self.checking.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if checking.is_some_and(|thread| thread.join().is_err()) {
+        let Some((thread, interrupt)) = checking else { return };
+        // Nobody waits for a check of a large file.
+        interrupt.interrupt();
+        if thread.join().is_err() {
             tracing::error!("the check of the state file panicked");
         }
     }
 }
 
-/// What is wrong with a state file, in SQLite's words; on a connection that remembers nothing.
-fn damage_of(path: &Path) -> Option<String> {
-    let found = open_read_only(path)
-        .and_then(|connection| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)));
+/// What is wrong with a state file, in SQLite's words, its indexes included. On a connection that remembers nothing. A full-text index
+/// that does not fit its table is no damage: it is the same on every member.
+fn damage_in(connection: &Connection) -> Option<String> {
+    let found = connection.prepare("PRAGMA integrity_check").and_then(|mut check| {
+        let rows = check.query_map([], |row| row.get::<_, String>(0))?;
+        rows.collect::<rusqlite::Result<Vec<String>>>()
+    });
     match found {
-        Ok(found) => (found != "ok").then_some(found),
+        Ok(found) => found.into_iter().find(|line| line != "ok" && !line.contains("inverted index for FTS")),
         Err(error) => is_corruption(&error).then(|| error.to_string()),
     }
 }
@@ -237,4 +251,41 @@ pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON",
     )?;
     Ok(connection)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// An index entry of a row that is not there: a read finds it, and a look at the pages alone does not.
+    #[tokio::test]
+    async fn a_damaged_index_is_found_by_a_read_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let script = "CREATE TABLE t(k TEXT, v TEXT); CREATE INDEX i ON t(k);
+                      INSERT INTO t VALUES ('key1', 'one'), ('key2', 'two'), ('key3', 'three')";
+        Connection::open(&path).unwrap().execute_batch(script).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // An entry of the index is its key and the row's id behind it.
+        let entry = b"key2\x02";
+        let at = bytes.windows(entry.len()).position(|window| window == entry).unwrap() + entry.len() - 1;
+        bytes[at] = 77;
+        std::fs::write(&path, bytes).unwrap();
+        let damage = watch::Sender::new(None);
+        let mut told = damage.subscribe();
+        let readers = Readers::new(path, damage);
+        let read = |sql: &'static str| {
+            readers.with(Duration::from_secs(5), move |reader| {
+                Ok(reader.connection().query_row(sql, [], |row| row.get::<_, String>(0))?)
+            })
+        };
+        assert_eq!(read("SELECT v FROM t NOT INDEXED WHERE k = 'key2'").unwrap(), "two");
+        assert!(told.borrow().is_none());
+        let found = read("SELECT v FROM t WHERE k = 'key2'");
+        assert!(matches!(found, Err(Error::Damaged { .. })), "{found:?}");
+        let told = tokio::time::timeout(Duration::from_secs(20), told.wait_for(Option::is_some)).await;
+        let reason = told.unwrap().unwrap().clone().unwrap();
+        assert!(reason.contains("index i"), "{reason}");
+    }
 }
