@@ -93,6 +93,7 @@ pub(super) fn spawn(
         records: Vec::new(),
         waiting: Vec::new(),
         ticket: 0,
+        stopped: None,
     };
     let handle = thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(receiver))?;
     Ok((sender, WriterThread(Some(handle))))
@@ -116,6 +117,9 @@ struct Writer {
     waiting: Vec<Done>,
     /// The last change that is complete with it.
     ticket: u64,
+    /// Why nothing is written any more. The [`State`](super::state::State) says the same; a change is often queued by somebody who holds
+    /// its lock, so it is not asked before the disk.
+    stopped: Option<Arc<str>>,
 }
 
 /// Where a group goes.
@@ -151,7 +155,7 @@ impl Writer {
 
     /// Adds a change to the group. It is told `done` when that is flushed.
     fn change(&mut self, change: Change, ticket: u64, done: Done) {
-        if let Err(error) = self.shared.lock().check() {
+        if let Err(error) = self.check() {
             return done.tell(Err(error));
         }
         match change {
@@ -220,7 +224,7 @@ impl Writer {
     /// One write, one sync.
     fn write(&mut self, place: Place) -> Result<(), LogError> {
         // After a failed write or sync nobody knows what the file holds: nothing may follow it.
-        self.shared.lock().check()?;
+        self.check()?;
         let storage = self.shared.storage();
         let mut tail = match (place, self.tail.take()) {
             (Place::Tail, Some(tail)) => tail,
@@ -269,15 +273,20 @@ impl Writer {
         Ok(state.index_mut().take_removable())
     }
 
+    /// Refuses once a write has failed.
+    fn check(&self) -> Result<(), LogError> {
+        self.stopped.as_ref().map_or(Ok(()), |reason| Err(LogError::Stopped(Arc::clone(reason))))
+    }
+
     /// Refuses everything from here on.
-    fn stop(&self, error: &LogError) -> Arc<str> {
-        let mut state = self.shared.lock();
-        if let Err(LogError::Stopped(reason)) = state.check() {
-            return reason;
+    fn stop(&mut self, error: &LogError) -> Arc<str> {
+        if let Some(reason) = &self.stopped {
+            return Arc::clone(reason);
         }
-        let reason = Arc::from(error.with_causes());
+        let reason: Arc<str> = Arc::from(error.with_causes());
         error!(error = %reason, "the Raft log cannot be written any more");
-        state.stop(Arc::clone(&reason));
+        self.shared.lock().stop(Arc::clone(&reason));
+        self.stopped = Some(Arc::clone(&reason));
         reason
     }
 }
