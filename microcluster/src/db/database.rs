@@ -24,7 +24,7 @@ use super::network::{
 use super::options::{Options, Timings};
 use super::query::{self, Read};
 use super::raft_types::{NodeId, Peer, Raft};
-use super::read_index::ReadIndex;
+use super::read_index::{Quorum, ReadIndex};
 use super::schema::{Level, Upgrade, level};
 use super::sequencer::Sequencer;
 use super::state_machine::StateMachine;
@@ -111,7 +111,7 @@ pub(super) struct Inner {
     pub(super) raft: Raft,
     pub(super) peers: Arc<Peers>,
     pub(super) timings: Timings,
-    log: LogStore,
+    pub(super) log: LogStore,
     pub(super) shared: Arc<Shared>,
     writer: Arc<Writer>,
     forwarder: Forwarder,
@@ -172,7 +172,8 @@ impl Database {
             dir: state_machine.dir().to_owned(),
             sending: sending.clone(),
         };
-        log.lead(node_id, Box::new(move |vote, previous, entries| early.send(vote, previous, entries)));
+        let lanes = Arc::clone(&early);
+        log.lead(node_id, Box::new(move |vote, previous, entries| lanes.send(vote, previous, entries)));
         let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
@@ -195,16 +196,29 @@ impl Database {
         let (sequencer, task) =
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
-        let (read_index, task) = ReadIndex::new(raft.clone(), Arc::clone(&shared), cancelled.clone());
+        let (read_index, task) = ReadIndex::new(
+            Quorum { node_id, raft: raft.clone(), log: log.clone(), peers: Arc::clone(&peers) },
+            Arc::clone(&shared),
+            cancelled.clone(),
+        );
         tasks.spawn(task);
         tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, cancelled.clone()));
 
-        let forwarder =
-            Forwarder::new(sequencer.clone(), read_index.clone(), Arc::clone(&peers), status.clone(), timings.request);
+        let (forwarder, task) = Forwarder::new(
+            sequencer.clone(),
+            read_index.clone(),
+            Arc::clone(&peers),
+            status.clone(),
+            timings.request,
+            cancelled.clone(),
+        );
+        tasks.spawn(task);
         let service = Arc::new(Service {
             node_id,
             dir: folder,
             raft: raft.clone(),
+            log: log.clone(),
+            early,
             sequencer,
             read_index,
             shared: Arc::clone(&shared),

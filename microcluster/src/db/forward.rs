@@ -1,12 +1,15 @@
 //! Run it here if this member leads, else one hop to the leader; again, under the same id, when the leader
 //! changes or its answer is lost.
 
+mod questions;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::command::{Body, Outcome, QueryResult, Request, RequestId, Scope};
 use super::error::Error;
@@ -15,6 +18,7 @@ use super::raft_types::{NodeId, Peer};
 use super::read_index::ReadIndex;
 use super::sequencer::{Seen, Sequencer, Submission, SubmitError};
 use super::status::Status;
+use questions::Questions;
 
 /// How many requests of this member may be in flight: the sessions of the replicated state remember as many.
 const IN_FLIGHT_MAX: u64 = 4_096;
@@ -33,6 +37,7 @@ pub(crate) struct Forwarder {
     sequencer: Sequencer,
     read_index: ReadIndex,
     peers: Arc<Peers>,
+    questions: Questions,
     status: watch::Receiver<Status>,
     timeout: Duration,
 }
@@ -50,15 +55,17 @@ enum Leader {
 }
 
 impl Forwarder {
-    /// A forwarder of a new origin.
+    /// A forwarder of a new origin, and its task, to be spawned by the database.
     pub fn new(
         sequencer: Sequencer,
         read_index: ReadIndex,
         peers: Arc<Peers>,
         status: watch::Receiver<Status>,
         timeout: Duration,
-    ) -> Forwarder {
-        Forwarder {
+        cancelled: CancellationToken,
+    ) -> (Forwarder, impl Future<Output = ()> + Send) {
+        let (questions, task) = Questions::new(Arc::clone(&peers), cancelled);
+        let forwarder = Forwarder {
             origin: rand::random(),
             sequence: AtomicU64::new(0),
             in_flight: Mutex::new(BTreeSet::new()),
@@ -66,9 +73,11 @@ impl Forwarder {
             sequencer,
             read_index,
             peers,
+            questions,
             status,
             timeout,
-        }
+        };
+        (forwarder, task)
     }
 
     /// Has the request applied, once, and answers what came of it and at which log index.
@@ -178,7 +187,7 @@ impl Forwarder {
     }
 
     async fn ask_peer<A: Ask>(&self, ask: &A, id: NodeId, peer: &Peer) -> Result<A::Answer, Attempt> {
-        match self.peers.call(id, &peer.address, ask.call()).await {
+        match ask.there(self, id, peer).await {
             Ok(reply) => match A::answer(reply) {
                 Some(result) => result.map_err(Attempt::from),
                 None => Err(Attempt {
@@ -259,7 +268,7 @@ trait Ask {
     /// It may have been done already: from here on it is a resend.
     fn again(&mut self) {}
     async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError>;
-    fn call(&self) -> Call;
+    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError>;
     fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>>;
 }
 
@@ -277,8 +286,8 @@ impl Ask for Submitting {
         forwarder.sequencer.submit(self.0.clone()).await
     }
 
-    fn call(&self) -> Call {
-        Call::Submit(self.0.clone())
+    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError> {
+        forwarder.peers.call(leader, &peer.address, Call::Submit(self.0.clone())).await
     }
 
     fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>> {
@@ -299,8 +308,8 @@ impl Ask for AskingIndex {
         forwarder.read_index.on_leader().await
     }
 
-    fn call(&self) -> Call {
-        Call::ReadIndex
+    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError> {
+        forwarder.questions.ask(leader, peer).await.map(Reply::ReadIndex)
     }
 
     fn answer(reply: Reply) -> Option<Result<u64, SubmitError>> {

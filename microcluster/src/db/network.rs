@@ -8,6 +8,8 @@ mod message;
 mod raft_network;
 mod server;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::future::Future;
 use std::io;

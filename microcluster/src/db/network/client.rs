@@ -13,7 +13,7 @@ use tokio_util::codec::FramedRead;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::era::Era;
-use super::message::{self, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
+use super::message::{self, COMPANY_MAX, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
 use super::{NotTrusted, PeerConnector, PeerStream};
 use crate::db::raft_types::NodeId;
 
@@ -196,15 +196,18 @@ async fn converse(
         AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard))));
     let mut number = 0;
     let mut buffer = Vec::new();
+    // Since when something that is in no hurry waits in the buffer.
+    let mut since = None;
     let mut next = Some(first);
     let reason: Arc<str> = 'connection: loop {
-        let pending = match next.take() {
-            Some(pending) => pending,
+        let mut pending = match next.take() {
+            Some(pending) => Some(pending),
             None => tokio::select! {
                 received = calls.recv() => match received {
-                    Some(pending) => pending,
+                    Some(pending) => Some(pending),
                     None => break "no longer needed".into(),
                 },
+                () = alone(since), if since.is_some() => None,
                 reason = &mut reading => break reason.unwrap_or_else(|error| error.to_string().into()),
                 () = &mut silent => break is_silent(),
             },
@@ -213,12 +216,17 @@ async fn converse(
             // Nothing was to be heard before.
             *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
-        enqueue(&mut buffer, &mut number, pending, &in_flight);
-        while buffer.len() < WRITE_BYTES
-            && let Ok(pending) = calls.try_recv()
-        {
-            enqueue(&mut buffer, &mut number, pending, &in_flight);
+        let mut hurries = pending.is_none();
+        while let Some(call) = pending {
+            hurries |= !matches!(call.call, Call::News(_));
+            enqueue(&mut buffer, &mut number, call, &in_flight);
+            pending = if buffer.len() < WRITE_BYTES { calls.try_recv().ok() } else { None };
         }
+        if !hurries {
+            since.get_or_insert_with(Instant::now);
+            continue;
+        }
+        since = None;
         tokio::select! {
             written = async { writer.write_all(&buffer).await?; writer.flush().await } => {
                 if let Err(error) = written {
@@ -236,6 +244,12 @@ async fn converse(
         let _ = reply.send(Err(CallError::Broken { address: address.to_owned(), reason: Arc::clone(&reason) }));
     }
     reason
+}
+
+/// Done when what has waited since then has waited for long enough.
+pub(super) async fn alone(since: Option<Instant>) {
+    let since = since.map_or_else(tokio::time::Instant::now, Into::into);
+    tokio::time::sleep_until(since + COMPANY_MAX).await;
 }
 
 /// Done when the peer was asked something and has said nothing for long: a network that drops everything tells nobody. On its
@@ -334,5 +348,66 @@ pub(crate) async fn next_frame(frames: &mut Frames) -> io::Result<Frame> {
         Some(Ok(bytes)) => Frame::parse(bytes.freeze()).map_err(io::Error::other),
         Some(Err(error)) => Err(error),
         None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed the connection")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+
+    use openraft::raft::AppendEntriesRequest;
+    use tokio::io::{AsyncReadExt, DuplexStream};
+
+    use super::*;
+    use crate::db::network::testing;
+    use crate::db::raft_types::Vote;
+
+    /// Gives the far end of each connection away once it was greeted.
+    struct Far(mpsc::UnboundedSender<DuplexStream>);
+
+    impl PeerConnector for Far {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+            let far = self.0.clone();
+            tokio::spawn(async move {
+                read_write(&mut theirs).await;
+                theirs.write_all(&testing::welcome()).await.unwrap();
+                far.send(theirs).unwrap();
+            });
+            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+        }
+    }
+
+    /// The frames of one write, taken apart.
+    async fn read_write(stream: &mut DuplexStream) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 16];
+        let length = stream.read(&mut bytes).await.unwrap();
+        let (mut rest, mut kinds) = (&bytes[..length], Vec::new());
+        while let [a, b, c, d, kind, ..] = *rest {
+            kinds.push(kind);
+            rest = &rest[4 + u32::from_le_bytes([a, b, c, d]) as usize..];
+        }
+        kinds
+    }
+
+    fn news() -> Call {
+        let vote = Vote::new_committed(1, 1);
+        Call::News(AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None })
+    }
+
+    #[tokio::test]
+    async fn what_is_in_no_hurry_is_written_with_the_next_call_or_a_moment_later() {
+        let (sender, mut far) = mpsc::unbounded_channel();
+        let peers = Peers::new(Arc::new(Far(sender)), Arc::default());
+        let start = |call| peers.start(2, "127.0.0.1:2", call).unwrap();
+        let _first = start(news());
+        let mut far = far.recv().await.unwrap();
+        assert_eq!(read_write(&mut far).await, [kind::NEWS], "alone, after a moment");
+        let _calls = [start(news()), start(news()), start(Call::Ping)];
+        assert_eq!(read_write(&mut far).await, [kind::NEWS, kind::NEWS, kind::PING]);
+        let _more = [start(Call::Ping), start(news())];
+        assert_eq!(read_write(&mut far).await, [kind::PING, kind::NEWS]);
     }
 }

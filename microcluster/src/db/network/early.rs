@@ -5,9 +5,13 @@
 //! they are sent to every follower that has all before them. When openraft comes to send the same entries it is given
 //! the reply to the call that is under way, never before its own log is durable. So it counts nobody early; it is only answered sooner.
 //!
+//! What is committed is told along with the next entries where these follow at once, and a moment later where they do not: a message for
+//! each write less. Only where another member waits for this one's answer, to look at what it wrote, it is told at once.
+//!
 //! A leader that stops meanwhile may have lost what a follower has got, under the same log ids. That is why it
 //! must not lead again in the same term: see [`LogStore::lead`](crate::db::log_store::LogStore::lead).
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
@@ -21,7 +25,20 @@ const BYTES_MAX: usize = 256 << 10;
 
 /// Sends entries early.
 #[derive(Default)]
-pub(crate) struct Early(Mutex<Vec<Weak<Lane>>>);
+pub(crate) struct Early {
+    lanes: Mutex<Vec<Weak<Lane>>>,
+    /// How many calls of other members are being answered.
+    asked: Arc<AtomicUsize>,
+}
+
+/// Another member waits for an answer, for as long as this is held.
+pub(crate) struct Asked(Arc<AtomicUsize>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// What is known of one follower, and what is on its way to it.
 pub(crate) struct Lane {
@@ -29,6 +46,7 @@ pub(crate) struct Lane {
     target: NodeId,
     address: String,
     state: Mutex<LaneState>,
+    asked: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -70,7 +88,8 @@ pub(crate) struct Joined {
 impl Early {
     /// A lane to a follower, for as long as it is held.
     pub fn lane(&self, peers: Arc<Peers>, target: NodeId, address: String) -> Arc<Lane> {
-        let lane = Arc::new(Lane { peers, target, address, state: Mutex::default() });
+        let asked = Arc::clone(&self.asked);
+        let lane = Arc::new(Lane { peers, target, address, state: Mutex::default(), asked });
         let mut lanes = self.lock();
         lanes.retain(|lane| lane.strong_count() > 0);
         lanes.push(Arc::downgrade(&lane));
@@ -88,9 +107,15 @@ impl Early {
         }
     }
 
+    /// Says that another member waits for an answer.
+    pub fn asked(&self) -> Asked {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Asked(Arc::clone(&self.asked))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Lane>>> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,11 +162,24 @@ impl Lane {
         Ok(Some(Joined { reply, last, committed, is_all: true }))
     }
 
+    /// Whether a call without entries can wait for one with entries: the follower has all that is in the log, or nearly, and nobody
+    /// there waits for what the call says.
+    pub fn can_wait(&self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        let mut state = self.lock();
+        state.committed = state.committed.max(request.leader_commit);
+        request.prev_log_id.is_some() && state.matched == request.prev_log_id && self.nobody_asks()
+    }
+
     /// Says what is committed, behind the entries up to `last`.
     fn tell_committed(&self, vote: Vote, last: LogId, committed: Option<LogId>) -> Option<ReplyReceiver> {
         let request =
             AppendEntriesRequest { vote, prev_log_id: Some(last), entries: Vec::new(), leader_commit: committed };
-        self.peers.start(self.target, &self.address, Call::Append(request)).ok()
+        let call = if self.nobody_asks() { Call::News(request) } else { Call::Append(request) };
+        self.peers.start(self.target, &self.address, call).ok()
+    }
+
+    fn nobody_asks(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) == 0
     }
 
     /// Keeps a call that openraft has given up, for when it sends the same again.
@@ -183,8 +221,8 @@ mod tests {
     use tokio_util::codec::FramedRead;
 
     use super::*;
-    use crate::db::network::message::{self, Frame, Reply, VERSION, Welcome, kind};
-    use crate::db::network::{PeerConnector, PeerStream};
+    use crate::db::network::message::{Frame, Reply};
+    use crate::db::network::{PeerConnector, PeerStream, testing};
 
     /// A follower that takes everything, and tells which entries it was sent in each call.
     struct Follower(mpsc::UnboundedSender<Vec<u64>>);
@@ -195,18 +233,18 @@ mod tests {
             let calls = self.0.clone();
             tokio::spawn(async move {
                 let (reader, mut writer) = tokio::io::split(theirs);
-                let mut frames = FramedRead::new(reader, message::frames());
-                let mut buffer = Vec::new();
+                let mut frames = FramedRead::new(reader, testing::frames());
                 frames.next().await.unwrap().unwrap();
-                message::put_frame(&mut buffer, kind::HELLO, 0, &Welcome::Accepted { version: VERSION }).unwrap();
-                while let Ok(()) = writer.write_all(&std::mem::take(&mut buffer)).await {
-                    let Some(Ok(bytes)) = frames.next().await else { return };
-                    let frame = Frame::parse(bytes.freeze()).unwrap();
-                    let number = frame.number;
-                    let Call::Append(request) = frame.call().unwrap() else { panic!("another call") };
+                writer.write_all(&testing::welcome()).await.unwrap();
+                while let Some(Ok(bytes)) = frames.next().await {
+                    let bytes = bytes.freeze();
+                    let call = Frame::parse(bytes.clone()).unwrap().call().unwrap();
+                    let (Call::Append(request) | Call::News(request)) = call else { panic!("another call") };
                     calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
-                    let reply = Reply::Append(AppendEntriesResponse::Success);
-                    message::put_frame(&mut buffer, kind::REPLY, number, &reply).unwrap();
+                    let reply = testing::reply(&bytes, &Reply::Append(AppendEntriesResponse::Success));
+                    if writer.write_all(&reply).await.is_err() {
+                        return;
+                    }
                 }
             });
             Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
@@ -298,5 +336,25 @@ mod tests {
         succeeds(lane.append(request(5..=5)).unwrap().unwrap()).await;
         assert_eq!(calls.recv().await.unwrap(), [5]);
         assert!(calls.try_recv().is_err());
+    }
+
+    /// What is committed is in no hurry when nobody asks; it is said all the same.
+    #[tokio::test]
+    async fn what_is_committed_can_wait_unless_another_member_asks() {
+        let (early, lane, _calls) = lane();
+        let news = |committed| AppendEntriesRequest {
+            leader_commit: Some(at(committed)),
+            entries: Vec::new(),
+            ..request(5..=5)
+        };
+        assert!(!lane.can_wait(&news(4)), "what the follower has is not known");
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        assert!(lane.can_wait(&news(4)));
+        let asked = early.asked();
+        assert!(!lane.can_wait(&news(4)));
+        drop(asked);
+        assert!(lane.can_wait(&news(4)));
+        // The next entries say it too.
+        assert_eq!(lane.lock().committed, Some(at(4)));
     }
 }

@@ -1,6 +1,8 @@
 //! The messages between members and their bytes: a length-delimited frame is a kind, the call's number, and
 //! a body. Entries travel in the form that the log keeps them in.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
 use openraft::SnapshotMeta;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
@@ -16,9 +18,11 @@ use crate::db::sequencer::{Submission, SubmitError};
 use crate::db::waiters::Answer;
 
 /// The version of everything in this file. Said in the first frame of each connection.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// The largest frame: one log entry at its bound and then some.
 const FRAME_BYTES_MAX: usize = 40 << 20;
+/// How long what nobody is in a hurry for waits for something to be written with.
+pub(crate) const COMPANY_MAX: Duration = Duration::from_millis(1);
 /// Kind and call number.
 const HEADER_BYTES: usize = 9;
 
@@ -45,7 +49,12 @@ pub(crate) enum Welcome {
 #[derive(Debug)]
 pub(crate) enum Call {
     Append(AppendEntriesRequest<TypeConfig>),
+    /// An append without entries, which only tells what is committed. Nobody is in a hurry for it: it waits [`COMPANY_MAX`] for
+    /// another call to be written with, and so does its reply.
+    News(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<NodeId>),
+    /// Is this the vote that you follow? Asked by the leader whose it is.
+    Confirm(Vote),
     /// Sequence this request; only the leader does.
     Submit(Submission),
     /// Up to which log index must a linearizable read have applied; only the leader knows.
@@ -83,6 +92,7 @@ pub struct Pong {
 pub(crate) enum Reply {
     Append(AppendEntriesResponse<NodeId>),
     Vote(VoteResponse<NodeId>),
+    Confirmed(bool),
     Submit(Result<Answer, SubmitError>),
     ReadIndex(Result<u64, SubmitError>),
     Pong(Pong),
@@ -107,6 +117,8 @@ pub(crate) mod kind {
     pub const CHUNK: u8 = 8;
     pub const DIGEST: u8 = 9;
     pub const CONDEMN: u8 = 10;
+    pub const NEWS: u8 = 11;
+    pub const CONFIRM: u8 = 12;
     pub const REPLY: u8 = 128;
 }
 
@@ -156,7 +168,9 @@ impl Frame {
     pub fn call(self) -> Result<Call, MessageError> {
         Ok(match self.kind {
             kind::APPEND => Call::Append(decode_append(self.body)?),
+            kind::NEWS => Call::News(decode_append(self.body)?),
             kind::VOTE => Call::Vote(self.decode()?),
+            kind::CONFIRM => Call::Confirm(self.decode()?),
             kind::SUBMIT => Call::Submit(self.decode()?),
             kind::READ_INDEX => Call::ReadIndex,
             kind::PING => Call::Ping,
@@ -191,12 +205,9 @@ pub(crate) fn put_raw_frame(buffer: &mut Vec<u8>, kind: u8, number: u64, body: &
 /// Appends a call's frame to `buffer`.
 pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result<(), MessageError> {
     match call {
-        Call::Append(request) => {
-            let start = begin_frame(buffer, kind::APPEND, number);
-            encode_append(buffer, request)?;
-            end_frame(buffer, start);
-            Ok(())
-        }
+        Call::Append(request) => put_append(buffer, kind::APPEND, number, request),
+        Call::News(request) => put_append(buffer, kind::NEWS, number, request),
+        Call::Confirm(vote) => put_frame(buffer, kind::CONFIRM, number, vote),
         Call::Vote(request) => put_frame(buffer, kind::VOTE, number, request),
         Call::Submit(submission) => put_frame(buffer, kind::SUBMIT, number, submission),
         Call::ReadIndex => put_frame(buffer, kind::READ_INDEX, number, &()),
@@ -205,6 +216,18 @@ pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result
         Call::Digest(index) => put_frame(buffer, kind::DIGEST, number, index),
         Call::Condemn(reason) => put_frame(buffer, kind::CONDEMN, number, reason),
     }
+}
+
+fn put_append(
+    buffer: &mut Vec<u8>,
+    kind: u8,
+    number: u64,
+    request: &AppendEntriesRequest<TypeConfig>,
+) -> Result<(), MessageError> {
+    let start = begin_frame(buffer, kind, number);
+    encode_append(buffer, request)?;
+    end_frame(buffer, start);
+    Ok(())
 }
 
 fn begin_frame(buffer: &mut Vec<u8>, kind: u8, number: u64) -> usize {

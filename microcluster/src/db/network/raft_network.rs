@@ -119,7 +119,8 @@ impl RaftNetwork<TypeConfig> for Network {
     ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
         let (vote, previous) = (rpc.vote, rpc.prev_log_id);
         if rpc.entries.is_empty() {
-            return appended(self.call(Call::Append(rpc)).await?);
+            let call = if self.lane.can_wait(&rpc) { Call::News(rpc) } else { Call::Append(rpc) };
+            return appended(self.call(call).await?);
         }
         let joined = self.lane.append(rpc).map_err(|error| sort(&error))?;
         let mut waiting = Waiting { lane: &self.lane, vote, previous, joined };

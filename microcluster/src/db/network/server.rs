@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -12,11 +12,13 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
-use super::client::next_frame;
+use super::client::{alone, next_frame};
+use super::early::Early;
 use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
 use crate::db::damage;
+use crate::db::log_store::LogStore;
 use crate::db::raft_types::{NodeId, Raft, Vote};
 use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
@@ -36,6 +38,8 @@ pub(crate) struct Service {
     /// The folder of the database.
     pub dir: PathBuf,
     pub raft: Raft,
+    pub log: LogStore,
+    pub early: Arc<Early>,
     pub sequencer: Sequencer,
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
@@ -92,18 +96,21 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
     }
 
     let mut running = FuturesUnordered::new();
+    // Whether somebody waits for what is in the buffer; if nobody does, since when it is there.
+    let (mut hurries, mut since) = (false, None);
     loop {
         tokio::select! {
             biased;
-            Some((number, reply)) = running.next(), if !running.is_empty() => {
-                put_reply(&mut buffer, number, &reply)?;
+            Some(answered) = running.next(), if !running.is_empty() => {
+                hurries |= put_reply(&mut buffer, &answered)?;
             }
+            () = alone(since), if since.is_some() => hurries = true,
             frame = next_frame(&mut frames), if running.len() < CALLS_MAX => {
                 let frame = frame?;
                 if frame.kind == kind::SNAPSHOT {
                     let number = frame.number;
                     let reply = snapshot::receive(service, frame, &mut frames).await?;
-                    put_reply(&mut buffer, number, &reply)?;
+                    hurries |= put_reply(&mut buffer, &Answered { number, reply, hurries: true })?;
                 } else {
                     running.push(answer(service, followed, frame));
                 }
@@ -111,11 +118,14 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
         }
         // Replies that are ready together go out together.
         while buffer.len() < WRITE_BYTES
-            && let Some(Some((number, reply))) = futures_util::FutureExt::now_or_never(running.next())
+            && let Some(Some(answered)) = futures_util::FutureExt::now_or_never(running.next())
         {
-            put_reply(&mut buffer, number, &reply)?;
+            hurries |= put_reply(&mut buffer, &answered)?;
         }
-        if !buffer.is_empty() {
+        if !buffer.is_empty() && !hurries && !running.is_empty() {
+            since.get_or_insert_with(Instant::now);
+        } else if !buffer.is_empty() {
+            (hurries, since) = (false, None);
             writer.write_all(&buffer).await?;
             writer.flush().await?;
             buffer.clear();
@@ -124,22 +134,32 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
     }
 }
 
-fn put_reply(buffer: &mut Vec<u8>, number: u64, reply: &Reply) -> io::Result<()> {
-    message::put_frame(buffer, kind::REPLY, number, reply).map_err(io::Error::other)
+/// A call that is done.
+struct Answered {
+    number: u64,
+    reply: Reply,
+    /// Whether somebody waits for the reply.
+    hurries: bool,
 }
 
-async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame) -> (u64, Reply) {
-    let number = frame.number;
+/// Says whether somebody waits for it.
+fn put_reply(buffer: &mut Vec<u8>, answered: &Answered) -> io::Result<bool> {
+    message::put_frame(buffer, kind::REPLY, answered.number, &answered.reply).map_err(io::Error::other)?;
+    Ok(answered.hurries)
+}
+
+async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame) -> Answered {
+    let (number, hurries) = (frame.number, frame.kind != kind::NEWS);
     let reply = match frame.call() {
         Ok(call) => run(service, followed, call).await,
         Err(error) => Reply::Failed(error.to_string()),
     };
-    (number, reply)
+    Answered { number, reply, hurries }
 }
 
 async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> Reply {
     match call {
-        Call::Append(request) => {
+        Call::Append(request) | Call::News(request) => {
             let vote = request.vote;
             match service.raft.append_entries(request).await {
                 Ok(response) => {
@@ -156,11 +176,18 @@ async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> R
             Ok(response) => Reply::Vote(response),
             Err(error) => Reply::Failed(error.to_string()),
         },
+        Call::Confirm(vote) => {
+            Reply::Confirmed(service.log.vote().is_some_and(|own| own.leader_id() == vote.leader_id()))
+        }
         Call::Submit(submission) => {
+            let _asked = service.early.asked();
             let answer = tokio::time::timeout(SUBMIT_TIMEOUT, service.sequencer.submit(submission)).await;
             Reply::Submit(answer.unwrap_or(Err(SubmitError::Lost)))
         }
-        Call::ReadIndex => Reply::ReadIndex(service.read_index.on_leader().await),
+        Call::ReadIndex => {
+            let _asked = service.early.asked();
+            Reply::ReadIndex(service.read_index.on_leader().await)
+        }
         Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
         Call::Digest(index) => Reply::Digest(service.shared.digest(index)),
         Call::Condemn(reason) => {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::kit::Cluster;
-use crate::db::Consistency;
+use super::kit::{Cluster, address, until};
+use crate::db::network::{Call, Reply};
+use crate::db::{Consistency, NodeId};
 
 /// Far below the time that a read waits for what it needs.
 const SOON: Duration = Duration::from_secs(3);
@@ -44,4 +45,26 @@ async fn reads_and_transactions_that_only_read_wait_for_no_writer() {
     assert!(!write.is_finished(), "the writer was busy all the time");
     drop(busy);
     write.await.unwrap().unwrap();
+}
+
+/// A leader that was replaced may not know of it. A voter that follows another vote does not confirm that it leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_confirms_the_vote_that_it_follows_and_no_other() {
+    let cluster = Cluster::new(3).await;
+    let old = cluster.leader().await;
+    let vote_of = |id: NodeId| cluster.db(id).inner.log.vote().unwrap();
+    let vote = vote_of(old);
+    let voters: Vec<NodeId> = (1..=3).filter(|id| *id != old).collect();
+    let confirms = async |from: NodeId, to: NodeId| {
+        let peers = Arc::clone(&cluster.db(from).inner.peers);
+        match peers.call(to, &address(to), Call::Confirm(vote)).await.unwrap() {
+            Reply::Confirmed(confirmed) => confirmed,
+            reply => panic!("{reply:?}"),
+        }
+    };
+    until("all follow", async || vote_of(voters[0]) == vote && vote_of(voters[1]) == vote).await;
+    assert!(confirms(old, voters[0]).await && confirms(old, voters[1]).await);
+    cluster.db(voters[0]).inner.raft.trigger().elect().await.unwrap();
+    until("another vote", async || vote_of(voters[0]) != vote && vote_of(voters[1]) != vote).await;
+    assert!(!confirms(old, voters[0]).await && !confirms(old, voters[1]).await);
 }
