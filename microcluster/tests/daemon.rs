@@ -28,9 +28,10 @@ struct Member1 {
 
 impl Member1 {
     async fn start(name: &str) -> Member1 {
-        // The log of the daemons, for a test that fails: RUST_LOG=microcluster=debug.
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
+        // The log of the daemons, for a test that fails: RUST_LOG=debug.
+        let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
+        let level = level.unwrap_or(tracing_subscriber::filter::LevelFilter::ERROR);
+        tracing_subscriber::fmt().with_max_level(level).with_test_writer().try_init().ok();
         let mut member = Member1 {
             dir: tempfile::tempdir().unwrap(),
             name: name.parse().unwrap(),

@@ -30,9 +30,10 @@ pub struct Member {
 impl Member {
     /// A daemon that does not run yet, whose hooks write to a journal.
     pub fn new(name: &str, journal: &Journal) -> Member {
-        // The log of the daemons, for a test that fails: RUST_LOG=microcluster=debug.
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
+        // The log of the daemons, for a test that fails: RUST_LOG=debug.
+        let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
+        let level = level.unwrap_or(tracing_subscriber::filter::LevelFilter::ERROR);
+        tracing_subscriber::fmt().with_max_level(level).with_test_writer().try_init().ok();
         Member {
             dir: tempfile::tempdir().unwrap(),
             name: name.parse().unwrap(),

@@ -9,7 +9,9 @@ use anyhow::Context as _;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub(super) use file::LogFile;
 
@@ -41,15 +43,15 @@ impl Log {
     /// Sets up the log of the process, and returns the file that it goes to. `MICROCLUSTERD_LOG` overrides the level, target by
     /// target.
     pub(super) fn init(&self) -> anyhow::Result<Option<LogFile>> {
-        let filter = EnvFilter::try_from_env("MICROCLUSTERD_LOG").unwrap_or_else(|_| EnvFilter::new(self.filter()));
-        let log = tracing_subscriber::fmt().with_env_filter(filter);
+        let targets = self.targets()?;
+        let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
         let Some(path) = &self.log_file else {
             let log = log.with_writer(io::stderr);
             match self.log_format {
-                LogFormat::Json => log.json().init(),
+                LogFormat::Json => log.json().finish().with(targets).init(),
                 LogFormat::Text => {
                     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-                    log.with_ansi(io::stderr().is_terminal() && !unwanted).init();
+                    log.with_ansi(io::stderr().is_terminal() && !unwanted).finish().with(targets).init();
                 }
             }
             return Ok(None);
@@ -57,18 +59,53 @@ impl Log {
         let file = LogFile::open(path).with_context(|| format!("cannot open the log file {}", path.display()))?;
         let log = log.with_writer(file.clone()).with_ansi(false);
         match self.log_format {
-            LogFormat::Json => log.json().init(),
-            LogFormat::Text => log.init(),
+            LogFormat::Json => log.json().finish().with(targets).init(),
+            LogFormat::Text => log.finish().with(targets).init(),
         }
         Ok(Some(file))
     }
 
+    fn targets(&self) -> anyhow::Result<Targets> {
+        let levels = std::env::var("MICROCLUSTERD_LOG").unwrap_or_default();
+        let levels = if levels.is_empty() { self.levels() } else { &levels };
+        parse(levels)
+    }
+
     /// Raft's own log is a level quieter than ours: what it calls news is detail here.
-    fn filter(&self) -> &'static str {
+    fn levels(&self) -> &'static str {
         match (self.debug, self.verbose) {
             (true, _) => "debug,openraft=info,hyper=info,h2=info,rustls=info",
             (false, true) => "info,openraft=warn",
             (false, false) => "warn",
         }
+    }
+}
+
+/// Levels, target by target.
+fn parse(levels: &str) -> anyhow::Result<Targets> {
+    levels.parse().with_context(|| {
+        format!(
+            "MICROCLUSTERD_LOG is {levels:?}: wanted are levels such as `info` or `microcluster=debug,openraft=off`"
+        )
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn levels_are_read_target_by_target() {
+        let targets = parse("warn,microcluster=debug,openraft=off").unwrap();
+        assert!(targets.would_enable("microcluster::db", &Level::DEBUG));
+        assert!(!targets.would_enable("hyper", &Level::INFO));
+        assert!(!targets.would_enable("openraft::core", &Level::ERROR));
+        let refused = format!("{:#}", parse("microcluster=loud").unwrap_err());
+        assert!(refused.contains("microcluster=loud"), "{refused}");
+        let refused = format!("{:#}", parse("[member=c1]=debug").unwrap_err());
+        assert!(refused.contains("member=c1"), "{refused}");
     }
 }
