@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::CoreShared;
 use super::certificates::{check_server_can_carry, ensure_server_carries};
 use super::member::{Identity, versions};
-use super::servers::OpenServerError;
+use super::servers::NotOpened;
 use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
@@ -203,11 +203,9 @@ impl CoreShared {
     }
 }
 
-impl From<OpenServerError> for InitError {
-    fn from(error: OpenServerError) -> Self {
-        let in_use = |source: &std::io::Error| source.kind() == std::io::ErrorKind::AddrInUse;
-        let is_taken = matches!(&error, OpenServerError::Listen { source, .. } if in_use(source));
-        InitError::Server { is_taken, reason: Chain(&error).to_string() }
+impl From<NotOpened> for InitError {
+    fn from(error: NotOpened) -> Self {
+        InitError::Server { is_taken: error.is_taken(), reason: error.to_string() }
     }
 }
 
