@@ -19,6 +19,7 @@ use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, PingError, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
+use crate::steps;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
 use crate::trust::{Trust, TrustSet};
@@ -42,6 +43,8 @@ pub(crate) struct Node {
     pub versions: Versions,
     /// How many members are to have which role, when this one leads.
     pub(super) role_counts: RoleCounts,
+    /// How long an admitted joiner may take to ask to be taken in, when this one leads.
+    pub(super) pending_timeout: Duration,
     /// The database with the right to write the cluster's own tables.
     pub db: Database,
     /// The database as everybody else may use it.
@@ -93,6 +96,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
+    pub pending_timeout: Duration,
     pub external_schema: Vec<SchemaUpdate>,
     pub db: Database,
     pub trust: Trust,
@@ -108,6 +112,7 @@ impl Node {
             config,
             versions,
             role_counts,
+            pending_timeout,
             external_schema,
             db,
             trust,
@@ -124,6 +129,7 @@ impl Node {
             address,
             versions,
             role_counts,
+            pending_timeout,
             db: db.core(),
             database: db,
             trust,
@@ -149,6 +155,11 @@ impl Node {
             hooks,
             last_roles: Mutex::default(),
         })
+    }
+
+    /// A step of a change of the membership is done.
+    pub(crate) fn reached(&self, step: &str) {
+        steps::reached(step, self.dir.path());
     }
 
     /// Has the members' table looked at again: something that concerns it happened.
