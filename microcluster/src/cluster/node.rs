@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
+use microcluster_client::{Address, Client, Fingerprint, Member, MemberStatus, Name, Role};
 use tokio::sync::{Notify, watch};
 
 use super::certificates::CertificateRow;
@@ -22,7 +22,7 @@ use crate::state_dir::StateDir;
 use crate::steps;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
-use crate::trust::{Trust, TrustSet};
+use crate::trust::{Trust, TrustSet, TrustedAs};
 
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
@@ -262,8 +262,23 @@ impl Node {
             return Ok(false);
         }
         let learned = self.learned().clone();
-        let table = members::trust_set(&rows);
+        let table = members::trust_set(&rows, &self.db.status().voters);
         Ok(self.trust.replace(learned.iter().chain(table.iter()).cloned().collect()))
+    }
+
+    /// How far the owner of a certificate is trusted, by the table if that may say more than what was trusted so far. Who is joining may
+    /// have been taken in by a log entry that this replica has not got yet.
+    pub async fn trusted_as(&self, certificate: &Fingerprint) -> Result<Option<TrustedAs>, db::Error> {
+        if self.trust.trusted_as(certificate) == Some(TrustedAs::Member) {
+            return Ok(Some(TrustedAs::Member));
+        }
+        self.refresh_trust().await?;
+        if self.trust.trusted_as(certificate) == Some(TrustedAs::Joiner) {
+            // Without a quorum nobody has been taken in either.
+            tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await.ok();
+            self.refresh_trust().await?;
+        }
+        Ok(self.trust.trusted_as(certificate))
     }
 
     /// What is trusted beside the table.
