@@ -91,24 +91,15 @@ fn steps(case: Case) -> Vec<(Step, bool)> {
     steps
 }
 
+/// Two clusters at a time: most of the time is spent waiting for elections and for members that are down.
 #[tokio::test]
 async fn a_removal_of_a_follower_is_killed_at_each_step() {
-    remove_and_kill_all(Case::Follower).await;
+    tokio::join!(remove_and_kill_all(Case::Follower), remove_and_kill_all(Case::FollowerItself));
 }
 
 #[tokio::test]
 async fn a_removal_of_the_leader_is_killed_at_each_step() {
-    remove_and_kill_all(Case::Leader).await;
-}
-
-#[tokio::test]
-async fn a_removal_of_oneself_is_killed_at_each_step() {
-    remove_and_kill_all(Case::FollowerItself).await;
-}
-
-#[tokio::test]
-async fn a_removal_of_the_leader_by_itself_is_killed_at_each_step() {
-    remove_and_kill_all(Case::LeaderItself).await;
+    tokio::join!(remove_and_kill_all(Case::Leader), remove_and_kill_all(Case::LeaderItself));
 }
 
 async fn remove_and_kill_all(case: Case) {

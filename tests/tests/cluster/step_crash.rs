@@ -1,6 +1,7 @@
 //! `kill -9` at each step of a bootstrap and of a join, of each of those who take part: all ends in "member" or "not a member", and can
 //! be repeated. The one that has done the step stands still there when the blow falls, so nobody has got further.
 
+use std::future::pending;
 use std::path::Path;
 
 use cluster_tests::{Daemon, TestCluster, eventually, until_held};
@@ -119,37 +120,34 @@ fn on_disk(dir: &Path) -> [bool; 3] {
 #[tokio::test]
 async fn a_join_of_a_voter_is_killed_at_each_step() {
     use Party::{Joiner, Leader, Passer};
-    let mut cluster = steppable_cluster(2).await;
-    for victims in [&[Joiner][..], &[Leader]] {
-        for step in STEPS {
-            join_and_kill(&mut cluster, step, victims).await;
-        }
-    }
+    let all = STEPS.map(|step| step.name);
     // It has nothing to do with what is later, except that its vote is needed.
-    for name in ["passing on", "admitted", "passed on", "presented", "learner", "voter"] {
-        join_and_kill(&mut cluster, step(name), &[Passer]).await;
-    }
-    for name in ["admitted", "recorded", "learner", "voter", "token spent"] {
-        join_and_kill(&mut cluster, step(name), &[Joiner, Leader]).await;
+    let passed_on = ["passing on", "admitted", "passed on", "presented", "learner", "voter"];
+    let with_both = ["admitted", "recorded", "learner", "voter", "token spent"];
+    tokio::join!(joins_are_killed(2, &all, &[Joiner]), joins_are_killed(2, &all, &[Leader]), async {
+        joins_are_killed(2, &passed_on, &[Passer]).await;
+        joins_are_killed(2, &with_both, &[Joiner, Leader]).await;
+    });
+}
+
+/// The fourth member does not vote. What is not done here is as with one that does.
+#[tokio::test]
+async fn a_join_of_a_stand_by_is_killed_at_each_step() {
+    let steps = ["admitted", "learner", "taken in"];
+    tokio::join!(joins_are_killed(3, &steps, &[Party::Joiner]), joins_are_killed(3, &steps, &[Party::Leader]));
+}
+
+/// One join after the other to a cluster of that size.
+async fn joins_are_killed(size: usize, steps: &[&str], victims: &[Party]) {
+    let mut cluster = steppable_cluster(size).await;
+    for name in steps {
+        join_and_kill(&mut cluster, step(name), victims).await;
     }
     cluster.replicas_agree().await;
 }
 
 fn step(name: &str) -> Step {
     STEPS.into_iter().find(|step| step.name == name).unwrap()
-}
-
-/// The fourth member does not vote.
-#[tokio::test]
-async fn a_join_of_a_stand_by_is_killed_at_each_step() {
-    let mut cluster = steppable_cluster(3).await;
-    for victim in [Party::Joiner, Party::Leader] {
-        // The others are as they are with a voter.
-        for name in ["admitted", "learner", "taken in"] {
-            join_and_kill(&mut cluster, step(name), &[victim]).await;
-        }
-    }
-    cluster.replicas_agree().await;
 }
 
 /// The same token takes it in at another try, unless it is in already.
@@ -200,4 +198,40 @@ async fn join_and_kill(cluster: &mut TestCluster, step: Step, victims: &[Party])
     assert_eq!(cluster.any().client().tokens().await.unwrap(), [], "{what}: the token is spent");
     let daemon = cluster.members.pop().unwrap();
     cluster.any().client().remove_cluster_member(daemon.name(), false).await.unwrap();
+}
+
+/// The joiner asks the member to be confirmed that has admitted it. That one leads no more, and dies with the request in hand, or with
+/// the leader's answer to it.
+#[tokio::test]
+async fn the_member_that_passes_a_confirmation_on_is_killed() {
+    let mut cluster = steppable_cluster(3).await;
+    for step in ["passing on", "passed on"] {
+        cluster.settled(&["c1", "c2", "c3"]).await;
+        let before = cluster.leader().await;
+        let mut joiner = Daemon::steppable("c4");
+        joiner.start_again().await;
+        let token = cluster.members[before].token(joiner.name()).await;
+        let (_, answered) = until_held(&[&joiner], "opened", joiner.join(&token)).await;
+        assert!(answered.is_none(), "{step}: {answered:?}");
+        cluster.members[before].kill();
+        let leader = cluster.leader().await;
+        assert_ne!(leader, before);
+        cluster.members[before].start_again().await;
+
+        let passer = [&cluster.members[before]];
+        let going_on = async {
+            joiner.release();
+            pending::<()>().await;
+        };
+        until_held(&passer, step, going_on).await;
+        cluster.members[before].kill();
+        cluster.members[before].release();
+        assert!(is_decided(&cluster.members[leader], &joiner).await, "{step}: the join goes on by itself");
+        cluster.members[before].spawn();
+        cluster.members.push(joiner);
+        cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        let joiner = cluster.members.pop().unwrap();
+        cluster.any().client().remove_cluster_member(joiner.name(), false).await.unwrap();
+    }
+    cluster.replicas_agree().await;
 }
