@@ -127,6 +127,13 @@ impl Builder {
         self
     }
 
+    /// For tests: how long an admitted joiner may take to ask to be taken in, as long as this member leads; 60 s unless it is set.
+    #[cfg(feature = "test-util")]
+    pub fn pending_timeout(mut self, timeout: Duration) -> Self {
+        self.product.settings.pending_timeout = timeout;
+        self
+    }
+
     /// Adds a server: [`Server::core_api`](crate::Server::core_api) or [`Server::listen`](crate::Server::listen). Names are
     /// those of members: labels of letters, digits and hyphens with dots between them. What does not fit together is
     /// refused when the daemon starts, before anything listens.

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub drain_timeout: Duration,
     /// How long a hook of the product may take.
     pub hook_timeout: Duration,
+    /// How long an admitted joiner may take to ask to be taken in.
+    pub pending_timeout: Duration,
 }
 
 impl Settings {
@@ -60,6 +62,7 @@ impl Settings {
             servers: BTreeMap::new(),
             drain_timeout: Duration::from_secs(5),
             hook_timeout: Duration::from_secs(60),
+            pending_timeout: Duration::from_secs(60),
         }
     }
 

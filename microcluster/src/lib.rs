@@ -102,6 +102,7 @@ mod config;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod steps;
 mod tasks;
 
 // L1

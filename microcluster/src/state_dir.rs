@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::FlockOperation;
 
+use crate::steps;
+
 const LOCK: &str = "daemon.lock";
 const RESET_MARKER: &str = "resetting";
 /// Extension of the file that holds a key pair while it is put into its files.
@@ -247,6 +249,7 @@ impl StateDir {
         }
         let _installing = self.installing();
         remove_file(&self.daemon_config())?;
+        steps::reached("configuration removed", &self.path);
         remove_file(&self.join_record())?;
         for file in [self.recovery_archive(), self.refused_archive(), self.last_recovery()] {
             remove_file(&file)?;
@@ -272,6 +275,7 @@ impl StateDir {
         for directory in [self.truststore(), self.database(), self.path.join(DAMAGED)].into_iter().chain(recovery) {
             remove_directory(&directory)?;
         }
+        steps::reached("database removed", &self.path);
         let truststore = self.truststore();
         create_directory(&truststore).map_err(failed("create", &truststore))?;
         sync_directory(&self.path)?;

@@ -21,6 +21,16 @@ pub(crate) struct TrustedMember {
     /// PEM.
     pub certificate: String,
     pub fingerprint: Fingerprint,
+    pub trusted_as: TrustedAs,
+}
+
+/// How far the owner of a certificate is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrustedAs {
+    /// A member.
+    Member,
+    /// A joiner that was admitted by its token and is not taken in yet: it is reached by Raft, and learns who the members are.
+    Joiner,
 }
 
 /// All members that are trusted, as they were at one time.
@@ -35,7 +45,13 @@ impl TrustedMember {
     pub fn new(member: MemberLocal) -> Result<Self, FingerprintError> {
         let fingerprint = Fingerprint::of_pem(&member.certificate)?;
         let MemberLocal { name, address, certificate } = member;
-        Ok(TrustedMember { name, address, certificate, fingerprint })
+        Ok(TrustedMember { name, address, certificate, fingerprint, trusted_as: TrustedAs::Member })
+    }
+
+    /// The same, as a joiner that is not taken in yet.
+    pub fn joiner(mut self) -> Self {
+        self.trusted_as = TrustedAs::Joiner;
+        self
     }
 
     pub fn public(&self) -> MemberLocal {
@@ -56,9 +72,14 @@ impl TrustSet {
         self.0.values()
     }
 
-    /// Replaces the cache on disk by this set.
+    /// The members, without joiners that are not taken in yet.
+    pub fn members(&self) -> impl Iterator<Item = &TrustedMember> {
+        self.iter().filter(|member| member.trusted_as == TrustedAs::Member)
+    }
+
+    /// Replaces the cache on disk by the members of this set. It does not say of anybody that they are joining: those are in the table.
     pub fn store(&self, truststore: &Path) -> Result<(), FileError> {
-        for member in self.iter() {
+        for member in self.members() {
             let path = truststore.join(format!("{}.yaml", stem(member)));
             let text = serde_norway::to_string(&member.public()).map_err(|e| FileError {
                 action: "write",
@@ -75,7 +96,7 @@ impl TrustSet {
             let path = entry.map_err(error)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_current =
-                name.strip_suffix(".yaml").is_some_and(|name| self.iter().any(|member| stem(member) == name));
+                name.strip_suffix(".yaml").is_some_and(|name| self.members().any(|member| stem(member) == name));
             if !is_current {
                 remove_file(&path)?;
             }
@@ -152,9 +173,14 @@ impl Trust {
         self.0.subscribe()
     }
 
-    /// Whether it is a member's certificate.
+    /// Whether it is the certificate of a member or of a joiner.
     pub fn is_trusted(&self, fingerprint: &Fingerprint) -> bool {
-        self.0.borrow().get(fingerprint).is_some()
+        self.trusted_as(fingerprint).is_some()
+    }
+
+    /// How far the owner of a certificate is trusted.
+    pub fn trusted_as(&self, fingerprint: &Fingerprint) -> Option<TrustedAs> {
+        self.0.borrow().get(fingerprint).map(|member| member.trusted_as)
     }
 }
 
@@ -202,6 +228,19 @@ mod tests {
         assert_eq!(TrustSet::load(dir.path()).unwrap(), new);
     }
 
+    #[test]
+    fn a_joiner_is_trusted_less_and_is_not_in_the_cache() {
+        let (member, joiner) = (member("c1"), member("c2").joiner());
+        let trust = Trust::new([member.clone(), joiner.clone()].into_iter().collect());
+        assert!(trust.is_trusted(&joiner.fingerprint));
+        assert_eq!(trust.trusted_as(&joiner.fingerprint), Some(TrustedAs::Joiner));
+        assert_eq!(trust.trusted_as(&member.fingerprint), Some(TrustedAs::Member));
+        let dir = tempfile::tempdir().unwrap();
+        trust.current().store(dir.path()).unwrap();
+        let loaded = TrustSet::load(dir.path()).unwrap();
+        assert_eq!(loaded, [member].into_iter().collect());
+    }
+
     /// YAML that grows when its references are followed, and YAML without a bottom.
     #[test]
     fn a_file_that_would_grow_without_end_is_left_out() {
@@ -215,6 +254,24 @@ mod tests {
         fs::write(dir.path().join("c1.yaml"), bomb).unwrap();
         fs::write(dir.path().join("c2.yaml"), "[".repeat(100_000)).unwrap();
         assert!(TrustSet::load(dir.path()).unwrap().is_empty());
+    }
+
+    /// What the test below has found: a file that is no text kept the cache from being written anew.
+    #[test]
+    fn a_file_that_is_no_text_is_left_out_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, other) = (member("c1"), member("c2"));
+        let mut damaged = serde_norway::to_string(&other.public()).unwrap().into_bytes();
+        damaged[0] = 0xff;
+        let path = dir.path().join("c2.yaml");
+        fs::write(&path, &damaged).unwrap();
+        [good.clone()].into_iter().collect::<TrustSet>().store(dir.path()).unwrap();
+        assert!(!path.exists(), "it is removed with the others that are not trusted");
+        fs::write(&path, &damaged).unwrap();
+        assert_eq!(TrustSet::load(dir.path()).unwrap(), [good.clone()].into_iter().collect());
+        let both: TrustSet = [good, other].into_iter().collect();
+        both.store(dir.path()).unwrap();
+        assert_eq!(TrustSet::load(dir.path()).unwrap(), both, "it is replaced");
     }
 
     proptest! {

@@ -26,6 +26,8 @@ const LOG_LINES_SHOWN: usize = 120;
 pub struct Daemon {
     name: Name,
     address: Address,
+    /// The program that it runs.
+    program: &'static str,
     /// Holds the state directory and, beside it, the log.
     root: TempDir,
     /// Beside those that every daemon has.
@@ -45,12 +47,21 @@ impl Daemon {
         Daemon {
             name,
             address: address_free(),
+            program: "microclusterd",
             root,
             arguments: Vec::new(),
             launcher: Vec::new(),
             environment: Vec::new(),
             process: None,
         }
+    }
+
+    /// The same with what `microclusterd` leaves to tests; it can be held at a step.
+    #[must_use]
+    pub fn steppable(name: &str) -> Self {
+        let mut daemon = Daemon::new(name);
+        daemon.program = "steppable-daemon";
+        daemon
     }
 
     /// The same with this cluster address.
@@ -95,7 +106,7 @@ impl Daemon {
     /// Starts its process and does not wait for anything.
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
-        self.process = Some(self.command().spawn().expect("microclusterd"));
+        self.process = Some(self.command().spawn().expect("the daemon"));
     }
 
     /// The command that starts it, with its log.
@@ -103,7 +114,7 @@ impl Daemon {
     pub fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log");
         let launcher = self.launcher.iter().map(OsString::from);
-        let mut words = launcher.chain([binary("microclusterd").into_os_string()]);
+        let mut words = launcher.chain([binary(self.program).into_os_string()]);
         let mut command = Command::new(words.next().expect("a program"));
         command
             .args(words)

@@ -18,6 +18,7 @@ mod microctl;
 mod network;
 mod raw;
 mod seed;
+mod steps;
 mod wait;
 mod writers;
 
@@ -30,5 +31,6 @@ pub use microctl::{Finished, microctl, microctl_command, microctl_with};
 pub use network::Network;
 pub use raw::{Answer, Caller, Payload, Protocol, Target};
 pub use seed::Seed;
+pub use steps::until_held;
 pub use wait::{DEADLINE, until};
 pub use writers::Writers;

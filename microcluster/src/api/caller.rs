@@ -13,6 +13,7 @@ use super::extract::state_of;
 use super::routes::{Connection, ListenerKind};
 use crate::error::Error;
 use crate::state::State;
+use crate::trust::{TrustedAs, TrustedMember};
 
 /// Who sent a request. An extractor for handlers, and what a product's own access check is given.
 ///
@@ -91,7 +92,11 @@ impl Caller {
             return Caller::Anonymous;
         };
         let trusted = state.joined_node().map(|node| node.trust.current());
-        let member = trusted.ok().and_then(|trusted| trusted.get(&fingerprint).map(|member| member.name.clone()));
+        // A joiner is nobody in particular until it is taken in.
+        let is_member = |member: &&TrustedMember| member.trusted_as == TrustedAs::Member;
+        let member = trusted
+            .ok()
+            .and_then(|trusted| trusted.get(&fingerprint).filter(is_member).map(|member| member.name.clone()));
         member.map_or(Caller::Certificate(fingerprint), Caller::Member)
     }
 }

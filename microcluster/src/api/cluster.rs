@@ -42,7 +42,9 @@ pub(super) async fn member_remove(
     match node.remove(&Removal { name, id, address, force }).await {
         Ok(()) => Ok(EMPTY.into_response()),
         Err(RemoveError::Leads { .. }) => {
+            node.reached("handing over");
             node.db.transfer_leadership().await?;
+            node.reached("handed over");
             forward::to_new_leader(&node, request).await
         }
         Err(e) => Err(e.into()),
@@ -119,6 +121,7 @@ pub(super) async fn member_reset(state: State, PathName(name): PathName, flags: 
     blocking("reset marker", move || dir.mark_reset())
         .await?
         .map_err(|e| Error::internal("the reset cannot be recorded").caused_by(e))?;
+    node.reached("reset decided");
     state.reset(flags.has("force")).await?;
     Ok(EMPTY)
 }

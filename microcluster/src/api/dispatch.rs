@@ -31,6 +31,7 @@ use super::table::table;
 use crate::error::Error;
 use crate::state::{NotNow, State};
 use crate::tasks::{Tasks, panic_message};
+use crate::trust::TrustedAs;
 
 /// Requests with a token that are looked into at the same time: anybody may send them.
 const TOKEN_REQUESTS_MAX: usize = 64;
@@ -81,7 +82,7 @@ impl Api {
         Api { router, requests: Arc::default(), run: rand::random(), state: state.clone() }
     }
 
-    /// Whether a certificate is a member's, as far as it is known here.
+    /// Whether a certificate is that of a member or of a joiner, as far as it is known here.
     pub fn is_member(&self, certificate: &Fingerprint) -> bool {
         self.state.joined_node().is_ok_and(|node| node.trust.is_trusted(certificate))
     }
@@ -217,11 +218,11 @@ impl PathRoutes {
         }
         let connection = connection?;
         if (route.check.is_some() || passed_on.is_some())
-            && matches!(Caller::of(&self.state, connection), Caller::Certificate(_))
+            && let Caller::Certificate(certificate) = Caller::of(&self.state, connection)
             && let Ok(node) = self.state.joined_node()
         {
             // It may be a new member's; if the table cannot be read the certificate is nobody's that is known.
-            node.refresh_trust().await.ok();
+            node.trusted_as(&certificate).await.ok();
         }
         let connected = Caller::of(&self.state, connection);
         let caller = match (connected, passed_on) {
@@ -284,23 +285,29 @@ impl PathRoutes {
             Access::Open | Access::Token => Ok(()),
             // Such a route is served on the socket alone; this holds even if the table is wrong.
             Access::Socket => Err(Error::forbidden("this is for the control socket alone")),
-            Access::Member => {
+            Access::Member | Access::Joiner => {
                 let Some(certificate) = connection.certificate else {
                     return Err(Error::forbidden(
                         "this is for members of the cluster: connect with the certificate of one",
                     ));
                 };
                 let node = self.state.joined_node()?;
-                if node.trust.is_trusted(&certificate) {
+                let may = |trusted| trusted == TrustedAs::Member || route.access == Access::Joiner;
+                if node.trust.trusted_as(&certificate).is_some_and(may) {
                     return Ok(());
                 }
                 // It may be new: the table is looked at before anybody is refused.
-                node.refresh_trust().await?;
-                if node.trust.is_trusted(&certificate) {
-                    return Ok(());
+                match node.trusted_as(&certificate).await? {
+                    Some(trusted) if may(trusted) => Ok(()),
+                    Some(_) => Err(Error::forbidden(
+                        "this is for members of the cluster: you have joined it when your join is confirmed",
+                    )),
+                    None => {
+                        node.stranger_seen();
+                        let message = format!("the certificate {certificate} is no member's of this cluster");
+                        Err(Error::forbidden(message))
+                    }
                 }
-                node.stranger_seen();
-                Err(Error::forbidden(format!("the certificate {certificate} is no member's of this cluster")))
             }
         }
     }

@@ -158,7 +158,7 @@ impl From<ConfigError> for Error {
             ConfigError::Fixed { .. }
             | ConfigError::AddressTwice { .. }
             | ConfigError::AddressTaken { .. }
-            | ConfigError::Listen { .. }
+            | ConfigError::Listen(_)
             | ConfigError::NotOpened { .. } => Error::conflict(message),
             ConfigError::Over => Error::unavailable(message),
             ConfigError::UnknownServer { .. } => Error::not_found(message),

@@ -192,8 +192,14 @@ async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Res
         // One that has handed over says so soon.
         tokio::time::sleep(GRACE).await;
     };
+    node.reached("passing on");
+    let sent = async {
+        let answer = send(&client, request).await;
+        node.reached("passed on");
+        answer
+    };
     tokio::select! {
-        answer = send(&client, request) => match answer {
+        answer = sent => match answer {
             Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => Err(Lost::NotDone(no_leader())),
             Ok(response) => Ok(response),
             Err(e) if e.outcome_unknown() => Err(Lost::MaybeDone(e.into())),

@@ -72,6 +72,8 @@ pub(crate) enum Access {
     Open,
     /// Members of the cluster.
     Member,
+    /// Members, and joiners that were admitted and are not taken in yet.
+    Joiner,
     /// Who shows a token in the body: the handler checks it.
     Token,
     /// The control socket alone.

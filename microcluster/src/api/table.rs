@@ -14,7 +14,7 @@ const SQL_BODY_MAX: usize = 16 << 20;
 
 /// All routes of the Core API.
 pub(crate) fn table() -> Vec<Route> {
-    use Access::{Open, Socket, Token};
+    use Access::{Joiner, Open, Socket, Token};
     use Method as M;
     use Phase::{Always, Current, Joining};
     vec![
@@ -28,7 +28,8 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(M::GET, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_list).target(),
         Route::new(M::PUT, "/core/1.0/daemon/servers", UNIX_AND_TLS, daemon::servers_replace).target(),
         Route::new(M::GET, "/core/1.0/daemon/status", UNIX_AND_TLS, daemon::status_show).target(),
-        Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list),
+        // A joiner asks who it is that shows it a certificate which is of nobody it was told of.
+        Route::new(M::GET, "/core/1.0/cluster", UNIX_AND_TLS, cluster::members_list).access(Joiner),
         Route::new(M::GET, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_show),
         Route::new(M::DELETE, "/core/1.0/cluster/{name}", UNIX_AND_TLS, cluster::member_remove).leader(),
         // Before initialisation for the daemon's own; the handler looks at that.
@@ -68,6 +69,7 @@ pub(crate) fn table() -> Vec<Route> {
             .attached()
             .untraced(),
         Route::new(M::POST, "/core/internal/database", UNIX_AND_TLS, database::transport_open)
+            .access(Joiner)
             .phase(Joining)
             .attached(),
         Route::new(M::PATCH, "/core/internal/database", UNIX_AND_TLS, database::upgrade_notice),
@@ -110,7 +112,7 @@ mod tests {
         ("/core/1.0/daemon/servers", "GET", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/1.0/daemon/servers", "PUT", "ut", Access::Member, Phase::Member, Done::Target),
         ("/core/1.0/daemon/status", "GET", "ut", Access::Member, Phase::Member, Done::Target),
-        ("/core/1.0/cluster", "GET", "ut", Access::Member, Phase::Member, Done::Here),
+        ("/core/1.0/cluster", "GET", "ut", Access::Joiner, Phase::Member, Done::Here),
         ("/core/1.0/cluster/{name}", "GET", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/1.0/cluster/{name}", "DELETE", "ut", Access::Member, Phase::Member, Done::Leader),
         ("/core/1.0/cluster/certificates/{name}", "PUT", "ut", Access::Member, Phase::Always, Done::Here),
@@ -128,7 +130,7 @@ mod tests {
         ("/core/internal/membership", "GET", "t", Access::Open, Phase::Member, Done::Here),
         ("/core/internal/sql", "GET", "ut", Access::Member, Phase::Current, Done::Here),
         ("/core/internal/sql", "POST", "ut", Access::Member, Phase::Current, Done::Here),
-        ("/core/internal/database", "POST", "ut", Access::Member, Phase::Joining, Done::Here),
+        ("/core/internal/database", "POST", "ut", Access::Joiner, Phase::Joining, Done::Here),
         ("/core/internal/database", "PATCH", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/certificates", "POST", "ut", Access::Member, Phase::Member, Done::Here),
         ("/core/internal/heartbeat", "POST", "ut", Access::Member, Phase::Member, Done::Here),

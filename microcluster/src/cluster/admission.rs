@@ -108,6 +108,7 @@ impl Node {
                 return Err(own.unwrap_or_else(|source| AdmitError::Database { name, source }));
             }
         };
+        self.reached("admitted");
         self.nudge();
         let database = |source| AdmitError::Database { name: name.clone(), source };
         // At once: the joiner comes back with its certificate as soon as it has the answer.
@@ -130,6 +131,7 @@ impl Node {
         if !self.db.status().voters.contains(&id) {
             let peer = Peer { name: row.name.to_string(), address: row.address.to_string() };
             self.db.add_learner(id, peer).await.map_err(database)?;
+            self.reached("learner");
             if row.role == RowRole::Pending {
                 self.ask_products(&row).await?;
             }
@@ -231,6 +233,7 @@ impl Node {
         if role == FullRole::Voter {
             let wanted = roles::voters(&assigned);
             self.ensure_voters(roles::next_voters(&raft.voters, &wanted, &members)).await?;
+            self.reached("voter");
         }
         let role = RowRole::from(role);
         let (id, from) = (row.id, row.role);
@@ -244,6 +247,7 @@ impl Node {
                 token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await?;
+        self.reached("taken in");
         self.refresh_trust().await?;
         self.nudge();
         Ok(())

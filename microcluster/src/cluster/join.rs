@@ -112,6 +112,17 @@ impl Step {
         }
     }
 
+    /// What tests call that a joiner has done it, for the steps of a join that succeeds.
+    pub fn done(self) -> Option<&'static str> {
+        match self {
+            Step::Record => Some("recorded"),
+            Step::Open => Some("opened"),
+            Step::Confirm => Some("confirmed"),
+            Step::Await => Some("awaited"),
+            _ => None,
+        }
+    }
+
     /// Where a suspended join goes on when it is tried again: what it waited for may have come, or the leader may know better.
     pub fn again(self) -> Step {
         match self {

@@ -213,9 +213,15 @@ pub(crate) fn delete_joining(tx: &Transaction<'_>, id: NodeId) -> Result<bool, E
     Ok(delete(tx, id, RowRole::Pending)? || delete(tx, id, RowRole::Rebuilding)?)
 }
 
-/// Those whom these rows make trusted. A certificate that cannot be read trusts nobody.
-pub(crate) fn trust_set(rows: &[MemberRow]) -> TrustSet {
-    rows.iter().filter_map(|row| TrustedMember::new(row.local()).ok()).collect()
+/// Those whom these rows make trusted. A certificate that cannot be read trusts nobody. A joiner that votes already is a member: the
+/// mark in its row is about to follow, and it may lead before that.
+pub(crate) fn trust_set(rows: &[MemberRow], voters: &BTreeSet<NodeId>) -> TrustSet {
+    let trusted = |row: &MemberRow| {
+        let member = TrustedMember::new(row.local()).ok()?;
+        let is_member = row.role != RowRole::Pending || voters.contains(&row.id);
+        Some(if is_member { member } else { member.joiner() })
+    };
+    rows.iter().filter_map(trusted).collect()
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MemberRow> {
@@ -251,25 +257,44 @@ fn bad_text(column: usize, error: impl std::error::Error + Send + Sync + 'static
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_joiner_is_no_member_until_it_votes_or_is_marked() {
+        use crate::tls::{Generate, KeyPair};
+        use crate::trust::TrustedAs;
+
+        let standing = |role, voters: &[NodeId]| {
+            let certificate = KeyPair::generate(&Generate { name: "c2", addresses: &[] }).unwrap().certificate.pem;
+            let row = MemberRow { certificate, ..row(role) };
+            let trusted = trust_set(&[row], &voters.iter().copied().collect());
+            trusted.iter().map(|member| member.trusted_as).collect::<Vec<_>>()
+        };
+        assert_eq!(standing(RowRole::Pending, &[1]), [TrustedAs::Joiner]);
+        assert_eq!(standing(RowRole::Pending, &[1, 2]), [TrustedAs::Member]);
+        for role in [RowRole::Rebuilding, RowRole::Voter, RowRole::StandBy, RowRole::Spare, RowRole::Leaving] {
+            assert_eq!(standing(role, &[1]), [TrustedAs::Member], "{role:?}");
+        }
+    }
+
+    fn row(role: RowRole) -> MemberRow {
+        MemberRow {
+            id: 2,
+            name: "c2".parse().unwrap(),
+            address: "127.0.0.1:9002".parse().unwrap(),
+            certificate: String::new(),
+            role,
+            schema_internal: 1,
+            schema_external: 0,
+            extensions: vec![],
+            last_heartbeat: Timestamp::ZERO,
+            token_id: None,
+            failure_domain: 0,
+        }
+    }
+
     /// `PENDING` is a joiner alone: whoever waits for a join to end must not wait for a member that is rebuilt, or was to be.
     #[test]
     fn only_a_joiner_is_shown_as_pending() {
-        let shown = |role, voters: &[NodeId]| {
-            let row = MemberRow {
-                id: 2,
-                name: "c2".parse().unwrap(),
-                address: "127.0.0.1:9002".parse().unwrap(),
-                certificate: String::new(),
-                role,
-                schema_internal: 1,
-                schema_external: 0,
-                extensions: vec![],
-                last_heartbeat: Timestamp::ZERO,
-                token_id: None,
-                failure_domain: 0,
-            };
-            row.role(&voters.iter().copied().collect())
-        };
+        let shown = |role, voters: &[NodeId]| row(role).role(&voters.iter().copied().collect());
         for (role, expected) in [
             (RowRole::Pending, Role::Pending),
             (RowRole::Rebuilding, Role::Spare),

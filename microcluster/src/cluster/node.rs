@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use microcluster_client::{Address, Client, Member, MemberStatus, Name, Role};
+use microcluster_client::{Address, Client, Fingerprint, Member, MemberStatus, Name, Role};
 use tokio::sync::{Notify, watch};
 
 use super::certificates::CertificateRow;
@@ -19,9 +19,10 @@ use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
 use crate::db::{self, Consistency, Database, NodeId, PingError, SchemaUpdate, Status};
 use crate::state_dir::StateDir;
+use crate::steps;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
-use crate::trust::{Trust, TrustSet};
+use crate::trust::{Trust, TrustSet, TrustedAs};
 
 /// How long a live probe of another member may take: a member that is down delays a list by this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
@@ -42,6 +43,8 @@ pub(crate) struct Node {
     pub versions: Versions,
     /// How many members are to have which role, when this one leads.
     pub(super) role_counts: RoleCounts,
+    /// How long an admitted joiner may take to ask to be taken in, when this one leads.
+    pub(super) pending_timeout: Duration,
     /// The database with the right to write the cluster's own tables.
     pub db: Database,
     /// The database as everybody else may use it.
@@ -93,6 +96,7 @@ pub(crate) struct NodeParts {
     pub config: MemberConfig,
     pub versions: Versions,
     pub role_counts: RoleCounts,
+    pub pending_timeout: Duration,
     pub external_schema: Vec<SchemaUpdate>,
     pub db: Database,
     pub trust: Trust,
@@ -108,6 +112,7 @@ impl Node {
             config,
             versions,
             role_counts,
+            pending_timeout,
             external_schema,
             db,
             trust,
@@ -124,6 +129,7 @@ impl Node {
             address,
             versions,
             role_counts,
+            pending_timeout,
             db: db.core(),
             database: db,
             trust,
@@ -149,6 +155,11 @@ impl Node {
             hooks,
             last_roles: Mutex::default(),
         })
+    }
+
+    /// A step of a change of the membership is done.
+    pub(crate) fn reached(&self, step: &str) {
+        steps::reached(step, self.dir.path());
     }
 
     /// Has the members' table looked at again: something that concerns it happened.
@@ -251,8 +262,23 @@ impl Node {
             return Ok(false);
         }
         let learned = self.learned().clone();
-        let table = members::trust_set(&rows);
+        let table = members::trust_set(&rows, &self.db.status().voters);
         Ok(self.trust.replace(learned.iter().chain(table.iter()).cloned().collect()))
+    }
+
+    /// How far the owner of a certificate is trusted, by the table if that may say more than what was trusted so far. Who is joining may
+    /// have been taken in by a log entry that this replica has not got yet.
+    pub async fn trusted_as(&self, certificate: &Fingerprint) -> Result<Option<TrustedAs>, db::Error> {
+        if self.trust.trusted_as(certificate) == Some(TrustedAs::Member) {
+            return Ok(Some(TrustedAs::Member));
+        }
+        self.refresh_trust().await?;
+        if self.trust.trusted_as(certificate) == Some(TrustedAs::Joiner) {
+            // Without a quorum nobody has been taken in either.
+            tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await.ok();
+            self.refresh_trust().await?;
+        }
+        Ok(self.trust.trusted_as(certificate))
     }
 
     /// What is trusted beside the table.

@@ -24,14 +24,14 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long it may take until the servers listen where a change has them: one that is in the way of another one is drained first.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where servers were to listen, and whether they do.
-type Opened = (BTreeMap<Name, ServerConfig>, Result<(), String>);
+/// Where servers were to listen, and which of them do not, each with why.
+type Opened = (BTreeMap<Name, ServerConfig>, BTreeMap<Name, String>);
 
 /// The configuration of this member.
 pub(crate) struct OwnConfig {
     dir: StateDir,
     current: watch::Sender<MemberConfig>,
-    /// The servers as they were last opened, or why they could not be.
+    /// The servers as they were last opened.
     opened: watch::Sender<Option<Opened>>,
     changing: Mutex<()>,
     /// Held by what writes the file.
@@ -69,8 +69,8 @@ pub(crate) enum ConfigError {
     NotOpened { reason: String },
     #[error("the configuration is as it was: {0}")]
     Hook(HookError),
-    #[error("the server {name} cannot listen on {address}: {source}")]
-    Listen { name: Name, address: Address, source: io::Error },
+    #[error("{}", unheard(.0))]
+    Listen(Vec<(Name, Address, io::Error)>),
     #[error("cannot store the configuration")]
     File(#[from] FileError),
     #[error(transparent)]
@@ -108,13 +108,18 @@ impl OwnConfig {
         *self.is_over.lock().await = true;
     }
 
-    /// Says that the servers listen where a configuration has them, or why they do not.
-    pub fn servers_opened(&self, servers: BTreeMap<Name, ServerConfig>, opened: Result<(), String>) {
-        self.opened.send_replace(Some((servers, opened)));
+    /// Says which of the servers do not listen where a configuration has them, and why; all others do.
+    pub fn servers_opened(&self, servers: BTreeMap<Name, ServerConfig>, failed: BTreeMap<Name, String>) {
+        self.opened.send_replace(Some((servers, failed)));
     }
 
-    /// Waits until the servers listen where this says.
-    async fn are_opened(&self, servers: &BTreeMap<Name, ServerConfig>) -> Result<(), ConfigError> {
+    /// Waits until those that are moved listen where this says. What another one lacks is not of this change: it was so before, and
+    /// is tried again beside it.
+    async fn are_opened(
+        &self,
+        servers: &BTreeMap<Name, ServerConfig>,
+        moved: &BTreeSet<Name>,
+    ) -> Result<(), ConfigError> {
         let mut opened = self.opened.subscribe();
         let told = opened.wait_for(|opened| opened.as_ref().is_some_and(|(of, _)| of == servers));
         let told = tokio::select! {
@@ -123,8 +128,13 @@ impl OwnConfig {
         };
         let told = told.ok().and_then(|told| told.ok().and_then(|told| told.clone()));
         match told {
-            Some((_, Ok(()))) => Ok(()),
-            Some((_, Err(reason))) => Err(ConfigError::NotOpened { reason }),
+            Some((_, failed)) => {
+                let reasons: Vec<_> = moved.iter().filter_map(|name| failed.get(name)).map(String::as_str).collect();
+                match reasons.is_empty() {
+                    true => Ok(()),
+                    false => Err(ConfigError::NotOpened { reason: reasons.join("; ") }),
+                }
+            }
             None => {
                 Err(ConfigError::NotOpened { reason: format!("the servers were not open within {OPEN_TIMEOUT:?}") })
             }
@@ -138,7 +148,7 @@ impl OwnConfig {
     }
 
     /// Changes what an update names; servers are those in `known`. It is in force when this is done: what is changed is changed
-    /// back when a server cannot be opened, or the product, `agreed`, does not agree to it.
+    /// back when a server that it moves cannot be opened, or the product, `agreed`, does not agree to it.
     pub async fn change<F>(
         &self,
         update: DaemonConfigUpdate,
@@ -165,7 +175,7 @@ impl OwnConfig {
         // Still with the lock: what comes after this must not be undone with it.
         let opened = match changed.servers == present.servers {
             true => Ok(()),
-            false => self.are_opened(&changed.servers).await,
+            false => self.are_opened(&changed.servers, &moved(&present, &changed, known)).await,
         };
         let in_force = match opened {
             Ok(()) => tokio::select! {
@@ -303,6 +313,16 @@ fn check_servers(
     Ok(())
 }
 
+/// The servers that a change has listen elsewhere.
+fn moved(present: &MemberConfig, changed: &MemberConfig, known: &BTreeMap<Name, Address>) -> BTreeSet<Name> {
+    let address = |config: &MemberConfig, name: &Name, usual: Address| {
+        config.servers.get(name).map_or(usual, |server| server.address)
+    };
+    let is_moved =
+        |(name, usual): &(&Name, &Address)| address(present, name, **usual) != address(changed, name, **usual);
+    known.iter().filter(is_moved).map(|(name, _)| name.clone()).collect()
+}
+
 /// Whether servers can listen where they are to be. They are opened after that, by who keeps them open.
 async fn try_to_listen(
     present: &MemberConfig,
@@ -312,14 +332,20 @@ async fn try_to_listen(
     let present = present.servers.values().map(|server| server.address);
     // What one of them has is free once they are moved.
     let own: Vec<Address> = known.values().copied().chain(present).collect();
+    let mut failed = Vec::new();
     for (name, ServerConfig { address }) in &changed.servers {
         if !own.iter().any(|own| own.overlaps(*address))
             && let Err(source) = TcpListener::bind(address.socket_addr()).await
         {
-            return Err(ConfigError::Listen { name: name.clone(), address: *address, source });
+            failed.push((name.clone(), *address, source));
         }
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(ConfigError::Listen(failed)) }
+}
+
+fn unheard(failed: &[(Name, Address, io::Error)]) -> String {
+    let each = failed.iter().map(|(name, address, e)| format!("the server {name} cannot listen on {address}: {e}"));
+    each.collect::<Vec<_>>().join("; ")
 }
 
 fn listed(known: &BTreeSet<Name>) -> String {
@@ -413,7 +439,7 @@ mod tests {
         let mut watch = config.watch();
         let open = async {
             watch.wait_for(|config| config.servers != present().servers).await.unwrap();
-            config.servers_opened(config.current().servers, Ok(()));
+            config.servers_opened(config.current().servers, BTreeMap::new());
         };
         let ((), one, other) = tokio::join!(
             open,
@@ -439,16 +465,77 @@ mod tests {
         let mut watch = config.watch();
         let open = async {
             watch.wait_for(|config| config.servers != present().servers).await.unwrap();
-            config.servers_opened(BTreeMap::new(), Ok(()));
-            config.servers_opened(config.current().servers, Err("the address is gone".into()));
+            config.servers_opened(BTreeMap::new(), BTreeMap::new());
+            let failed = [("gateway", "the address is gone"), ("metrics", "another matter")];
+            config.servers_opened(config.current().servers, reasons(&failed));
         };
         // It is not asked about what is not in force.
         let agreed = |_| async { Err(HookError::Stopped { hook: "on_daemon_config_update" }) };
         let ((), refused) = tokio::join!(open, config.change(update, Missing::Keep, &known, agreed));
         let refused = refused.unwrap_err();
-        assert!(matches!(&refused, ConfigError::NotOpened { reason } if reason.contains("gone")), "{refused}");
+        assert!(matches!(&refused, ConfigError::NotOpened { reason } if reason == "the address is gone"), "{refused}");
         assert_eq!(config.current(), present());
         let text = std::fs::read_to_string(dir.daemon_config()).unwrap();
         assert_eq!(serde_norway::from_str::<MemberConfig>(&text).unwrap(), present());
+    }
+
+    fn reasons(failed: &[(&str, &str)]) -> BTreeMap<Name, String> {
+        failed.iter().map(|(name, reason)| (name.parse().unwrap(), (*reason).to_owned())).collect()
+    }
+
+    /// Makes an update of the configuration while these servers cannot be opened.
+    async fn change_while(failed: &[(&str, &str)], update: serde_json::Value) -> Result<MemberConfig, ConfigError> {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(parent.path()).unwrap();
+        let config = OwnConfig::new(dir.clone(), present());
+        let (known, mut watch) = (known(), config.watch());
+        let open = async {
+            watch.wait_for(|config| *config != present()).await.unwrap();
+            config.servers_opened(config.current().servers, reasons(failed));
+        };
+        let update = serde_json::from_value(update).unwrap();
+        let ((), done) = tokio::join!(open, config.change(update, Missing::Keep, &known, |_| async { Ok(()) }));
+        done.map(|()| config.current())
+    }
+
+    #[tokio::test]
+    async fn a_change_is_judged_by_the_servers_that_it_moves() {
+        let both = [("gateway", "one reason"), ("metrics", "another one")];
+        let metrics = json!({"address": "127.0.0.1:9443"});
+        // The other one cannot be opened where it is, as before.
+        let moves_gateway = json!({"servers": {"gateway": {"address": "127.0.0.1:9446"}, "metrics": metrics}});
+        let changed = change_while(&both[1..], moves_gateway.clone()).await.unwrap();
+        assert_eq!(changed.servers, servers(moves_gateway["servers"].clone()));
+        let refused = change_while(&both, moves_gateway).await.unwrap_err();
+        assert!(matches!(&refused, ConfigError::NotOpened { reason } if reason == "one reason"), "{refused}");
+        // What is said explicitly and is so already is no move.
+        let usual = json!({"servers": {"gateway": {"address": "127.0.0.1:9445"}, "metrics": metrics}});
+        change_while(&both, usual).await.unwrap();
+        // All that are wrong are named.
+        let moves_both =
+            json!({"servers": {"gateway": {"address": "127.0.0.1:9446"}, "metrics": {"address": "127.0.0.1:9447"}}});
+        let refused = change_while(&both, moves_both).await.unwrap_err().to_string();
+        assert!(refused.contains("one reason; another one"), "{refused}");
+        // One that goes back to where the product wants it is moved.
+        let mut config = present();
+        config.servers = servers(json!({"metrics": {"address": "127.0.0.1:9999"}}));
+        let metrics: Name = "metrics".parse().unwrap();
+        assert_eq!(moved(&config, &present(), &known()), [metrics.clone()].into());
+        config.servers.clear();
+        assert_eq!(moved(&config, &present(), &known()), [].into());
+    }
+
+    #[tokio::test]
+    async fn all_addresses_that_are_taken_are_named() {
+        let (one, other) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let addresses = [one, other].map(|held| (held.local_addr().unwrap().to_string(), held));
+        let [(one, _held), (other, _held_too)] = &addresses;
+        let mut config = present();
+        config.servers = servers(json!({"gateway": {"address": one}, "metrics": {"address": other}}));
+        let refused = try_to_listen(&present(), &config, &known()).await.unwrap_err().to_string();
+        for named in ["gateway", "metrics", one, other] {
+            assert!(refused.contains(named), "{refused}");
+        }
     }
 }

@@ -17,8 +17,6 @@ use crate::config::RoleCounts;
 use crate::db::{self, Consistency, NodeId};
 use crate::tasks::Tasks;
 
-/// How long an admitted joiner may take to ask to be taken in.
-const PENDING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often everything is looked at without a reason.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a change, so that many changes are looked at together.
@@ -110,7 +108,7 @@ impl Node {
         for id in self.confirming().iter() {
             pending_since.insert(*id, now);
         }
-        let overdue = overdue(&rows, pending_since, now);
+        let overdue = overdue(&rows, pending_since, now, self.pending_timeout);
         if self.actions(&rows, &token_rows, &overdue).is_empty() {
             return Ok(Vec::new());
         }
@@ -192,13 +190,18 @@ impl Node {
 
 /// The joiners that have been pending for too long; a member that is rebuilt has all the time it needs. Measured by this leader's own clock, from when
 /// it first saw them: a new leader gives them their time again.
-fn overdue(rows: &[MemberRow], pending_since: &mut HashMap<NodeId, Instant>, now: Instant) -> HashSet<NodeId> {
+fn overdue(
+    rows: &[MemberRow],
+    pending_since: &mut HashMap<NodeId, Instant>,
+    now: Instant,
+    timeout: Duration,
+) -> HashSet<NodeId> {
     let pending: HashSet<NodeId> = rows.iter().filter(|row| row.role == RowRole::Pending).map(|row| row.id).collect();
     pending_since.retain(|id, _| pending.contains(id));
     for id in &pending {
         pending_since.entry(*id).or_insert(now);
     }
-    let is_over = |since: &Instant| now.saturating_duration_since(*since) >= PENDING_TIMEOUT;
+    let is_over = |since: &Instant| now.saturating_duration_since(*since) >= timeout;
     pending_since.iter().filter(|(_, since)| is_over(since)).map(|(id, _)| *id).collect()
 }
 
@@ -393,11 +396,12 @@ mod tests {
     #[test]
     fn overdue_joiners_are_those_seen_for_too_long() {
         let rows = [row(1, Voter), row(2, Pending)];
-        let (mut since, start) = (HashMap::new(), Instant::now());
-        assert!(overdue(&rows, &mut since, start).is_empty());
-        assert!(overdue(&rows, &mut since, start + PENDING_TIMEOUT / 2).is_empty());
-        assert_eq!(overdue(&rows, &mut since, start + PENDING_TIMEOUT), [2].into());
-        assert!(overdue(&rows[..1], &mut since, start + PENDING_TIMEOUT).is_empty());
+        let (mut since, start, timeout) = (HashMap::new(), Instant::now(), Duration::from_secs(60));
+        let mut overdue = |rows, now| overdue(rows, &mut since, now, timeout);
+        assert!(overdue(&rows[..], start).is_empty());
+        assert!(overdue(&rows, start + timeout / 2).is_empty());
+        assert_eq!(overdue(&rows, start + timeout), [2].into());
+        assert!(overdue(&rows[..1], start + timeout).is_empty());
         assert!(since.is_empty());
     }
 

@@ -97,13 +97,16 @@ impl Node {
             })
             .await
             .map_err(database)?;
+        self.reached("marked");
         self.finish_removal(row, force).await.map_err(database)
     }
 
     /// Does what is left of a removal that was decided. The caller holds the membership lock.
     pub(super) async fn finish_removal(&self, row: &MemberRow, force: bool) -> Result<(), db::Error> {
         self.leave_raft(row.id).await?;
+        self.reached("out of Raft");
         self.tell_removed(row, force).await;
+        self.reached("told");
         self.forget(row).await
     }
 
@@ -111,6 +114,7 @@ impl Node {
     pub(super) async fn forget(&self, row: &MemberRow) -> Result<(), db::Error> {
         let id = row.id;
         self.db.transaction(move |tx| members::delete(tx, id, RowRole::Leaving)).await?;
+        self.reached("row deleted");
         self.refresh_trust().await?;
         self.nudge();
         tracing::info!(member = %row.name, id, "a member was removed");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::Method;
-use microcluster_client::{Address, Client, Empty, Error, Member, MemberLocal};
+use microcluster_client::{Address, Client, Empty, Error, Member, MemberLocal, Role};
 
 use super::node::Node;
 use crate::db;
@@ -129,8 +129,9 @@ impl Node {
         let Some(members) = ask_in_turn(&addresses, by_certificate, by_cluster, ask).await else { return };
         let known = self.trust.current();
         let learned = members.into_iter().filter_map(|member| {
-            let Member { name, address, certificate, .. } = member;
-            TrustedMember::new(MemberLocal { name, address, certificate }).ok()
+            let Member { name, address, certificate, role, .. } = member;
+            let member = TrustedMember::new(MemberLocal { name, address, certificate }).ok()?;
+            Some(if role == Role::Pending { member.joiner() } else { member })
         });
         let all: TrustSet = known.iter().cloned().chain(learned).collect();
         *self.learned() = Arc::new(all.clone());

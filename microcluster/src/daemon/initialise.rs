@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::CoreShared;
 use super::certificates::{check_server_can_carry, ensure_server_carries};
 use super::member::{Identity, versions};
-use super::servers::OpenServerError;
+use super::servers::NotOpened;
 use crate::cluster::Node;
 use crate::cluster::certificates::{self, CLUSTER, CertificateRow};
 use crate::cluster::join::Versions;
@@ -22,6 +22,7 @@ use crate::error::{Chain, Fatal};
 use crate::hooks::Event;
 use crate::listener;
 use crate::state::{InitError, InitRequest, Lifecycle};
+use crate::steps;
 use crate::tasks::blocking;
 use crate::tls::{Generate, KeyPair, SharedPair, install};
 use crate::trust::{Trust, TrustedMember};
@@ -117,6 +118,11 @@ impl CoreShared {
         Ok(())
     }
 
+    /// A step of a bootstrap or a join is done.
+    pub(super) fn reached(&self, step: &str) {
+        steps::reached(step, self.state.dir().path());
+    }
+
     /// Runs a hook of a bootstrap or a join.
     pub(super) async fn run_hook(&self, node: Option<&Arc<Node>>, event: Event) -> Result<(), InitError> {
         self.hooks.run(&self.state, node.cloned(), event).await.map_err(InitError::Hook)
@@ -132,18 +138,23 @@ impl CoreShared {
             Ok(pair)
         })
         .await??;
+        self.reached("certificate made");
         let me = MemberLocal { name: name.clone(), address, certificate: server.certificate.pem.clone() };
         let trusted = TrustedMember::new(me.clone()).map_err(|e| InitError::BadAnswer { reason: e.to_string() })?;
         let trust = Trust::new([trusted].into_iter().collect());
         let config = MemberConfig::new(FIRST_ID, name.clone(), address);
         let identity = Identity { config, is_member: false, trust, cluster };
         let node = self.open_node(identity).await?;
+        self.reached("database opened");
         self.serve(&node, tcp).await?;
         node.db.initialise(Peer { name: name.to_string(), address: address.to_string() }).await?;
+        self.reached("Raft begun");
         self.first_entries(&node, me).await?;
+        self.reached("first entries");
         // Everything is there, nothing is promised yet.
         self.run_hook(Some(&node), Event::PostBootstrap { config: request.config.clone() }).await?;
         node.config.store().await?;
+        self.reached("stored");
         self.become_member(&node).await;
         tracing::info!(member = %node.name, address = %node.address, "bootstrapped a cluster");
         Ok(())
@@ -203,11 +214,9 @@ impl CoreShared {
     }
 }
 
-impl From<OpenServerError> for InitError {
-    fn from(error: OpenServerError) -> Self {
-        let in_use = |source: &std::io::Error| source.kind() == std::io::ErrorKind::AddrInUse;
-        let is_taken = matches!(&error, OpenServerError::Listen { source, .. } if in_use(source));
-        InitError::Server { is_taken, reason: Chain(&error).to_string() }
+impl From<NotOpened> for InitError {
+    fn from(error: NotOpened) -> Self {
+        InitError::Server { is_taken: error.is_taken(), reason: error.to_string() }
     }
 }
 

@@ -55,7 +55,10 @@ impl CoreShared {
     /// Joins a cluster by a token.
     pub(super) async fn join(&self, request: InitRequest, tcp: TcpListener, server: KeyPair) -> Result<(), InitError> {
         match self.be_admitted(&request, &server).await {
-            Ok(record) => self.carry_on(record, Step::Record, Some(tcp)).await,
+            Ok(record) => {
+                self.reached("presented");
+                self.carry_on(record, Step::Record, Some(tcp)).await
+            }
             Err(e) => {
                 drop(tcp);
                 self.become_uninitialised().await;
@@ -111,6 +114,9 @@ impl CoreShared {
         while !step.is_final() {
             tracing::debug!(?step, member = %joining.record.name, "joining");
             let outcome = joining.take(step).await;
+            if let (Some(done), Outcome::Done) = (step.done(), outcome) {
+                self.reached(done);
+            }
             let next = step.next(outcome);
             if next == Step::Suspended && !self.changes.is_stopping() {
                 // Only the leader can say that this is no member; until one can be asked, it goes on waiting.
@@ -269,7 +275,9 @@ impl Joining<'_> {
         self.is_agreed = true;
         // From here on the join is not undone any more.
         node.spend_own_token().await?;
+        self.core.reached("token spent");
         node.config.store().await?;
+        self.core.reached("stored");
         let dir = self.core.state.dir().clone();
         blocking("join record", move || {
             remove_file(&dir.join_record())?;

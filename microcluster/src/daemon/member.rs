@@ -85,6 +85,7 @@ impl CoreShared {
             config,
             versions: versions(state),
             role_counts: state.settings().role_counts,
+            pending_timeout: state.settings().pending_timeout,
             external_schema: self.schema.clone(),
             db,
             trust,

@@ -70,27 +70,45 @@ pub(super) enum OpenServerError {
     Lost(#[from] TaskLost),
 }
 
+/// The servers that were not opened, each with why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.reasons().into_values().collect::<Vec<_>>().join("; "))]
+pub(super) struct NotOpened(BTreeMap<Name, OpenServerError>);
+
+impl NotOpened {
+    /// Whether nothing is wrong but that somebody else has the addresses.
+    pub fn is_taken(&self) -> bool {
+        let in_use = |source: &io::Error| source.kind() == io::ErrorKind::AddrInUse;
+        self.0.values().all(|e| matches!(e, OpenServerError::Listen { source, .. } if in_use(source)))
+    }
+
+    /// What to say of each of them.
+    fn reasons(&self) -> BTreeMap<Name, String> {
+        self.0.iter().map(|(name, e)| (name.clone(), Chain(e).to_string())).collect()
+    }
+}
+
 impl Servers {
     pub fn new(described: Vec<Additional>, state: State) -> Servers {
         Servers { described, state, open: Mutex::default(), moved: Tasks::new("servers that have moved") }
     }
 
     /// Opens those that are open before bootstrap and join, where the product wants them: none has been moved before.
-    pub async fn open_pre_init(&self) -> Result<(), OpenServerError> {
+    pub async fn open_pre_init(&self) -> Result<(), NotOpened> {
         let pre_init = self.described.iter().filter(|server| server.pre_init);
         self.open_at(pre_init.map(|server| (server, server.address)).collect()).await
     }
 
     /// Opens all of them, where the product wants them or an operator has put them.
-    pub async fn open_all(&self, moved: &BTreeMap<Name, Address>) -> Result<(), OpenServerError> {
+    pub async fn open_all(&self, moved: &BTreeMap<Name, Address>) -> Result<(), NotOpened> {
         let address = |server: &Additional| moved.get(&server.name).copied().unwrap_or(server.address);
         self.open_at(self.described.iter().map(|server| (server, address(server))).collect()).await
     }
 
-    /// Has these servers listen there, and says which is the first that cannot.
-    async fn open_at(&self, wanted: Vec<(&Additional, Address)>) -> Result<(), OpenServerError> {
+    /// Has these servers listen there, and says which cannot.
+    async fn open_at(&self, wanted: Vec<(&Additional, Address)>) -> Result<(), NotOpened> {
         let mut open = self.open.lock().await;
-        let mut opened = Ok(());
+        let mut failed = BTreeMap::new();
         // Who is in the way of another one goes first.
         let mut closing = Vec::new();
         for (server, address) in &wanted {
@@ -107,7 +125,7 @@ impl Servers {
         for (server, address) in wanted {
             match self.ensure(&mut open, server, address).await {
                 Ok(before) => closing.extend(before.map(|before| (server.name.clone(), before))),
-                Err(e) => opened = opened.and(Err(e)),
+                Err(e) => drop(failed.insert(server.name.clone(), e)),
             }
         }
         drop(open);
@@ -115,7 +133,7 @@ impl Servers {
         for (name, server) in closing {
             self.moved.spawn("server that has moved", self.close(name, server));
         }
-        opened
+        if failed.is_empty() { Ok(()) } else { Err(NotOpened(failed)) }
     }
 
     /// Closes those that are for members alone: this daemon is none any more.
@@ -231,11 +249,11 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
     loop {
         let wanted = config.borrow_and_update().servers.clone();
         let moved = wanted.iter().map(|(name, server)| (name.clone(), server.address)).collect();
-        let opened = servers.open_all(&moved).await.map_err(|e| Chain(&e).to_string());
-        if let Err(error) = &opened {
-            tracing::error!(error, "a server is not open; trying again");
+        let failed = servers.open_all(&moved).await.map_or_else(|e| e.reasons(), |()| BTreeMap::new());
+        for (server, error) in &failed {
+            tracing::error!(%server, error, "a server is not open; trying again");
         }
-        node.config.servers_opened(wanted, opened);
+        node.config.servers_opened(wanted, failed);
         tokio::select! {
             () = tasks.stopping() => return,
             changed = config.changed() => if changed.is_err() { return },

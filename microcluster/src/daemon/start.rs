@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::certificates::load_or_make_server;
 use super::member::Identity;
 use super::rebuild::Damaged;
-use super::servers::{OpenServerError, Servers, keep_certificates};
+use super::servers::{NotOpened, Servers, keep_certificates};
 use super::{COMMANDS_MAX, Core, CoreShared, Handle, Product, StartError};
 use crate::api::{Api, ListenerKind};
 use crate::cluster::join::JoinRecord;
@@ -154,7 +154,7 @@ impl CoreShared {
     }
 }
 
-fn server_failed(error: OpenServerError) -> StartError {
+fn server_failed(error: NotOpened) -> StartError {
     StartError::Server { reason: Chain(&error).to_string() }
 }
 

@@ -2,57 +2,60 @@
 
 use std::process::Stdio;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use cluster_tests::{Caller, Daemon, Payload, Protocol, Target, TestCluster, address_free, eventually, stranger};
 use http::StatusCode;
 use microcluster::testing::core_routes;
-use microcluster_client::{Fingerprint, ServerTrust};
-use serde_json::json;
+use microcluster_client::{Fingerprint, Identity, ServerTrust};
+use serde_json::{Value, json};
 
-/// What a request gets: from the socket, a member, a stranger with a certificate, somebody without one; and from the socket
-/// of a daemon that is not initialised. A removed member gets what a stranger gets.
-type Row = (&'static str, &'static str, [u16; 5]);
+/// What a request gets: from the socket, a member, a joiner that was admitted and is not confirmed, a stranger with a certificate,
+/// somebody without one; and from the socket of a daemon that is not initialised. A removed member gets what a stranger gets, and so
+/// does a joiner, except for the Raft transport, by which it is brought the log, and the list of those who may bring it.
+type Row = (&'static str, &'static str, [u16; 6]);
 
 /// One harmless request for each route: it fails for who may use it rather than change anything. 404 is
 /// what a route gets that is not served there.
 const ROUTES: &[Row] = &[
-    ("GET /", "", [200, 200, 200, 200, 200]),
-    ("GET /core/1.0", "", [200, 200, 200, 200, 200]),
-    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200, 200]),
-    ("GET /core/1.0/ready", "", [200, 200, 403, 403, 200]),
-    ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403, 503]),
-    ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 503]),
-    ("PATCH /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 503]),
-    ("GET /core/1.0/daemon/servers", "", [200, 200, 403, 403, 503]),
-    ("PUT /core/1.0/daemon/servers", "{}", [200, 200, 403, 403, 503]),
-    ("GET /core/1.0/daemon/status", "", [200, 200, 403, 403, 503]),
-    ("GET /core/1.0/cluster", "", [200, 200, 403, 403, 503]),
-    ("GET /core/1.0/cluster/c1", "", [200, 200, 403, 403, 503]),
-    ("DELETE /core/1.0/cluster/nobody", "", [404, 404, 403, 403, 503]),
-    ("PUT /core/1.0/cluster/certificates/cluster", "{}", [400, 400, 403, 403, 400]),
-    ("POST /core/1.0/database/verify", "", [200, 200, 403, 403, 503]),
-    ("DELETE /core/1.0/tokens/nobody", "", [404, 404, 403, 403, 503]),
-    ("POST /core/control", "{}", [409, 404, 404, 404, 400]),
-    ("PUT /core/control/shutdown", "", [405, 404, 404, 404, 405]),
-    ("GET /core/control/tokens", "", [200, 404, 404, 404, 503]),
-    ("POST /core/control/tokens", "{}", [400, 404, 404, 404, 503]),
+    ("GET /", "", [200, 200, 200, 200, 200, 200]),
+    ("GET /core/1.0", "", [200, 200, 200, 200, 200, 200]),
+    ("GET /core/1.0/openapi.json", "", [200, 200, 200, 200, 200, 200]),
+    ("GET /core/1.0/ready", "", [200, 200, 403, 403, 403, 200]),
+    ("GET /core/1.0/daemon/config", "", [200, 200, 403, 403, 403, 503]),
+    ("PUT /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 403, 503]),
+    ("PATCH /core/1.0/daemon/config", "{}", [200, 200, 403, 403, 403, 503]),
+    ("GET /core/1.0/daemon/servers", "", [200, 200, 403, 403, 403, 503]),
+    ("PUT /core/1.0/daemon/servers", "{}", [200, 200, 403, 403, 403, 503]),
+    ("GET /core/1.0/daemon/status", "", [200, 200, 403, 403, 403, 503]),
+    ("GET /core/1.0/cluster", "", [200, 200, 200, 403, 403, 503]),
+    ("GET /core/1.0/cluster/c1", "", [200, 200, 403, 403, 403, 503]),
+    ("DELETE /core/1.0/cluster/nobody", "", [404, 404, 403, 403, 403, 503]),
+    ("PUT /core/1.0/cluster/certificates/cluster", "{}", [400, 400, 403, 403, 403, 400]),
+    ("POST /core/1.0/database/verify", "", [200, 200, 403, 403, 403, 503]),
+    ("DELETE /core/1.0/tokens/nobody", "", [404, 404, 403, 403, 403, 503]),
+    ("POST /core/control", "{}", [409, 404, 404, 404, 404, 400]),
+    ("PUT /core/control/shutdown", "", [405, 404, 404, 404, 404, 405]),
+    ("GET /core/control/tokens", "", [200, 404, 404, 404, 404, 503]),
+    ("POST /core/control/tokens", "{}", [400, 404, 404, 404, 404, 503]),
     // What opens these is a token in the body, so they look into it first.
-    ("POST /core/internal/cluster", "{}", [400, 400, 400, 400, 503]),
-    ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400, 404]),
-    ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400, 404]),
-    ("POST /core/internal/cluster/nobody/rebuild", "{}", [404, 400, 403, 403, 404]),
-    ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403, 404]),
-    ("GET /core/internal/membership", "", [404, 200, 200, 403, 404]),
-    ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403, 503]),
-    ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403, 503]),
-    ("POST /core/internal/database", "", [400, 400, 403, 403, 503]),
-    ("PATCH /core/internal/database", "", [200, 200, 403, 403, 503]),
-    ("POST /core/internal/certificates", "", [200, 200, 403, 403, 503]),
-    ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403, 503]),
-    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403, 503]),
-    ("POST /core/internal/truststore", "{}", [400, 400, 403, 403, 503]),
-    ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403, 503]),
-    ("GET /core/internal", "", [404, 404, 404, 404, 404]),
-    ("GET /nowhere", "", [404, 404, 404, 404, 404]),
+    ("POST /core/internal/cluster", "{}", [400, 400, 400, 400, 400, 503]),
+    ("POST /core/internal/cluster/nobody/confirm", "{}", [404, 400, 400, 400, 400, 404]),
+    ("POST /core/internal/cluster/nobody/drop", "{}", [404, 400, 400, 400, 400, 404]),
+    ("POST /core/internal/cluster/nobody/rebuild", "{}", [404, 400, 403, 403, 403, 404]),
+    ("PUT /core/internal/cluster/nobody", "", [404, 404, 403, 403, 403, 404]),
+    ("GET /core/internal/membership", "", [404, 200, 200, 200, 403, 404]),
+    ("GET /core/internal/sql?schema=1", "", [200, 200, 403, 403, 403, 503]),
+    ("POST /core/internal/sql", r#"{"query":"SELECT 1"}"#, [200, 200, 403, 403, 403, 503]),
+    ("POST /core/internal/database", "", [400, 400, 400, 403, 403, 503]),
+    ("PATCH /core/internal/database", "", [200, 200, 403, 403, 403, 503]),
+    ("POST /core/internal/certificates", "", [200, 200, 403, 403, 403, 503]),
+    ("POST /core/internal/heartbeat", "{}", [200, 200, 403, 403, 403, 503]),
+    ("POST /core/internal/hooks/nobody", "{}", [404, 404, 403, 403, 403, 503]),
+    ("POST /core/internal/truststore", "{}", [400, 400, 403, 403, 403, 503]),
+    ("DELETE /core/internal/truststore/nobody", "", [200, 200, 403, 403, 403, 503]),
+    ("GET /core/internal", "", [404, 404, 404, 404, 404, 404]),
+    ("GET /nowhere", "", [404, 404, 404, 404, 404, 404]),
 ];
 
 /// What is served on the address that is open before initialisation, to a stranger; 404 for everything else.
@@ -72,9 +75,11 @@ async fn every_route_for_every_caller() {
     let trust = ServerTrust::pinned_pem(&uninitialised.read("server.crt")).unwrap();
     let early = Target::tls(early, Some(&stranger("c1")), &trust);
     let member = Target::tls(leader.address(), Some(&follower.identity()), &leader.trust());
+    let joiner = Target::tls(leader.address(), Some(&admitted(leader, "c5").await), &leader.trust());
     let callers = [
         ("socket", Target::new(leader, Caller::Socket)),
         ("member", member),
+        ("joiner", joiner),
         ("stranger", Target::new(leader, Caller::Stranger)),
         ("nobody", Target::new(leader, Caller::Nobody)),
         ("the socket of a daemon without a cluster", Target::new(&uninitialised, Caller::Socket)),
@@ -84,7 +89,7 @@ async fn every_route_for_every_caller() {
     let mut wrong = Vec::new();
     for (request, body, expected) in ROUTES {
         let early = PRE_INIT.iter().find(|(open, _)| open == request).map_or(404, |(_, code)| *code);
-        let expected = expected.iter().chain([&expected[2], &early]);
+        let expected = expected.iter().chain([&expected[3], &early]);
         for ((caller, target), expected) in callers.iter().zip(expected) {
             let answer = target.send(request, Payload::bytes(*body)).await;
             if answer.status != *expected {
@@ -99,7 +104,65 @@ async fn every_route_for_every_caller() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     uninitialised.is_uninitialised().await.unwrap();
-    assert_eq!(leader.member_names().await.unwrap(), ["c1", "c2"]);
+    assert_eq!(leader.member_names().await.unwrap(), ["c1", "c2", "c5"]);
+}
+
+/// Has a joiner admitted that nobody hears of again; returns its certificate.
+async fn admitted(leader: &Daemon, name: &str) -> Identity {
+    let (identity, own) = (stranger(name), leader.members().await.unwrap().remove(0));
+    let token = leader.token(&name.parse().unwrap()).await;
+    let token: Value = serde_json::from_slice(&BASE64.decode(token.expose()).unwrap()).unwrap();
+    let presented = json!({
+        "name": name,
+        "address": address_free(),
+        "certificate": identity.cert_pem,
+        "schema_internal_version": own.schema_internal_version,
+        "schema_external_version": own.schema_external_version,
+        "extensions": own.extensions,
+        "secret": token["secret"],
+    });
+    let target = Target::tls(leader.address(), Some(&identity), &leader.trust());
+    let _ = target.send("POST /core/internal/cluster", Payload::json(&presented)).await.metadata();
+    identity
+}
+
+/// Also on a member that only follows, and after a restart: the joiner is known there from the table alone.
+#[tokio::test]
+async fn a_joiner_that_is_not_confirmed_is_no_member() {
+    let mut cluster = TestCluster::start(2).await;
+    cluster.settled(&["c1", "c2"]).await;
+    let joiner = admitted(&cluster.members[0], "c5").await;
+    for is_restarted in [false, true] {
+        for member in &cluster.members {
+            let target = Target::tls(member.address(), Some(&joiner), &member.trust());
+            eventually("it is known", async || {
+                match target.send("GET /core/1.0/cluster", Payload::none()).await.status {
+                    200 => Ok(()),
+                    status => Err(status),
+                }
+            })
+            .await;
+            let sql = Payload::json(&json!({"query": "SELECT 1"}));
+            for (request, payload) in [
+                ("POST /core/internal/sql", sql),
+                ("GET /core/1.0/daemon/status", Payload::none()),
+                ("DELETE /core/1.0/cluster/c2?force=1", Payload::none()),
+            ] {
+                let message = target.send(request, payload).await.error(403);
+                assert!(message.contains("confirmed"), "{request} on {}, {is_restarted}: {message}", member.name());
+            }
+            assert!(!member.dir().join("truststore/c5.yaml").exists());
+        }
+        if !is_restarted {
+            for member in &mut cluster.members {
+                member.kill();
+                member.spawn();
+            }
+            for member in &mut cluster.members {
+                member.wait_ready().await;
+            }
+        }
+    }
 }
 
 /// Every route of the table has a row above, those that only members use among themselves too.

@@ -1,75 +1,14 @@
-//! `kill -9` at each step of a bootstrap, a join and a removal, of each of those who take part: all ends in "member" or "not a member",
-//! and can be repeated. The steps are seen from outside, by what is on disk and in the member table.
+//! `kill -9` at each step of a bootstrap and of a join, of each of those who take part: all ends in "member" or "not a member", and can
+//! be repeated. The one that has done the step stands still there when the blow falls, so nobody has got further.
 
+use std::future::pending;
 use std::path::Path;
 
-use cluster_tests::{Daemon, TestCluster, eventually, until};
-use microcluster_client::{Error, Member, Role};
-use serde_json::json;
-
-/// What is on disk when a step is done.
-#[derive(Clone, Copy, Debug)]
-enum File {
-    IsThere(&'static str),
-    IsGone(&'static str),
-}
-
-impl File {
-    fn holds(self, dir: &Path) -> bool {
-        match self {
-            File::IsThere(name) => dir.join(name).exists(),
-            File::IsGone(name) => !dir.join(name).exists(),
-        }
-    }
-}
-
-/// Who is killed.
-#[derive(Clone, Copy, Debug)]
-enum Victim {
-    Leader,
-    /// Who joins or is removed.
-    Subject,
-    Both,
-}
-
-const VICTIMS: [Victim; 3] = [Victim::Leader, Victim::Subject, Victim::Both];
-
-impl Victim {
-    fn strike(self, leader: &mut Daemon, subject: &mut Daemon) {
-        if !matches!(self, Victim::Subject) {
-            leader.kill();
-        }
-        if !matches!(self, Victim::Leader) {
-            subject.kill();
-        }
-    }
-
-    async fn revive(self, leader: &mut Daemon, subject: &mut Daemon) {
-        for daemon in [leader, subject] {
-            if !daemon.is_running() {
-                // One that was removed is not ready before it has found that out.
-                daemon.spawn();
-            }
-        }
-    }
-}
-
-/// What the table says of somebody: the role that is wanted, or nothing.
-async fn row(member: &Daemon, name: &str) -> Option<String> {
-    let rows = member.sql_local(&format!("SELECT role FROM core_cluster_members WHERE name = '{name}'")).await.ok()?;
-    rows.first().map(|row| row[0].as_str().expect("a text").to_owned())
-}
-
-/// Whether somebody is shown in the list with a role of those that are in, or votes already.
-async fn is_more_than_pending(member: &Daemon, name: &str) -> bool {
-    member
-        .members()
-        .await
-        .is_ok_and(|list| list.iter().any(|listed| listed.name == name && listed.role != Role::Pending))
-}
+use cluster_tests::{Daemon, TestCluster, eventually, until_held};
+use microcluster_client::{Member, Role};
 
 /// Waits until the daemon is a member in the eyes of a member, or free and forgotten; says whether it is a member.
-async fn is_decided(member: &Daemon, subject: &Daemon) -> bool {
+pub(crate) async fn is_decided(member: &Daemon, subject: &Daemon) -> bool {
     eventually("it is a member, or it is not", async || {
         let members = member.members().await.map_err(|e| e.to_string())?;
         let is_listed = |list: &[Member], role: fn(Role) -> bool| {
@@ -91,28 +30,27 @@ async fn is_decided(member: &Daemon, subject: &Daemon) -> bool {
     .await
 }
 
+/// A cluster whose daemons can be held at a step.
+pub(crate) async fn steppable_cluster(size: usize) -> TestCluster {
+    TestCluster::of((1..=size).map(|number| Daemon::steppable(&format!("c{number}"))).collect()).await
+}
+
 #[tokio::test]
 async fn a_bootstrap_is_killed_at_each_step() {
-    use File::IsThere;
-    let mut outcomes = Vec::new();
-    for step in [
-        IsThere("cluster.key"),
-        IsThere("cluster.crt"),
-        IsThere("database"),
-        IsThere("database/log"),
-        IsThere("daemon.yaml"),
-    ] {
-        let mut daemon = Daemon::start("c1").await;
-        let dir = daemon.dir();
-        let done = until(daemon.bootstrap(), async || step.holds(&dir)).await;
+    for step in ["certificate made", "database opened", "Raft begun", "first entries", "stored"] {
+        let mut daemon = Daemon::steppable("c1");
+        daemon.start_again().await;
+        let (_, answered) = until_held(&[&daemon], step, daemon.bootstrap()).await;
+        assert_eq!(answered, None, "{step}");
         daemon.kill();
+        daemon.release();
         daemon.start_again().await;
         let is_member = eventually("it is a member or free", async || match daemon.is_uninitialised().await {
             Ok(()) => Ok(false),
             Err(reason) => daemon.members().await.map(|_| true).map_err(|e| format!("{reason}; {e}")),
         })
         .await;
-        assert!(is_member || done.is_none(), "{step:?}: it was acknowledged");
+        assert_eq!(is_member, step == "stored", "{step}");
         if !is_member {
             daemon.bootstrap().await;
         }
@@ -120,112 +58,180 @@ async fn a_bootstrap_is_killed_at_each_step() {
         daemon.kill();
         daemon.start_again().await;
         assert_eq!(daemon.member_names().await.unwrap(), ["c1"]);
-        outcomes.push((step, is_member));
     }
-    println!("{outcomes:?}");
-    assert!(outcomes.iter().any(|(_, is_member)| !is_member), "none was early enough");
 }
 
-/// The same token takes it in at another try, unless it is in already.
+/// Who takes part in a join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Party {
+    Joiner,
+    Leader,
+    /// The follower that gave the token and is asked first.
+    Passer,
+}
+
+/// A step of a join.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    name: &'static str,
+    /// Who does it.
+    by: Party,
+    /// Whether the joiner has its join record, its database and its configuration then.
+    on_disk: [bool; 3],
+}
+
+/// In the order in which they are done.
+const STEPS: [Step; 13] = {
+    use Party::{Joiner, Leader, Passer};
+    const fn step(name: &'static str, by: Party, on_disk: [bool; 3]) -> Step {
+        Step { name, by, on_disk }
+    }
+    [
+        step("passing on", Passer, [false, false, false]),
+        step("admitted", Leader, [false, false, false]),
+        step("passed on", Passer, [false, false, false]),
+        step("presented", Joiner, [false, false, false]),
+        step("recorded", Joiner, [true, false, false]),
+        step("opened", Joiner, [true, true, false]),
+        step("learner", Leader, [true, true, false]),
+        step("voter", Leader, [true, true, false]),
+        step("taken in", Leader, [true, true, false]),
+        step("confirmed", Joiner, [true, true, false]),
+        step("awaited", Joiner, [true, true, false]),
+        step("token spent", Joiner, [true, true, false]),
+        step("stored", Joiner, [true, true, true]),
+    ]
+};
+
+impl Step {
+    /// Whether it is a member in the end: a join that is recorded goes on, also after a restart, and one that is not ends with its
+    /// process. One whose process goes on can be done in time, or not.
+    fn outcome(&self, victims: &[Party]) -> Option<bool> {
+        let [is_recorded, ..] = self.on_disk;
+        (is_recorded || victims.contains(&Party::Joiner)).then_some(is_recorded)
+    }
+}
+
+fn on_disk(dir: &Path) -> [bool; 3] {
+    ["joining.json", "database/log", "daemon.yaml"].map(|file| dir.join(file).exists())
+}
+
+/// The third voter: until it is taken in, nothing is committed without both of the others.
 #[tokio::test]
-async fn a_join_is_killed_at_each_step() {
-    let mut cluster = TestCluster::start(3).await;
-    cluster.settled(&["c1", "c2", "c3"]).await;
-    for victim in VICTIMS {
-        for step in ["admitted", "recorded", "opened", "shown", "taken in", "committed"] {
-            let leader = cluster.leader().await;
-            let survivor = (leader + 1) % 3;
-            let mut joiner = Daemon::start("c4").await;
-            let token = cluster.members[survivor].token(joiner.name()).await;
-            let (dir, watcher) = (joiner.dir(), &cluster.members[survivor]);
-            let moment = async || match step {
-                "admitted" => row(watcher, "c4").await.is_some(),
-                "recorded" => dir.join("joining.json").exists(),
-                "opened" => dir.join("database/log").exists(),
-                "shown" => is_more_than_pending(watcher, "c4").await,
-                "taken in" => row(watcher, "c4").await.is_some_and(|role| role != "PENDING"),
-                _ => dir.join("daemon.yaml").exists(),
-            };
-            let joined = until(joiner.join(&token), moment).await;
-            victim.strike(&mut cluster.members[leader], &mut joiner);
-            victim.revive(&mut cluster.members[leader], &mut joiner).await;
-            let is_member = is_decided(&cluster.members[survivor], &joiner).await;
-            println!("{victim:?} killed when {step}: member: {is_member}");
-            if let Some(joined) = joined {
-                joined.unwrap();
-                assert!(is_member, "{victim:?} at {step}: the join was acknowledged");
-            }
-            if !is_member {
-                eventually("the token is good for another try", async || match joiner.join(&token).await {
-                    Err(e) if e.code().is_some_and(|code| code >= 500) => Err(e.to_string()),
-                    joined => {
-                        joined.unwrap();
-                        Ok(())
-                    }
-                })
-                .await;
-            }
-            cluster.members.push(joiner);
-            cluster.settled(&["c1", "c2", "c3", "c4"]).await;
-            let joiner = cluster.members.pop().unwrap();
-            cluster.any().client().remove_cluster_member(joiner.name(), false).await.unwrap();
-            cluster.settled(&["c1", "c2", "c3"]).await;
-            assert_eq!(cluster.any().client().tokens().await.unwrap(), [], "the token is spent");
-        }
+async fn a_join_of_a_voter_is_killed_at_each_step() {
+    use Party::{Joiner, Leader, Passer};
+    let all = STEPS.map(|step| step.name);
+    // It has nothing to do with what is later, except that its vote is needed.
+    let passed_on = ["passing on", "admitted", "passed on", "presented", "learner", "voter"];
+    let with_both = ["admitted", "recorded", "learner", "voter", "token spent"];
+    tokio::join!(joins_are_killed(2, &all, &[Joiner]), joins_are_killed(2, &all, &[Leader]), async {
+        joins_are_killed(2, &passed_on, &[Passer]).await;
+        joins_are_killed(2, &with_both, &[Joiner, Leader]).await;
+    });
+}
+
+/// The fourth member does not vote. What is not done here is as with one that does.
+#[tokio::test]
+async fn a_join_of_a_stand_by_is_killed_at_each_step() {
+    let steps = ["admitted", "learner", "taken in"];
+    tokio::join!(joins_are_killed(3, &steps, &[Party::Joiner]), joins_are_killed(3, &steps, &[Party::Leader]));
+}
+
+/// One join after the other to a cluster of that size.
+async fn joins_are_killed(size: usize, steps: &[&str], victims: &[Party]) {
+    let mut cluster = steppable_cluster(size).await;
+    for name in steps {
+        join_and_kill(&mut cluster, step(name), victims).await;
     }
     cluster.replicas_agree().await;
 }
 
-/// Whoever is killed: the removal is done in the end, or can be done again; and who was removed can join again.
-#[tokio::test]
-async fn a_removal_is_killed_at_each_step() {
-    let mut cluster = TestCluster::start(4).await;
-    cluster.settled(&["c1", "c2", "c3", "c4"]).await;
-    cluster.members[0].sql("CREATE TABLE t (a)").await;
-    for victim in VICTIMS {
-        for step in ["decided", "told", "forgetting", "forgotten", "deleted"] {
-            let mut leader = cluster.leader().await;
-            let leaver = (leader + 1) % 4;
-            let name = cluster.members[leaver].name().clone();
-            let mut subject = cluster.members.remove(leaver);
-            leader -= usize::from(leaver < leader);
-            let watcher = (leader + 1) % 3;
-            let (dir, watched) = (subject.dir(), &cluster.members[watcher]);
-            let moment = async || match step {
-                "decided" => row(watched, name.as_str()).await.is_none_or(|role| role == "leaving"),
-                "told" => File::IsThere("resetting").holds(&dir),
-                "forgetting" => File::IsGone("daemon.yaml").holds(&dir),
-                "forgotten" => File::IsGone("database").holds(&dir),
-                _ => row(watched, name.as_str()).await.is_none(),
-            };
-            let client = watched.client();
-            let removed = until(client.remove_cluster_member(&name, false), moment).await;
-            victim.strike(&mut cluster.members[leader], &mut subject);
-            victim.revive(&mut cluster.members[leader], &mut subject).await;
-            let is_member = is_decided(&cluster.members[watcher], &subject).await;
-            println!("{victim:?} killed when {step}: member: {is_member}");
-            if let Some(removed) = removed {
-                removed.unwrap();
-                assert!(!is_member, "{victim:?} at {step}: the removal was acknowledged");
-            }
-            if is_member {
-                eventually("it is removed at another try", async || {
-                    match cluster.members[watcher].client().remove_cluster_member(&name, false).await {
-                        Ok(()) | Err(Error::Status { code: 404, .. }) => Ok(()),
-                        Err(e) => Err(e),
-                    }
-                })
-                .await;
-                eventually("the removed member is free", async || subject.is_uninitialised().await).await;
-            }
-            cluster.any().sql("INSERT INTO t VALUES (1)").await;
-            let token = cluster.members[watcher].token(&name).await;
-            subject.join(&token).await.unwrap_or_else(|e| panic!("{victim:?} at {step}: it cannot join again: {e}"));
-            cluster.members.insert(leaver, subject);
-            cluster.settled(&["c1", "c2", "c3", "c4"]).await;
-        }
+fn step(name: &str) -> Step {
+    STEPS.into_iter().find(|step| step.name == name).unwrap()
+}
+
+/// The same token takes it in at another try, unless it is in already.
+async fn join_and_kill(cluster: &mut TestCluster, step: Step, victims: &[Party]) {
+    let names: Vec<String> = cluster.members.iter().map(|member| member.name().to_string()).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    cluster.settled(&names).await;
+    let (leader, joiner) = (cluster.leader().await, cluster.members.len());
+    let passer = (leader + 1) % joiner;
+    let name = format!("c{}", joiner + 1);
+    let mut daemon = Daemon::steppable(&name);
+    daemon.start_again().await;
+    let token = cluster.members[passer].token(daemon.name()).await;
+    cluster.members.push(daemon);
+    let place = |party: &Party| match party {
+        Party::Joiner => joiner,
+        Party::Leader => leader,
+        Party::Passer => passer,
+    };
+    let what = format!("{victims:?} killed at {:?}", step.name);
+
+    let daemon = &cluster.members[joiner];
+    let (_, answered) = until_held(&[&cluster.members[place(&step.by)]], step.name, daemon.join(&token)).await;
+    assert!(answered.is_none(), "{what}: {answered:?}");
+    assert_eq!(on_disk(&daemon.dir()), step.on_disk, "{what}");
+    victims.iter().for_each(|victim| cluster.members[place(victim)].kill());
+    cluster.members[place(&step.by)].release();
+    for victim in victims {
+        cluster.members[place(victim)].spawn();
     }
-    let rows = cluster.any().sql("SELECT count(*) FROM t").await;
-    assert_eq!(rows, [[json!(VICTIMS.len() * 5)]]);
+
+    let daemon = &cluster.members[joiner];
+    let is_member = is_decided(&cluster.members[passer], daemon).await;
+    println!("{what}: member: {is_member}");
+    assert!(step.outcome(victims).is_none_or(|expected| expected == is_member), "{what}: member: {is_member}");
+    if !is_member {
+        eventually("the token is good for another try", async || match daemon.join(&token).await {
+            Err(e) if e.code().is_some_and(|code| code >= 500) => Err(e.to_string()),
+            joined => {
+                joined.unwrap_or_else(|e| panic!("{what}: {e}"));
+                Ok(())
+            }
+        })
+        .await;
+    }
+    names.push(&name);
+    cluster.settled(&names).await;
+    assert_eq!(cluster.any().client().tokens().await.unwrap(), [], "{what}: the token is spent");
+    let daemon = cluster.members.pop().unwrap();
+    cluster.any().client().remove_cluster_member(daemon.name(), false).await.unwrap();
+}
+
+/// The joiner asks the member to be confirmed that has admitted it. That one leads no more, and dies with the request in hand, or with
+/// the leader's answer to it.
+#[tokio::test]
+async fn the_member_that_passes_a_confirmation_on_is_killed() {
+    let mut cluster = steppable_cluster(3).await;
+    for step in ["passing on", "passed on"] {
+        cluster.settled(&["c1", "c2", "c3"]).await;
+        let before = cluster.leader().await;
+        let mut joiner = Daemon::steppable("c4");
+        joiner.start_again().await;
+        let token = cluster.members[before].token(joiner.name()).await;
+        let (_, answered) = until_held(&[&joiner], "opened", joiner.join(&token)).await;
+        assert!(answered.is_none(), "{step}: {answered:?}");
+        cluster.members[before].kill();
+        let leader = cluster.leader().await;
+        assert_ne!(leader, before);
+        cluster.members[before].start_again().await;
+
+        let passer = [&cluster.members[before]];
+        let going_on = async {
+            joiner.release();
+            pending::<()>().await;
+        };
+        until_held(&passer, step, going_on).await;
+        cluster.members[before].kill();
+        cluster.members[before].release();
+        assert!(is_decided(&cluster.members[leader], &joiner).await, "{step}: the join goes on by itself");
+        cluster.members[before].spawn();
+        cluster.members.push(joiner);
+        cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        let joiner = cluster.members.pop().unwrap();
+        cluster.any().client().remove_cluster_member(joiner.name(), false).await.unwrap();
+    }
     cluster.replicas_agree().await;
 }

@@ -1,5 +1,6 @@
 //! Additional servers: their certificates, their addresses, and when they are open.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use microcluster::{
 };
 use microcluster_client::{Address, Client, Error as ClientError, Fingerprint, Name, ServerTrust};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use cluster_tests::self_signed;
 
@@ -186,6 +188,57 @@ async fn a_server_whose_move_is_undone_is_where_it_was() {
     assert_eq!(cluster.member(0).state().servers()[&server], second);
 }
 
+/// Says no to one change, when it is told to.
+#[derive(Clone, Default)]
+struct SaysNo(Arc<Notify>, Arc<AtomicBool>);
+
+impl Hooks for SaysNo {
+    async fn on_daemon_config_update(&self, _state: &State, _config: &DaemonConfig) -> Result<()> {
+        if self.1.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.0.notified().await;
+        Err(Error::conflict("it goes back"))
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_open_holds_up_no_change_of_another_one() {
+    let (addresses, hooks) = (Addresses::new(), SaysNo::default());
+    let own = hooks.clone();
+    let cluster = Cluster::start(1, move |builder| addresses.product(builder).hooks(own.clone())).await;
+    let (member, shared) = (cluster.member(0), file(cluster.member(0), "cluster.crt"));
+    let app = member.app();
+    let [stuck, other]: [Name; 2] = ["own", "shared"].map(|name| name.parse().unwrap());
+    // While it is elsewhere somebody takes the address it comes from, so that it cannot go back.
+    let occupied = async {
+        let held = eventually("the address is left", async || TcpListener::bind(addresses.own.socket_addr())).await;
+        hooks.0.notify_one();
+        held
+    };
+    let (refused, held) = tokio::join!(app.update_servers([(stuck.clone(), address_free())]), occupied);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("it goes back"), "{refused}");
+    let moved = address_free();
+    app.update_servers([(other.clone(), moved)]).await.unwrap();
+    assert_eq!(name(moved, &shared).await.unwrap(), json!("n1"), "at once");
+    assert_eq!(member.state().servers()[&stuck], addresses.own);
+    // What is wrong with all that are moved is said.
+    let taken: [TcpListener; 2] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let taken: Vec<Address> =
+        taken.iter().map(|held| held.local_addr().unwrap().to_string().parse().unwrap()).collect();
+    let refused = app.update_servers([(stuck.clone(), taken[0]), (other.clone(), taken[1])]).await.unwrap_err();
+    let refused = refused.to_string();
+    for named in [stuck.to_string(), other.to_string(), taken[0].to_string(), taken[1].to_string()] {
+        assert!(refused.contains(&named), "{refused}");
+    }
+    assert_eq!(name(moved, &shared).await.unwrap(), json!("n1"), "it is where it was");
+    // It was tried all the time.
+    drop(held);
+    let dedicated = file(member, "certificates/own.crt");
+    eventually("it is open again", async || name(addresses.own, &dedicated).await).await;
+}
+
 async fn never() -> Response {
     std::future::pending().await
 }
@@ -257,7 +310,7 @@ async fn an_address_that_cannot_be_is_refused_and_nothing_changes() {
     let cluster = Cluster::start(1, move |builder| addresses.product(builder)).await;
     let (app, shared) = (cluster.member(0).app(), file(cluster.member(0), "cluster.crt"));
     let taken = address_free();
-    let _held = std::net::TcpListener::bind(taken.socket_addr()).unwrap();
+    let _held = TcpListener::bind(taken.socket_addr()).unwrap();
     for (server, address, code) in [
         ("shared", taken, 409),
         ("shared", addresses.own, 409),
@@ -309,7 +362,7 @@ async fn before_bootstrap_only_early_servers_are_open() {
         assert!(matches!(name(closed, &own).await, Err(ClientError::Unreachable { .. })));
     }
     // A bootstrap that fails for a taken address leaves it as it was.
-    let taken = std::net::TcpListener::bind(addresses.shared.socket_addr()).unwrap();
+    let taken = TcpListener::bind(addresses.shared.socket_addr()).unwrap();
     let app = App::new(dir.path());
     let bootstrap = async || app.bootstrap("n1".parse().unwrap(), address_free(), Default::default()).await;
     let refused = bootstrap().await.unwrap_err();

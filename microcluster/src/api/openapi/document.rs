@@ -80,7 +80,7 @@ fn describe(route: &Route, operation: &Operation, schemas: &mut Schemas) -> Valu
         let content = json!({ "application/json": { "schema": schema } });
         responses.insert(code.to_string(), json!({ "description": reasons.join(" "), "content": content }));
     }
-    let security = if route.access == Access::Member { json!([{ "member": [] }]) } else { json!([]) };
+    let security = if needs_certificate(route.access) { json!([{ "member": [] }]) } else { json!([]) };
     let mut described = json!({
         "operationId": operation.id,
         "tags": [operation.tag],
@@ -158,10 +158,10 @@ fn errors(route: &Route, operation: &Operation) -> BTreeMap<u16, Vec<String>> {
     if route.target || route.leader {
         add(504, "The connection to the member that does it was lost; whether it was done is unknown.");
     }
-    if route.access == Access::Member {
+    if needs_certificate(route.access) {
         add(403, "Over TLS: the client has not the certificate of a member.");
     }
-    let uses_the_node = route.phase != Phase::Always || route.access == Access::Member;
+    let uses_the_node = route.phase != Phase::Always || needs_certificate(route.access);
     if uses_the_node {
         add(503, "The daemon is no member of a cluster, or not yet, or stops, or the cluster has no quorum.");
     }
@@ -186,10 +186,16 @@ fn over(route: &Route) -> String {
     format!("Over {}.", names.collect::<Vec<_>>().join(", "))
 }
 
+/// Whether who uses it over TLS needs a certificate that is known.
+fn needs_certificate(access: Access) -> bool {
+    matches!(access, Access::Member | Access::Joiner)
+}
+
 fn who(access: Access) -> String {
     match access {
         Access::Open => "For anybody.",
         Access::Member => "For members.",
+        Access::Joiner => "For members, and for a joiner that was admitted.",
         Access::Token => "For whoever has a token.",
         Access::Socket => "For whoever may use the control socket.",
     }
