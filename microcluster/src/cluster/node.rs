@@ -24,8 +24,8 @@ use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
 use crate::trust::{Trust, TrustSet};
 
-/// How long a live probe of another member may take: a member that is down delays a list by this.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
+/// How long a live probe of another member may take: a member that says nothing delays a list by this, the first time.
+const PROBE: Patience = Patience { silence: Duration::from_millis(900), least: Duration::from_millis(500) };
 /// How long a member may take to say that it is alive when something depends on that.
 const ALIVE: Patience = Patience { silence: Duration::from_millis(500), least: Duration::from_millis(250) };
 /// The same for news that it finds in the log soon, if it is there.
@@ -359,7 +359,7 @@ impl Node {
         if row.id == self.id {
             return MemberStatus::Online;
         }
-        match self.db.ping(row.id, &row.address.to_string(), PROBE_TIMEOUT).await {
+        match self.db.is_there(row.id, &row.address.to_string(), PROBE).await {
             // Another daemon may listen there by now.
             Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
             Ok(_) => MemberStatus::Online,

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Daemon, Network, TestCluster, eventually, self_signed};
+use cluster_tests::{DEADLINE, Daemon, Network, TestCluster, eventually, self_signed};
 use http::Method;
-use microcluster_client::{Client, DaemonConfigUpdate, Empty, MemberStatus, Secret, SqlRequest, TokenRequest, Verdict};
+use microcluster_client::{
+    Client, DaemonConfigUpdate, Empty, Hook, MemberStatus, RemovalHook, Secret, SqlRequest, TokenRequest, Verdict,
+};
 use serde_json::json;
 
 /// How much longer an operation may take beside a member that does not answer, and what a busy machine may add to any. A second
@@ -136,13 +138,67 @@ async fn nothing_waits_for_a_host_whose_packets_are_dropped() {
     assert!(found.members.iter().any(|member| member.name == silent.as_str() && member.verdict == Verdict::Unknown));
     let listed = client.cluster_members().await.unwrap();
     assert!(listed.iter().any(|member| member.name == silent && member.status == MemberStatus::Unreachable));
-    let target = client.timeout(Duration::from_secs(20)).target(silent.clone());
-    let asked = target.query::<Empty>(Method::POST, "/core/internal/hooks/on-start", ());
-    println!("{:?}", after.note("for the absent", asked).await);
-    let begun = Instant::now();
-    let mut leader = scene.cluster.members.remove(scene.leader);
-    leader.stop().await;
-    after.0.push(("stop of the leader".into(), begun.elapsed()));
-    println!("{:?}", after.note("forced removal of the absent", client.remove_cluster_member(&silent, true)).await);
+    // A whole action of the product would have its time; that nobody is there is known soon.
+    let hook = Hook::PostRemove(RemovalHook { force: false });
+    let target = scene.cluster.members[scene.other].name();
+    before.note("for another member", client.run_hook(&hook, Some(target))).await.unwrap();
+    let refused = after.note("for another member", client.run_hook(&hook, Some(&silent))).await.unwrap_err();
+    assert_eq!(refused.code(), Some(504), "{refused}");
+    after.note("removal of the absent by force", client.remove_cluster_member(&silent, true)).await.unwrap();
+    before.compare(&after);
+}
+
+/// The voter that does not answer has all of the log, as far as the leader knows: it is not the one to take over.
+#[tokio::test]
+async fn a_leader_stops_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        let leader = scene.cluster.leader().await;
+        if cut_off {
+            // It has been asked things by the one that is gone: connections of that one are open.
+            let absent = (0..3).find(|place| *place != leader).unwrap();
+            scene.client(absent).cluster_members().await.unwrap();
+            let pair = self_signed("cluster.example");
+            scene.client(absent).set_certificate(&"cluster".parse().unwrap(), &pair).await.unwrap();
+            scene.network.cut_off(absent);
+            scene.absent = absent;
+        }
+        times.note("stop", scene.cluster.members[leader].stop()).await;
+        let other = (0..4).find(|place| ![leader, scene.absent].contains(place)).unwrap();
+        let client = scene.client(other).timeout(DEADLINE);
+        // Two of the three voters are away until it is back.
+        times.note("start", scene.cluster.members[leader].start_again()).await;
+        times.note("write after it", client.sql(&SqlRequest::new("INSERT INTO t VALUES (2)"))).await.unwrap();
+        if !cut_off {
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
+    before.compare(&after);
+}
+
+/// The leader that is removed hands over first.
+#[tokio::test]
+async fn a_leader_is_removed_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        let leader = scene.cluster.leader().await;
+        let mut others = (0..3).filter(|place| *place != leader);
+        let (absent, other) = (others.next().unwrap(), others.next().unwrap());
+        if cut_off {
+            scene.network.cut_off(absent);
+        }
+        let client = scene.client(other);
+        let name = scene.cluster.members[leader].name().clone();
+        times.note("removal of the leader", client.remove_cluster_member(&name, false)).await.unwrap();
+        let removed = &mut scene.cluster.members[leader];
+        eventually("the removed member is free", async || removed.is_uninitialised().await).await;
+        if !cut_off {
+            let token = scene.cluster.members[other].token(&name).await;
+            times.note("join", scene.cluster.members[leader].join(&token)).await.unwrap();
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
     before.compare(&after);
 }
