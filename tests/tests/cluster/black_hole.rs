@@ -202,3 +202,23 @@ async fn a_leader_is_removed_beside_a_host_whose_packets_are_dropped() {
     }
     before.compare(&after);
 }
+
+/// It stands by, so that the others have a majority meanwhile.
+#[tokio::test]
+async fn a_member_is_rebuilt_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        if cut_off {
+            scene.network.cut_off(scene.absent);
+        }
+        let damaged = &mut scene.cluster.members[3];
+        damaged.kill();
+        std::fs::remove_dir_all(damaged.dir().join("database/log")).unwrap();
+        times.note("start and rebuild", damaged.start_again()).await;
+        if !cut_off {
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
+    before.compare(&after);
+}
