@@ -222,3 +222,20 @@ async fn a_member_is_rebuilt_beside_a_host_whose_packets_are_dropped() {
     }
     before.compare(&after);
 }
+
+/// A write goes to the next leader as soon as there is one, and so does a request that was passed on to the one before.
+#[tokio::test]
+async fn what_a_leader_has_whose_packets_are_dropped_goes_to_the_next_one() {
+    let Some(scene) = Scene::new().await else { return };
+    let (mut write, mut request) = (Times::default(), Times::default());
+    let client = scene.client(scene.other).timeout(DEADLINE);
+    let (removed, sql) = (scene.cluster.members[3].name(), SqlRequest::new("INSERT INTO t VALUES (3)"));
+    scene.network.cut_off(scene.leader);
+    let (written, done) = tokio::join!(
+        write.note("a request", client.sql(&sql)),
+        request.note("a request", client.remove_cluster_member(removed, false)),
+    );
+    written.unwrap();
+    done.unwrap();
+    write.compare(&request);
+}
