@@ -2,6 +2,7 @@
 
 mod certificates;
 mod confirm;
+mod in_turn;
 mod initialise;
 mod joining;
 mod member;

@@ -51,7 +51,7 @@ pub use command::{QueryResult, Statement, Value};
 pub(crate) use database::PingError;
 pub use database::{Consistency, Database, OpenError};
 pub use error::Error;
-pub(crate) use network::{NotTrusted, PROTOCOL, PeerConnector, PeerStream};
+pub(crate) use network::{NotTrusted, PROTOCOL, Patience, PeerConnector, PeerStream};
 pub(crate) use options::{Options, Timings};
 pub use raft_types::{NodeId, Peer};
 pub use rusqlite;

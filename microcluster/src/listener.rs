@@ -6,6 +6,7 @@ mod limits;
 pub(crate) mod partition;
 mod patience;
 mod places;
+mod running;
 #[cfg(test)]
 mod tests;
 mod unix;

@@ -15,7 +15,7 @@ use super::caller::{Caller, PASSED_ON};
 use super::extract::{BodyBounds, read_body};
 use super::routes::Route;
 use crate::cluster::Node;
-use crate::db::{NodeId, Status};
+use crate::db::{self, NodeId, Status};
 use crate::error::Error;
 use crate::state::State;
 
@@ -36,6 +36,8 @@ const ACTION_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 const UNKNOWN_MAX: u32 = 2;
 /// How long a leader may take to answer that leads no more.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long one is waited for that says nothing.
+const LOST: db::Patience = db::Patience { silence: Duration::from_millis(300), least: Duration::from_millis(100) };
 /// Pause before the same leader is tried again; news of another one ends it.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -189,8 +191,11 @@ async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Res
             // Its time is over, or this member's is: the answer may still come.
             std::future::pending::<()>().await;
         }
-        // One that has handed over says so soon.
-        tokio::time::sleep(GRACE).await;
+        // One that has handed over says so soon, unless it is cut off.
+        tokio::select! {
+            () = tokio::time::sleep(GRACE) => {}
+            () = gone(node, status) => {}
+        }
     };
     node.reached("passing on");
     let sent = async {
@@ -206,6 +211,14 @@ async fn ask(node: &Node, status: &Status, request: http::Request<Bytes>) -> Res
             Err(e) => Err(Lost::NotDone(e.into())),
         },
         () = lost => Err(Lost::MaybeDone(unknown())),
+    }
+}
+
+/// Done when the leader of this status does not answer any more.
+async fn gone(node: &Node, status: &Status) {
+    match status.leader.zip(status.leader_peer()) {
+        Some((id, peer)) => node.db.gone(id, &peer.address, LOST).await,
+        None => std::future::pending().await,
     }
 }
 

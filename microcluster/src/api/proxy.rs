@@ -1,6 +1,7 @@
 //! Requests for one member, by `?target=NAME`: run here if that is this one, else passed on to it, upgrades too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -16,9 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::caller::removal_of;
 use super::forward::{self, Outcome};
 use crate::cluster::Node;
+use crate::db::Patience;
 use crate::error::Error;
 use crate::state::State;
 use crate::tasks::Tasks;
+
+/// How long a member is waited for that says nothing. What it was asked may take longer: it says meanwhile that it is there.
+const PATIENCE: Patience = Patience { silence: Duration::from_millis(1_000), least: Duration::from_millis(500) };
 
 /// Passes a request on to the member that it is for, unless that is this one or nobody in particular.
 pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome, Error> {
@@ -34,7 +39,38 @@ pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome
         return Err(Error::not_found(format!("this is the member {}, not {name}", node.name)));
     }
     let address = address(&node, &name).await?;
-    let passed_on = if request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE) {
+    let method = request.method().clone();
+    tokio::select! {
+        biased;
+        passed_on = pass_on(state, &node, &name, address, request) => passed_on.map(Outcome::Answered),
+        () = gone(&node, &name, address) => {
+            let silent = format!("the member {name} does not answer");
+            Err(match method.is_safe() {
+                true => Error::unavailable(silent).retry_after(1),
+                false => Error::timeout(format!("{silent}; whether it has done what it was asked for is unknown")),
+            })
+        }
+    }
+}
+
+/// Done when the member does not answer any more.
+async fn gone(node: &Node, name: &Name, address: Address) {
+    let id = node.db.status().nodes.iter().find(|(_, peer)| peer.name == name.as_str()).map(|(id, _)| *id);
+    match id {
+        Some(id) => node.db.gone(id, &address.to_string(), PATIENCE).await,
+        // It is not in Raft yet, or no more.
+        None => std::future::pending().await,
+    }
+}
+
+async fn pass_on(
+    state: &State,
+    node: &Arc<Node>,
+    name: &Name,
+    address: Address,
+    request: Request,
+) -> Result<Response, Error> {
+    if request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE) {
         let removal = removal_of(state, request.extensions().get(), request.extensions().get());
         let stream = node.peers.stream(address).await.map_err(|e| {
             Error::unavailable(format!("the member {name} cannot be reached")).retry_after(1).caused_by(e)
@@ -42,8 +78,7 @@ pub(super) async fn to_target(state: &State, request: Request) -> Result<Outcome
         upgrade(stream, address, request, node.transports(), removal).await
     } else {
         forward::pass_on(&node.peers.client(address), request).await
-    };
-    passed_on.map(Outcome::Answered)
+    }
 }
 
 /// The member that a request is for.
@@ -125,7 +160,6 @@ where
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::convert::Infallible;
-    use std::time::Duration;
 
     use http_body_util::Empty;
     use hyper::body::{Bytes, Incoming};

@@ -1,7 +1,6 @@
 //! Taking a joiner in, on the leader: admit it by its token, confirm it, or drop it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use microcluster_client::{JoinRequest, JoinResponse, MemberLocal, Name, Secret, Timestamp};
 
@@ -13,9 +12,6 @@ use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId, Peer};
 use crate::tls::{Certificate, CertificateError};
-
-/// How long a joiner may take to show that it is still there, before it is given a vote.
-const JOINER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a joiner was not admitted.
 #[derive(Debug, thiserror::Error)]
@@ -141,8 +137,7 @@ impl Node {
         let Some(row) = self.joining_row(&name, id, None).await? else {
             return Ok(());
         };
-        let alive = async || self.db.ping(id, &row.address.to_string(), JOINER_TIMEOUT).await.is_ok();
-        if !self.db.status().voters.contains(&id) && !alive().await {
+        if !self.db.status().voters.contains(&id) && !self.answers(&row).await {
             // Products and other changes took their time. With a vote that nobody casts the cluster could stand still.
             return Err(ConfirmError::InProgress { name });
         }

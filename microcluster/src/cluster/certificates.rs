@@ -4,14 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use http::Method;
-use microcluster_client::{self as client, CertificateExpiry, Empty, Secret};
+use microcluster_client::{self as client, CertificateExpiry, Client, Secret};
 use rusqlite::{Connection, Row};
 
 use super::node::Node;
 use crate::db::{self, Consistency, Transaction};
-use crate::error::Chain;
 use crate::state_dir::{FileError, StateDir, read_file};
 use crate::tasks::{TaskLost, blocking};
 use crate::tls::{Certificate, KeyPair, KeyPairError, SharedPair, install};
@@ -169,13 +167,8 @@ impl Node {
 
     /// Has the other members put the certificates in place at once.
     async fn tell_of_certificates(&self) {
-        let told = self.other_clients(None).into_iter().map(|client| async move {
-            let client = client.timeout(TELL_TIMEOUT).notification();
-            client.query::<Empty>(Method::POST, "/core/internal/certificates", ()).await
-        });
-        for failed in join_all(told).await.into_iter().filter_map(Result::err) {
-            tracing::debug!(error = %Chain(&failed), "a member was not told of a new certificate");
-        }
+        let tell = |client: Client| async move { client.query(Method::POST, "/core/internal/certificates", ()).await };
+        self.tell_others("a new certificate", TELL_TIMEOUT, tell).await;
     }
 }
 

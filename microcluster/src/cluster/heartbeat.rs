@@ -14,9 +14,6 @@ use super::node::Node;
 use crate::db::{self, Consistency, NodeId};
 use crate::tasks::Tasks;
 
-/// How long a member may take to answer.
-const PING_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Why a round was not done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HeartbeatError {
@@ -74,11 +71,7 @@ impl Node {
     /// One round: all members at the same time, then one statement. Returns the roles before and now.
     async fn heartbeat(&self) -> Result<RoleChanges, db::Error> {
         let rows = self.db.read(Consistency::Local, members::all).await?;
-        let pings = rows.iter().map(|row| async {
-            let is_alive =
-                row.id == self.id || self.db.ping(row.id, &row.address.to_string(), PING_TIMEOUT).await.is_ok();
-            is_alive.then_some(row.id)
-        });
+        let pings = rows.iter().map(|row| async { self.answers(row).await.then_some(row.id) });
         let alive: Vec<NodeId> = join_all(pings).await.into_iter().flatten().collect();
         self.note_heartbeat(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), &alive);
         if !alive.is_empty() {

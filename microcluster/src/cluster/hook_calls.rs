@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::members::MemberRow;
 use super::node::Node;
+use crate::db::Patience;
 use crate::error::Error;
 
+/// How long a member that falls silent is waited for while it runs a hook.
+const SILENT: Patience = Patience { silence: Duration::from_secs(1), least: Duration::from_millis(250) };
 /// How long a member may take to say whether it is up.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// What an answer may take beyond the hook itself.
@@ -129,11 +132,18 @@ impl Node {
         if row.id == self.id {
             return self.run_hook(hook.clone()).await;
         }
-        let left_out = || tracing::warn!(member = %row.name, hook = hook.name(), "a member that is down runs no hook");
         if !self.is_alive(row).await {
-            left_out();
+            left_out(row, hook);
             return Ok(());
         }
+        // It may be cut off while its hook runs: then nobody hears how that ends.
+        self.while_there(row, SILENT, self.call_hook(row, hook)).await.unwrap_or_else(|| {
+            left_out(row, hook);
+            Ok(())
+        })
+    }
+
+    async fn call_hook(&self, row: &MemberRow, hook: &Hook) -> Result<(), HookError> {
         let client = self.peers.client(row.address).timeout(self.hooks.timeout() + ANSWER_TIMEOUT).notification();
         let (begun, mut was_up) = (Instant::now(), false);
         loop {
@@ -141,14 +151,14 @@ impl Node {
                 Ok(()) => return Ok(()),
                 // It died on the way: that is no failure of the hook.
                 Err(e) if e.code().is_none() && !self.is_alive(row).await => {
-                    left_out();
+                    left_out(row, hook);
                     return Ok(());
                 }
                 // It is in the table and not done with its own join, or with its start: many may join at once. Of one that
                 // was up before it was asked this is the answer of its hook.
                 Err(e) if e.code() == Some(503) && !was_up => {
                     if begun.elapsed() >= UP_TIMEOUT {
-                        left_out();
+                        left_out(row, hook);
                         return Ok(());
                     }
                     was_up = is_up(&client).await;
@@ -163,6 +173,10 @@ impl Node {
             }
         }
     }
+}
+
+fn left_out(row: &MemberRow, hook: &Hook) {
+    tracing::warn!(member = %row.name, hook = hook.name(), "a member that is down runs no hook");
 }
 
 /// Whether a member is one that does its work.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use microcluster_client::{Address, Client, Fingerprint, Member, MemberStatus, Name, Role};
+use microcluster_client::{Address, Client, Empty, Error, Fingerprint, Member, MemberStatus, Name, Role};
 use tokio::sync::{Notify, watch};
 
 use super::certificates::CertificateRow;
@@ -17,21 +17,20 @@ use super::own_config::OwnConfig;
 use super::peers::Peers;
 use super::upgrade::{self, Standing};
 use crate::config::{MemberConfig, RoleCounts};
-use crate::db::{self, Consistency, Database, NodeId, PingError, SchemaUpdate, Status};
+use crate::db::{self, Consistency, Database, NodeId, Patience, PingError, SchemaUpdate, Status};
+use crate::error::Chain;
 use crate::state_dir::StateDir;
 use crate::steps;
 use crate::tasks::Tasks;
 use crate::tls::CertificateCell;
 use crate::trust::{Trust, TrustSet, TrustedAs};
 
-/// How long a live probe of another member may take: a member that is down delays a list by this.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
-/// How long a member may take to say that it is alive when something depends on that,
-const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// and one that is known to be silent, which may be back: one change asks several times.
-const KNOWN_SILENT_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long that is known of one that was found silent.
-const SILENCE_MEMORY: Duration = Duration::from_secs(5);
+/// How long a live probe of another member may take: a member that says nothing delays a list by this, the first time.
+const PROBE: Patience = Patience { silence: Duration::from_millis(900), least: Duration::from_millis(500) };
+/// How long a member may take to say that it is alive when something depends on that.
+const ALIVE: Patience = Patience { silence: Duration::from_millis(500), least: Duration::from_millis(250) };
+/// The same for news that it finds in the log soon, if it is there.
+pub(super) const NEWS: Patience = Patience { silence: Duration::from_millis(250), least: Duration::from_millis(100) };
 /// How long a list waits for the leader before it shows what this member has.
 const LINEARIZE_TIMEOUT: Duration = Duration::from_millis(900);
 
@@ -66,8 +65,6 @@ pub(crate) struct Node {
     confirming: Mutex<HashSet<NodeId>>,
     /// Who answers the heartbeats of this member, when it leads.
     liveness: Mutex<Liveness>,
-    /// Who was found silent of late, and when.
-    found_silent: Mutex<HashMap<NodeId, Instant>>,
     /// Something may have to be put in order.
     pub(super) disorder: Notify,
     /// A certificate was shown that this member does not know; its table may be behind.
@@ -142,7 +139,6 @@ impl Node {
             membership: tokio::sync::Mutex::new(()),
             confirming: Mutex::new(HashSet::new()),
             liveness: Mutex::default(),
-            found_silent: Mutex::default(),
             disorder: Notify::new(),
             stranger: Notify::new(),
             learned,
@@ -241,11 +237,42 @@ impl Node {
         Some(self.peers.client(address))
     }
 
-    /// Clients of all other members that are trusted, but for one.
-    pub fn other_clients(&self, except: Option<&Name>) -> Vec<Client> {
-        let trusted = self.trust.current();
-        let others = trusted.iter().filter(|member| member.name != self.name && Some(&member.name) != except);
-        others.map(|member| self.peers.client(member.address)).collect()
+    /// Has all other members that are in told of something, at the same time, and waits for those that answer. One that says nothing
+    /// has to find what it is told in the log.
+    pub(super) async fn tell_others<F>(&self, what: &str, timeout: Duration, tell: impl Fn(Client) -> F)
+    where
+        F: Future<Output = Result<Empty, Error>>,
+    {
+        let rows = self.db.read(Consistency::Local, members::all).await.unwrap_or_default();
+        let others = rows.iter().filter(|row| row.id != self.id && row.role.is_full());
+        let told = others.map(|row| {
+            let told = tell(self.peers.client(row.address).timeout(timeout).notification());
+            async move {
+                match self.while_there(row, NEWS, told).await {
+                    Some(Ok(Empty {})) => {}
+                    Some(Err(e)) => {
+                        tracing::debug!(member = %row.name, error = %Chain(&e), "it was not told of {what}")
+                    }
+                    None => tracing::debug!(member = %row.name, "it does not answer, and was not told of {what}"),
+                }
+            }
+        });
+        join_all(told).await;
+    }
+
+    /// What comes of some work with another member; none as soon as that one does not answer any more.
+    pub(super) async fn while_there<T>(
+        &self,
+        row: &MemberRow,
+        patience: Patience,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let address = row.address.to_string();
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.db.gone(row.id, &address, patience) => None,
+        }
     }
 
     /// Reads the rows with everything that was acknowledged before.
@@ -312,26 +339,19 @@ impl Node {
         self.liveness().unreachable(self.db.status().term)
     }
 
-    /// Whether a member answers now. One that does not is waited for once, not again by each step of a change.
+    /// Whether a member answers now. One that is known to be silent is not waited for again by each step of a change.
     pub(super) async fn is_alive(&self, row: &MemberRow) -> bool {
-        let is_known = self.unreachable().contains(&row.id) || self.found_silent().contains_key(&row.id);
-        let timeout = if is_known { KNOWN_SILENT_TIMEOUT } else { ALIVE_TIMEOUT };
-        let is_alive = self.db.ping(row.id, &row.address.to_string(), timeout).await.is_ok();
-        let mut silent = self.found_silent();
-        if is_alive {
-            silent.remove(&row.id);
-        } else {
-            silent.insert(row.id, Instant::now());
+        let address = row.address.to_string();
+        // Several heartbeats, and all that Raft has asked it since.
+        if self.unreachable().contains(&row.id) && self.db.is_silent(row.id, &address, ALIVE.silence) {
+            return false;
         }
-        is_alive
+        self.answers(row).await
     }
 
-    /// Who was found silent of late.
-    fn found_silent(&self) -> MutexGuard<'_, HashMap<NodeId, Instant>> {
-        // Nothing that holds the lock can panic, so a poisoned value is a whole one.
-        let mut silent = self.found_silent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        silent.retain(|_, since| since.elapsed() < SILENCE_MEMORY);
-        silent
+    /// The same, by asking it whatever is known.
+    pub(super) async fn answers(&self, row: &MemberRow) -> bool {
+        self.db.is_there(row.id, &row.address.to_string(), ALIVE).await.is_ok()
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
@@ -365,7 +385,7 @@ impl Node {
         if row.id == self.id {
             return MemberStatus::Online;
         }
-        match self.db.ping(row.id, &row.address.to_string(), PROBE_TIMEOUT).await {
+        match self.db.is_there(row.id, &row.address.to_string(), PROBE).await {
             // Another daemon may listen there by now.
             Ok(peer) if peer.node_id != row.id => MemberStatus::NotFound,
             Ok(_) => MemberStatus::Online,

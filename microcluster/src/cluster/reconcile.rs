@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use microcluster_client::MemberStatus;
+use futures_util::future::join_all;
 
 use super::members::{self, MemberRow, RowRole};
 use super::node::Node;
@@ -152,10 +152,8 @@ impl Node {
     async fn has_silent_newcomer(&self, voters: &BTreeSet<NodeId>, rows: &[MemberRow]) -> bool {
         let present = self.db.status().voters;
         let newcomers = rows.iter().filter(|row| voters.contains(&row.id) && !present.contains(&row.id));
-        let newcomers: Vec<MemberRow> = newcomers.cloned().collect();
-        let statuses = self.probe_all(&newcomers).await;
-        let silent = statuses.into_iter().filter(|(_, status)| *status != MemberStatus::Online).map(|(id, _)| id);
-        let silent: Vec<NodeId> = silent.collect();
+        let asked = newcomers.map(|row| async { (!self.answers(row).await).then_some(row.id) });
+        let silent: Vec<NodeId> = join_all(asked).await.into_iter().flatten().collect();
         silent.iter().for_each(|id| self.note_silent(*id));
         !silent.is_empty()
     }

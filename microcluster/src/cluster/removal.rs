@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
 use microcluster_client::{Address, Empty, Name};
 
 use super::hook_calls::HookError;
 use super::members::{self, MemberRow, RowRole};
-use super::node::Node;
+use super::node::{NEWS, Node};
 use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
 use crate::db::{self, NodeId};
@@ -151,11 +152,21 @@ impl Node {
         roles::voters(&roles::assign(self.role_counts, self.id, &remaining))
     }
 
-    /// Who of these does not answer now.
+    /// Who of these does not answer now; no more of them than are found until a majority has answered.
     async fn silent_among(&self, ids: &BTreeSet<NodeId>, rows: &[MemberRow]) -> BTreeSet<NodeId> {
         let others = rows.iter().filter(|row| ids.contains(&row.id) && row.id != self.id);
-        let asked = others.map(|row| async move { (!self.is_alive(row).await).then_some(row.id) });
-        join_all(asked).await.into_iter().flatten().collect()
+        let mut asked: FuturesUnordered<_> = others.map(|row| async { (row.id, self.is_alive(row).await) }).collect();
+        let (mut answering, mut silent) = (ids.contains(&self.id).into(), BTreeSet::new());
+        // A majority is enough: nobody waits for who does not answer then.
+        while !is_majority(answering, ids.len())
+            && let Some((id, is_alive)) = asked.next().await
+        {
+            match is_alive {
+                true => answering += 1,
+                false => drop(silent.insert(id)),
+            }
+        }
+        silent
     }
 
     /// Those without whom the voters that are left when a voter is removed could not agree to anything; none if they can.
@@ -176,8 +187,10 @@ impl Node {
         let client = self.peers.client(row.address).timeout(TELL_TIMEOUT).notification();
         // With its id: one of that name can have joined again before this arrives.
         let path = format!("/core/internal/cluster/{}?force={}&id={}", row.name, u8::from(force), row.id);
-        if let Err(e) = client.query::<Empty>(Method::PUT, &path, ()).await {
-            tracing::warn!(member = %row.name, error = %e, "a removed member could not be told");
+        match self.while_there(row, NEWS, client.query::<Empty>(Method::PUT, &path, ())).await {
+            Some(Ok(Empty {})) => {}
+            Some(Err(e)) => tracing::warn!(member = %row.name, error = %e, "a removed member could not be told"),
+            None => tracing::warn!(member = %row.name, "a removed member does not answer, and was not told"),
         }
     }
 }

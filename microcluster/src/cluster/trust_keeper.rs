@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
-use microcluster_client::{Address, Client, Empty, Error, Member, MemberLocal, Role};
+use microcluster_client::{Address, Client, Error, Member, MemberLocal, Role};
 
 use super::node::Node;
 use crate::db;
@@ -75,15 +76,10 @@ impl Node {
     /// Has the other members look for a new one, so that they know it when it calls. One that does not answer
     /// learns of it from the log, or when it is shown a certificate that it does not know.
     pub(super) async fn introduce(&self, member: &MemberLocal) {
-        // Not the new one itself: it holds its address and does not serve it yet.
-        let others = self.other_clients(Some(&member.name));
-        let told = others.into_iter().map(|client| async move {
-            let client = client.timeout(INTRODUCE_TIMEOUT).notification();
-            client.query::<Empty>(Method::POST, "/core/internal/truststore", member).await
-        });
-        for failed in join_all(told).await.into_iter().filter_map(Result::err) {
-            tracing::debug!(error = %Chain(&failed), "a member was not told of a new one");
-        }
+        // Not the new one itself, which is not in yet: it holds its address and does not serve it.
+        let tell =
+            |client: Client| async move { client.query(Method::POST, "/core/internal/truststore", member).await };
+        self.tell_others("a new member", INTRODUCE_TIMEOUT, tell).await;
     }
 
     /// Looks for a new member that another one tells of.
@@ -126,7 +122,7 @@ impl Node {
         let cluster = self.cluster_certificate.current().fingerprint();
         let by_certificate = |address| Some(self.peers.client(address));
         let by_cluster = |address| self.peers.pinned_client(address, cluster).ok();
-        let Some(members) = ask_in_turn(&addresses, by_certificate, by_cluster, ask).await else { return };
+        let Some(members) = first_answer(&addresses, by_certificate, by_cluster, ask).await else { return };
         let known = self.trust.current();
         let learned = members.into_iter().filter_map(|member| {
             let Member { name, address, certificate, role, .. } = member;
@@ -150,23 +146,29 @@ enum Unheard {
 /// The first answer of one who shows the certificate of a member that is trusted here, at whichever address. Only when nobody
 /// does, the first of one who has the cluster's: a member that was removed and came back has another certificate of its own by
 /// now. One that was removed and stayed away has the cluster's too, so it is not heard while a member can be.
-async fn ask_in_turn<C, A>(
+async fn first_answer<C, A, F>(
     addresses: &[Address],
     by_certificate: impl Fn(Address) -> Option<C>,
     by_cluster: impl Fn(Address) -> Option<C>,
-    ask: impl AsyncFn(C) -> Result<A, Unheard>,
-) -> Option<A> {
+    ask: impl Fn(C) -> F,
+) -> Option<A>
+where
+    F: Future<Output = Result<A, Unheard>>,
+{
+    let asked = addresses.iter().filter_map(|address| Some((*address, ask(by_certificate(*address)?))));
+    // All at the same time: nobody waits for one that says nothing.
+    let mut asked: FuturesUnordered<_> = asked.map(async |(address, answer)| (address, answer.await)).collect();
     let mut others = Vec::new();
-    for address in addresses {
-        let Some(client) = by_certificate(*address) else { continue };
-        match ask(client).await {
+    while let Some((address, answer)) = asked.next().await {
+        match answer {
             Ok(answer) => return Some(answer),
-            Err(Unheard::Other) => others.push(*address),
+            Err(Unheard::Other) => others.push(address),
             Err(Unheard::Silent) => {}
         }
     }
-    for client in others.into_iter().filter_map(by_cluster) {
-        if let Ok(answer) = ask(client).await {
+    let mut asked: FuturesUnordered<_> = others.into_iter().filter_map(by_cluster).map(ask).collect();
+    while let Some(answer) = asked.next().await {
+        if let Ok(answer) = answer {
             return Some(answer);
         }
     }
@@ -205,9 +207,9 @@ mod tests {
         let asked = RefCell::new(Vec::new());
         let as_member = |address: Address| Some(format!("member {address}"));
         let as_cluster = |address: Address| Some(format!("cluster {address}"));
-        let heard = ask_in_turn(&addresses, as_member, as_cluster, async |who: String| {
+        let heard = first_answer(&addresses, as_member, as_cluster, |who: String| {
             asked.borrow_mut().push(who.clone());
-            if answers.contains(&who.as_str()) { Ok(who) } else { Err(unheard) }
+            async move { if answers.contains(&who.as_str()) { Ok(who) } else { Err(unheard) } }
         });
         let heard = heard.await;
         (asked.into_inner(), heard)

@@ -8,14 +8,13 @@ use futures_util::stream::FuturesUnordered;
 use http::Method;
 use microcluster_client::MemberLocal;
 
+use super::in_turn::PATIENCE;
 use crate::cluster::join::{Claim, JoinRecord};
 use crate::cluster::{Confirmation, HookRefusal, Node};
 use crate::error::Chain;
 use crate::state::{InitError, NotNow};
 use crate::tasks::Tasks;
 
-/// After how long without an answer another member is asked beside the one that is asked: that one may be stopped or cut off.
-const PATIENCE: Duration = Duration::from_millis(250);
 /// Pause between two rounds: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 

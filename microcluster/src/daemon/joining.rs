@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 
 use super::CoreShared;
 use super::confirm::confirm;
+use super::in_turn::InTurn;
 use super::initialise::is_passing;
 use super::member::{Identity, versions};
 use super::present::present;
@@ -145,6 +146,18 @@ impl CoreShared {
         })
         .await?
     }
+}
+
+/// Asks a member to see to it that the leader forgets this joiner. May be repeated.
+async fn ask_to_drop<'a>(
+    node: &Node,
+    member: &'a MemberLocal,
+    path: &str,
+    timeout: Duration,
+    claim: Claim,
+) -> (&'a MemberLocal, Result<Empty, microcluster_client::Error>) {
+    let client = node.peers.client(member.address).timeout(timeout);
+    (member, client.query::<Empty>(Method::POST, path, claim).await)
 }
 
 impl Joining<'_> {
@@ -301,9 +314,10 @@ impl Joining<'_> {
                 // Only another one can remove this one.
                 tracing::warn!(error = %e, "leadership was not handed over");
             }
-            for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(timeout);
-                match client.query::<Empty>(Method::POST, &path, self.claim()).await {
+            let mut asked = InTurn::new(&self.record.members);
+            let ask = |member| ask_to_drop(&node, member, &path, timeout, self.claim());
+            while let Some((member, answer)) = asked.next(ask).await {
+                match answer {
                     // That it is out is believed of those alone who are of this cluster: its log goes with that.
                     Ok(Empty {}) if node.is_of_this_cluster(member.address).await => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.
@@ -324,9 +338,10 @@ impl Joining<'_> {
         let is_known = matches!(self.cause, Some(InitError::Gone | InitError::NotTakenIn { .. } | InitError::Hook(_)));
         if !is_known && let Some(node) = &self.node {
             let path = format!("/core/internal/cluster/{}/drop", self.record.name);
-            for member in &self.record.members {
-                let client = node.peers.client(member.address).timeout(DROP_TIMEOUT);
-                if client.query::<Empty>(Method::POST, &path, self.claim()).await.is_ok() {
+            let mut asked = InTurn::new(&self.record.members);
+            let ask = |member| ask_to_drop(node, member, &path, DROP_TIMEOUT, self.claim());
+            while let Some((_, answer)) = asked.next(ask).await {
+                if answer.is_ok() {
                     break;
                 }
             }

@@ -1,6 +1,7 @@
 //! A joiner presents its token: the members named in it are tried in turn.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -8,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use http::Method;
 use microcluster_client::{Address, Client, Error, Identity, JoinRequest, JoinResponse, ServerTrust, TlsError};
 
+use super::in_turn::PATIENCE;
 use crate::error::Chain;
 use crate::state::InitError;
 use crate::token::JoinToken;
@@ -16,8 +18,8 @@ use crate::token::JoinToken;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one member may take to show that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// After how long without an answer another member is tried beside the one that is tried.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long it is waited for that before another member is tried beside it.
+const PROBE_PATIENCE: Duration = Duration::from_millis(50);
 /// For how long another round is begun when the cluster says that it cannot at the moment.
 const AGAIN_FOR: Duration = Duration::from_secs(5);
 /// Pause between two rounds.
@@ -56,9 +58,15 @@ async fn present_once(
     let trust = ServerTrust::Pinned(token.fingerprint);
     let mut failures = Failures::default();
     let mut to_try: VecDeque<Address> = token.join_addresses.iter().copied().collect();
+    let (is_reached, mut last) = (AtomicBool::new(false), Instant::now());
+    let is_reached = &is_reached;
     let mut tried = FuturesUnordered::new();
     loop {
-        if let Some(address) = to_try.pop_front() {
+        // One that has shown that it is there may take its time.
+        let patience = if is_reached.load(Ordering::Relaxed) { PATIENCE } else { PROBE_PATIENCE };
+        let is_late = tried.is_empty() || last.elapsed() >= patience;
+        if is_late && let Some(address) = to_try.pop_front() {
+            last = Instant::now();
             let client = match Client::tls(address, Some(identity), &trust) {
                 Ok(client) => client,
                 Err(Error::Tls { source, .. }) => return Err(source.into()),
@@ -66,7 +74,7 @@ async fn present_once(
                     return Err(InitError::BadAnswer { reason: e.to_string() });
                 }
             };
-            tried.push(async move { (address, present_to(&client, request).await) });
+            tried.push(async move { (address, present_to(&client, request, is_reached).await) });
         }
         tokio::select! {
             biased;
@@ -74,7 +82,7 @@ async fn present_once(
                 Ok(response) => return checked(response),
                 Err(e) => failures.add(address, e)?,
             },
-            () = tokio::time::sleep(PATIENCE), if !to_try.is_empty() => {}
+            () = tokio::time::sleep(PROBE_PATIENCE), if !to_try.is_empty() => {}
             else => {}
         }
         if to_try.is_empty() && tried.is_empty() {
@@ -83,9 +91,10 @@ async fn present_once(
     }
 }
 
-async fn present_to(client: &Client, request: &JoinRequest) -> Result<JoinResponse, Error> {
+async fn present_to(client: &Client, request: &JoinRequest, is_reached: &AtomicBool) -> Result<JoinResponse, Error> {
     // One that is stopped or cut off costs little time: it does not answer this either.
     client.timeout(PROBE_TIMEOUT).status().await?;
+    is_reached.store(true, Ordering::Relaxed);
     client.timeout(TIMEOUT).query::<JoinResponse>(Method::POST, PATH, request).await
 }
 

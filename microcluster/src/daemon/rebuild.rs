@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
-use microcluster_client::{Address, Name};
+use microcluster_client::{Address, Client, Error, Name, ServerStatus};
 
 use super::{Core, CoreShared};
 use crate::cluster::join::{JoinRecord, Step};
@@ -131,6 +133,12 @@ impl Damaged {
         }
     }
 
+    async fn reach(&self, address: Address) -> (Address, Client, Result<ServerStatus, Error>) {
+        let client = self.peers.client(address);
+        let reached = client.timeout(REACH_TIMEOUT).status().await;
+        (address, client, reached)
+    }
+
     /// Asks the other members in turn to be taken in again, until one says yes or that this is no member any more.
     async fn ask(&self, core: &CoreShared) -> Result<Readmission, InitError> {
         let path = format!("/core/internal/cluster/{}/rebuild", self.name);
@@ -138,11 +146,10 @@ impl Damaged {
         while !core.changes.is_stopping() {
             self.hand_over().await;
             let mut strangers = 0;
-            for address in &self.others {
-                let client = self.peers.client(*address);
-                // One after the other: the answer to a request is void once another one is done. So a member that is
-                // stopped or cut off must not be waited for that long.
-                let reached = client.timeout(REACH_TIMEOUT).status().await;
+            // One after the other: the answer to a request is void once another one is done. So only those are asked that are there,
+            // in the order in which they say so.
+            let mut reached: FuturesUnordered<_> = self.others.iter().map(|address| self.reach(*address)).collect();
+            while let Some((address, client, reached)) = reached.next().await {
                 if let Err(e) = reached.as_ref()
                     && e.code().is_none()
                 {

@@ -19,7 +19,7 @@ use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
 use super::network::{
-    self, Call, CallError, Early, Era, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+    self, Call, CallError, Early, Era, Met, NetworkFactory, Patience, PeerStream, Peers, Pong, Reply, Sending, Service,
 };
 use super::options::{Options, Timings};
 use super::query::{self, Read};
@@ -524,23 +524,57 @@ impl Database {
     /// # Errors
     /// When it does not answer within `timeout`, or somebody else does.
     pub(crate) async fn ping(&self, id: NodeId, address: &str, timeout: Duration) -> Result<Pong, PingError> {
+        let asked = tokio::time::timeout(timeout, self.inner.peers.call(id, address, Call::Ping));
+        self.pong(id, address, async {
+            asked.await.unwrap_or_else(|_| Err(CallError::Silent { address: address.to_owned() }))
+        })
+        .await
+    }
+
+    /// Asks the member with node `id` at `address` how it is, and waits for as long as it is not known to be silent.
+    ///
+    /// # Errors
+    /// As [`Database::ping`].
+    pub(crate) async fn is_there(&self, id: NodeId, address: &str, patience: Patience) -> Result<Pong, PingError> {
+        self.pong(id, address, self.inner.peers.ask(id, address, Call::Ping, patience)).await
+    }
+
+    /// Done when a member, which is asked again and again from now on, does not answer any more.
+    pub(crate) async fn gone(&self, id: NodeId, address: &str, patience: Patience) {
+        if id == self.inner.service.node_id {
+            return std::future::pending().await;
+        }
+        self.inner.peers.gone(id, address, patience).await;
+    }
+
+    /// Whether a member has been asked in vain for so long.
+    pub(crate) fn is_silent(&self, id: NodeId, address: &str, limit: Duration) -> bool {
+        id != self.inner.service.node_id && self.inner.peers.is_silent(id, address, limit)
+    }
+
+    async fn pong(
+        &self,
+        id: NodeId,
+        address: &str,
+        asked: impl Future<Output = Result<Reply, CallError>>,
+    ) -> Result<Pong, PingError> {
         if id == self.inner.service.node_id {
             return Ok(Pong { node_id: id, applied_index: *self.inner.shared.applied.borrow() });
         }
-        let detail = match tokio::time::timeout(timeout, self.inner.peers.call(id, address, Call::Ping)).await {
-            Ok(Ok(Reply::Pong(pong))) => return Ok(pong),
-            Ok(Ok(_)) => format!("the member at {address} gave an answer of the wrong kind"),
-            Ok(Err(error)) => {
-                let detail = error.to_string();
-                return Err(match error {
-                    CallError::Unreachable { met: Met::Stranger, .. } => PingError::NotTrusted { detail },
-                    CallError::Unreachable { met: Met::OtherNode, .. } => PingError::OtherNode { detail },
-                    _ => PingError::Silent { detail },
-                });
+        let error = match asked.await {
+            Ok(Reply::Pong(pong)) => return Ok(pong),
+            Ok(_) => {
+                let detail = format!("the member at {address} gave an answer of the wrong kind");
+                return Err(PingError::Silent { detail });
             }
-            Err(_) => format!("the member at {address} did not answer within {timeout:?}"),
+            Err(error) => error,
         };
-        Err(PingError::Silent { detail })
+        let detail = error.to_string();
+        Err(match error {
+            CallError::Unreachable { met: Met::Stranger, .. } => PingError::NotTrusted { detail },
+            CallError::Unreachable { met: Met::OtherNode, .. } => PingError::OtherNode { detail },
+            _ => PingError::Silent { detail },
+        })
     }
 
     /// Stops Raft, ends all tasks and closes the files. What was acknowledged is safe; calls that run fail.

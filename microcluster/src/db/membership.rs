@@ -101,11 +101,16 @@ impl Database {
         for _ in 0..TRANSFER_ROUNDS {
             // What is on its way renews the lease: the last of it is waited for.
             self.drained().await;
-            tokio::time::sleep(self.inner.timings.election.1).await;
+            let lease = tokio::time::sleep(self.inner.timings.election.1);
+            let ((), answering) = tokio::join!(lease, self.answering(self.inner.timings.election.1));
             let status = self.status();
             let replication = raft.metrics().borrow().replication.clone().unwrap_or_default();
             let others = status.voters.iter().filter(|id| **id != status.node_id);
-            let best = others.max_by_key(|id| replication.get(id).copied().flatten().map(|log_id| log_id.index));
+            let best = others.max_by_key(|id| {
+                let matched = replication.get(id).copied().flatten().map(|log_id| log_id.index);
+                // One that is cut off may have as much of the log, and cannot be asked.
+                (answering.contains(id), matched)
+            });
             let Some((id, peer)) = best.and_then(|id| Some((*id, status.nodes.get(id)?))) else { break };
             let ask = async {
                 let asked = self.inner.peers.call(id, &peer.address, Call::Campaign).await;
@@ -120,6 +125,15 @@ impl Database {
             }
         }
         Err(no_successor("no other voter took over in time"))
+    }
+
+    /// The other voters that answer in that time.
+    async fn answering(&self, time: Duration) -> BTreeSet<NodeId> {
+        let status = self.status();
+        let others = status.nodes.iter().filter(|(id, _)| status.voters.contains(id) && **id != status.node_id);
+        let asked =
+            others.map(|(id, peer)| async move { self.ping(*id, &peer.address, time).await.is_ok().then_some(*id) });
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Waits until a majority has all that is in the log, or for as long as the lease.

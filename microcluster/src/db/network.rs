@@ -4,6 +4,7 @@
 mod client;
 mod early;
 mod era;
+mod hearing;
 mod message;
 mod raft_network;
 mod server;
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub(crate) use client::{CallError, Met, Peers};
 pub(crate) use early::Early;
 pub(crate) use era::Era;
+pub(crate) use hearing::Patience;
 pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 #[cfg(feature = "bench")]

@@ -9,13 +9,13 @@ use super::Database;
 use super::checksum::Digest;
 use super::command::Body;
 use super::error::Error;
-use super::network::{Call, Reply};
+use super::network::{Call, Patience, Reply};
 use super::raft_types::{NodeId, Peer};
 
 /// How long the members may take to make their digests.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// How long one answer may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a member is waited for that says nothing.
+const PATIENCE: Patience = Patience { silence: Duration::from_millis(800), least: Duration::from_millis(400) };
 /// How long to wait before asking again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -118,11 +118,8 @@ impl Database {
             if id == self.inner.node_id() {
                 return self.inner.condemn(&reason);
             }
-            let call = self.inner.peers.call(id, &peer.address, Call::Condemn(reason));
-            match tokio::time::timeout(CALL_TIMEOUT, call).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::warn!(member = %peer, %error, "it could not be told"),
-                Err(_) => tracing::warn!(member = %peer, "it could not be told in time"),
+            if let Err(error) = self.inner.peers.ask(id, &peer.address, Call::Condemn(reason), PATIENCE).await {
+                tracing::warn!(member = %peer, %error, "it could not be told");
             }
         });
         futures_util::future::join_all(told).await;
@@ -138,13 +135,10 @@ impl Database {
             let digest = if id == self.inner.node_id() {
                 self.inner.digest(index)
             } else {
-                match tokio::time::timeout(CALL_TIMEOUT, self.inner.peers.call(id, &peer.address, Call::Digest(index)))
-                    .await
-                {
-                    Ok(Ok(Reply::Digest(digest))) => digest,
-                    Ok(Ok(_)) => return Err("it gave an answer of the wrong kind".to_owned()),
-                    Ok(Err(error)) => return Err(error.to_string()),
-                    Err(_) => return Err(format!("it did not answer within {CALL_TIMEOUT:?}")),
+                match self.inner.peers.ask(id, &peer.address, Call::Digest(index), PATIENCE).await {
+                    Ok(Reply::Digest(digest)) => digest,
+                    Ok(_) => return Err("it gave an answer of the wrong kind".to_owned()),
+                    Err(error) => return Err(error.to_string()),
                 }
             };
             if digest != Digest::Pending || Instant::now() >= deadline {

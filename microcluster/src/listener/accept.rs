@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use super::limits::Limits;
 use super::patience::Patience;
 use super::places::{Handshake, Handshakes, Places};
+use super::running::Running;
 use crate::api::{Api, Connection, ListenerKind, Peer};
 use crate::tasks::Tasks;
 
@@ -187,9 +188,11 @@ where
 {
     let connection = Arc::new(connection);
     let peer = connection.peer;
+    let running = Running::default();
+    let counting = running.clone();
     let service = service_fn(move |request| {
-        let (api, connection) = (api.clone(), connection.clone());
-        async move { api.call(request, connection).await }
+        let (api, connection, counted) = (api.clone(), connection.clone(), counting.begin());
+        async move { api.call(request, connection).await.map(|response| counted.answered(response)) }
     });
     let mut builder = Builder::new(Spawn(tasks.clone()));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(manners.head).max_buf_size(HEAD_BYTES_MAX);
@@ -204,7 +207,7 @@ where
         Protocol::Http2 => builder.http2_only(),
         Protocol::Either => builder,
     };
-    let stream = TokioIo::new(Patience::new(stream, manners.head, manners.stall));
+    let stream = TokioIo::new(Patience::new(stream, manners.head, manners.stall, running.clone()));
     let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(stream, service));
     let too_old = async {
         match manners.age {
@@ -217,7 +220,10 @@ where
         () = async { tokio::select! { () = tasks.stopping() => {} () = too_old => {} } } => {
             serving.as_mut().graceful_shutdown();
             match manners.age {
-                None => serving.await,
+                None => tokio::select! {
+                    ended = serving => ended,
+                    () = running.stands_still() => Ok(()),
+                },
                 // One that does not take its answers does not keep its place with that.
                 Some(_) => tokio::time::timeout(manners.stall, serving).await.unwrap_or(Ok(())),
             }

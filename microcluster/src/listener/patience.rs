@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::running::Running;
+
 /// What a client begins with that speaks HTTP/2 without having said so: as many bytes have to come before it is known what
 /// it speaks. Until then nobody else looks at the time.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -23,12 +25,20 @@ pub(super) struct Patience<S> {
     begun: usize,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    running: Running,
 }
 
 impl<S> Patience<S> {
-    pub fn new(stream: S, beginning: Duration, limit: Duration) -> Self {
+    pub fn new(stream: S, beginning: Duration, limit: Duration, running: Running) -> Self {
         let beginning = Some(Box::pin(tokio::time::sleep(beginning)));
-        Patience { stream, limit, beginning, begun: 0, waiting: None }
+        Patience { stream, limit, beginning, begun: 0, waiting: None, running }
+    }
+
+    /// A flush counts for nothing: it is ready also when there is nothing to flush.
+    fn note<T>(&self, moved: &Poll<T>) {
+        if moved.is_ready() {
+            self.running.moved();
+        }
     }
 
     /// Watches what a write has come to.
@@ -49,6 +59,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patience<S> {
         let own = self.get_mut();
         let filled = buffer.filled().len();
         let read = Pin::new(&mut own.stream).poll_read(cx, buffer);
+        own.note(&read);
         let Some(beginning) = &mut own.beginning else {
             return read;
         };
@@ -70,6 +81,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let own = self.get_mut();
         let written = Pin::new(&mut own.stream).poll_write(cx, bytes);
+        own.note(&written);
         own.watch(cx, written)
     }
 
@@ -80,6 +92,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
     ) -> Poll<io::Result<usize>> {
         let own = self.get_mut();
         let written = Pin::new(&mut own.stream).poll_write_vectored(cx, slices);
+        own.note(&written);
         own.watch(cx, written)
     }
 
@@ -110,7 +123,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_given_up_and_a_slow_one_is_not() {
         let (mut client, server) = duplex(64);
-        let mut server = Patience::new(server, Duration::ZERO, Duration::from_millis(200));
+        let mut server = Patience::new(server, Duration::ZERO, Duration::from_millis(200), Running::default());
         let writing = tokio::spawn(async move {
             server.write_all(&[1; 1024]).await.unwrap();
             // Nobody reads from here on.
@@ -129,7 +142,7 @@ mod tests {
         for (begun, is_enough) in [(&b""[..], false), (b"PRI * H", false), (b"PO", true), (b"G", true), (PREFACE, true)]
         {
             let (mut client, server) = duplex(64);
-            let mut server = Patience::new(server, Duration::from_millis(50), Duration::ZERO);
+            let mut server = Patience::new(server, Duration::from_millis(50), Duration::ZERO, Running::default());
             client.write_all(begun).await.unwrap();
             let mut bytes = vec![0; begun.len()];
             server.read_exact(&mut bytes).await.unwrap();

@@ -1,6 +1,7 @@
 //! Clusters of real daemons: writes and reads, deaths and restarts, joins and removals.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod black_hole;
 mod bootstrap;
 mod crash;
 mod damage;

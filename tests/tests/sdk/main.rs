@@ -8,6 +8,7 @@ mod hooks_killed;
 mod refused;
 mod resources;
 mod servers;
+mod silent;
 mod stop;
 mod testing;
 mod websockets;

@@ -13,6 +13,7 @@ use tokio_util::codec::FramedRead;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::era::Era;
+use super::hearing::{Hearing, Patience};
 use super::message::{self, COMPANY_MAX, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
 use super::{NotTrusted, PeerConnector, PeerStream};
 use crate::db::raft_types::NodeId;
@@ -21,6 +22,10 @@ use crate::db::raft_types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How long a peer that was asked something may be silent before its connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How long a peer that goes on to say something may take to answer what it was asked.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// How often a peer is asked whether it is still there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How many calls may wait for one peer.
 const CALLS_MAX: usize = 1_024;
 /// How much is put together for one write to the socket.
@@ -35,6 +40,9 @@ pub(crate) enum CallError {
     /// It was sent, and the connection broke: the peer may have done it.
     #[error("the connection to the member at {address} broke: {reason}")]
     Broken { address: String, reason: Arc<str> },
+    /// It says nothing; it may have done it.
+    #[error("the member at {address} does not answer")]
+    Silent { address: String },
     /// Too many calls wait for this peer.
     #[error("too many calls wait for the member at {address}")]
     Full { address: String },
@@ -80,6 +88,7 @@ pub(crate) struct Peers {
 struct Peer {
     address: String,
     calls: mpsc::Sender<Pending>,
+    hearing: Arc<Hearing>,
     /// Ends the connection with the peer's entry.
     _task: AbortOnDropHandle<()>,
 }
@@ -107,10 +116,49 @@ impl Peers {
             .unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
     }
 
+    /// Sends `call` and waits for its reply for as long as the peer is not silent.
+    pub async fn ask(&self, id: NodeId, address: &str, call: Call, patience: Patience) -> Result<Reply, CallError> {
+        let begun = Instant::now();
+        let mut receiver = self.start(id, address, call)?;
+        let (_, hearing) = self.peer(id, address);
+        // Later and later while it says other things.
+        let deadline = |now| hearing.deadline(patience, begun, now).min(begun + ANSWER_MAX);
+        loop {
+            match tokio::time::timeout_at(deadline(Instant::now()).into(), &mut receiver).await {
+                Ok(Ok(reply)) => return reply,
+                Ok(Err(_)) => return Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }),
+                Err(_) => {}
+            }
+            let now = Instant::now();
+            if deadline(now) <= now {
+                hearing.give_up(now);
+                return Err(CallError::Silent { address: address.to_owned() });
+            }
+        }
+    }
+
+    /// Done when the peer, which is asked again and again from now on, does not answer any more.
+    pub async fn gone(&self, id: NodeId, address: &str, patience: Patience) {
+        loop {
+            match self.ask(id, address, Call::Ping, patience).await {
+                Err(CallError::Silent { .. }) => return,
+                // Nobody is there; it may be about to start.
+                Err(_) if self.is_silent(id, address, patience.silence) => return,
+                _ => tokio::time::sleep(LOOK_INTERVAL).await,
+            }
+        }
+    }
+
+    /// Whether the peer has been asked in vain for so long.
+    pub fn is_silent(&self, id: NodeId, address: &str, limit: Duration) -> bool {
+        self.peer(id, address).1.is_silent(limit, Instant::now())
+    }
+
     /// Sends `call` and gives the place where its reply arrives.
     pub fn start(&self, id: NodeId, address: &str, call: Call) -> Result<ReplyReceiver, CallError> {
-        let calls = self.sender(id, address);
+        let (calls, hearing) = self.peer(id, address);
         let (reply, receiver) = oneshot::channel();
+        hearing.ask(Instant::now());
         calls.try_send(Pending { call, reply }).map_err(|_| CallError::Full { address: address.to_owned() })?;
         Ok(receiver)
     }
@@ -125,19 +173,23 @@ impl Peers {
         self.lock().clear();
     }
 
-    fn sender(&self, id: NodeId, address: &str) -> mpsc::Sender<Pending> {
+    fn peer(&self, id: NodeId, address: &str) -> (mpsc::Sender<Pending>, Arc<Hearing>) {
         let mut peers = self.lock();
         if let Some(peer) = peers.get(&id)
             && peer.address == address
             && !peer.calls.is_closed()
         {
-            return peer.calls.clone();
+            return (peer.calls.clone(), Arc::clone(&peer.hearing));
         }
         let (calls, receiver) = mpsc::channel(CALLS_MAX);
-        let task = run(Arc::clone(&self.connector), Arc::clone(&self.era), id, address.to_owned(), receiver);
+        let hearing = Arc::new(Hearing::default());
+        let (connector, era) = (Arc::clone(&self.connector), Arc::clone(&self.era));
+        let task = run(connector, era, id, address.to_owned(), receiver, Arc::clone(&hearing));
         let task = AbortOnDropHandle::new(tokio::spawn(task));
-        peers.insert(id, Peer { address: address.to_owned(), calls: calls.clone(), _task: task });
-        calls
+        let peer =
+            Peer { address: address.to_owned(), calls: calls.clone(), hearing: Arc::clone(&hearing), _task: task };
+        peers.insert(id, peer);
+        (calls, hearing)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Peer>> {
@@ -158,12 +210,14 @@ async fn run(
     id: NodeId,
     address: String,
     mut calls: mpsc::Receiver<Pending>,
+    hearing: Arc<Hearing>,
 ) {
     while let Some(first) = calls.recv().await {
         match connect(&*connector, &era, id, &address).await {
             Ok((frames, writer)) => {
                 tracing::debug!(peer = id, %address, "connected");
-                let reason = converse(frames, writer, &address, first, &mut calls).await;
+                hearing.hear();
+                let reason = converse(frames, writer, &address, first, &mut calls, &hearing).await;
                 tracing::debug!(peer = id, %address, %reason, "disconnected");
             }
             Err(error) => {
@@ -186,14 +240,15 @@ async fn converse(
     address: &str,
     first: Pending,
     calls: &mut mpsc::Receiver<Pending>,
+    hearing: &Arc<Hearing>,
 ) -> Arc<str> {
     let in_flight: InFlight = Arc::new(Mutex::new(Some(HashMap::new())));
     // Replies are read by a task of their own: reading must go on while writing waits, or both sides could wait for each other.
     let heard = Arc::new(Mutex::new(Instant::now()));
     let mut silent = std::pin::pin!(silence(&in_flight, &heard));
     let is_silent = || format!("silent for {SILENCE_MAX:?}").into();
-    let mut reading =
-        AbortOnDropHandle::new(tokio::spawn(read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard))));
+    let reading = read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard), Arc::clone(hearing));
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(reading));
     let mut number = 0;
     let mut buffer = Vec::new();
     // Since when something that is in no hurry waits in the buffer.
@@ -285,13 +340,19 @@ fn is_waiting(in_flight: &InFlight) -> bool {
     in_flight.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|waiting| !waiting.is_empty())
 }
 
-async fn read_replies(mut frames: Frames, in_flight: InFlight, heard: Arc<Mutex<Instant>>) -> Arc<str> {
+async fn read_replies(
+    mut frames: Frames,
+    in_flight: InFlight,
+    heard: Arc<Mutex<Instant>>,
+    hearing: Arc<Hearing>,
+) -> Arc<str> {
     loop {
         let frame = match next_frame(&mut frames).await {
             Ok(frame) => frame,
             Err(error) => return error.to_string().into(),
         };
         *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        hearing.hear();
         let reply = match (frame.kind, frame.decode()) {
             (kind::REPLY, Ok(reply)) => reply,
             (kind::REPLY, Err(error)) => return error.to_string().into(),

@@ -1,0 +1,241 @@
+//! What each operation takes beside a member whose packets are dropped, next to what it took before.
+
+use std::time::{Duration, Instant};
+
+use cluster_tests::{DEADLINE, Daemon, Network, TestCluster, eventually, self_signed};
+use http::Method;
+use microcluster_client::{
+    Client, DaemonConfigUpdate, Empty, Hook, MemberStatus, RemovalHook, Secret, SqlRequest, TokenRequest, Verdict,
+};
+use serde_json::json;
+
+/// How much longer an operation may take beside a member that does not answer, and what a busy machine may add to any. A second
+/// would show that it is waited for.
+const DELAY_MAX: Duration = Duration::from_millis(900);
+
+/// What each operation took.
+#[derive(Debug, Default)]
+struct Times(Vec<(String, Duration)>);
+
+impl Times {
+    async fn note<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let done = work.await;
+        self.0.push((what.to_owned(), begun.elapsed()));
+        done
+    }
+
+    fn of(&self, what: &str) -> Duration {
+        self.0.iter().filter(|(name, _)| name == what).map(|(_, time)| *time).max().unwrap_or_default()
+    }
+
+    /// Prints both, and says what takes much longer than it did.
+    fn compare(&self, after: &Times) {
+        let mut slow = Vec::new();
+        for (what, time) in &after.0 {
+            println!("| {what:<32} | {:>9.1?} | {time:>9.1?} |", self.of(what));
+            if *time > self.of(what) + DELAY_MAX {
+                slow.push(what);
+            }
+        }
+        assert!(slow.is_empty(), "{slow:?} wait for the member that does not answer");
+    }
+}
+
+/// A cluster, and who does what in it.
+struct Scene {
+    network: Network,
+    cluster: TestCluster,
+    joiner: Daemon,
+    leader: usize,
+    /// The one that is cut off, and one that answers; both follow, and both vote.
+    absent: usize,
+    other: usize,
+}
+
+impl Scene {
+    async fn new() -> Option<Scene> {
+        let network = Network::new(5).await?;
+        let mut hosts: Vec<_> = (0..5).map(|host| Daemon::on(&format!("c{}", host + 1), &network, host)).collect();
+        let mut joiner = hosts.pop().unwrap();
+        joiner.start_again().await;
+        let cluster = TestCluster::of(hosts).await;
+        cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        cluster.members[0].sql("CREATE TABLE t (a)").await;
+        let (leader, absent) = (cluster.leader().await, cluster.follower().await);
+        let other = (0..3).find(|place| ![leader, absent].contains(place)).unwrap();
+        Some(Scene { network, cluster, joiner, leader, absent, other })
+    }
+
+    fn client(&self, place: usize) -> Client {
+        self.cluster.members[place].client()
+    }
+
+    /// A join by the token of one that answers, then one by that of the member that may be cut off by then.
+    async fn joins(&mut self, times: &mut Times, cut_off: bool) {
+        let mut tokens: Vec<(&str, &str, Secret)> = Vec::new();
+        for (name, how, maker) in [("c5", "one that answers", self.other), ("c6", "the other", self.absent)] {
+            tokens.push((name, how, self.cluster.members[maker].token(&name.parse().unwrap()).await));
+        }
+        if cut_off {
+            self.network.cut_off(self.absent);
+        }
+        for (name, how, token) in tokens {
+            self.joiner.rename(name);
+            times.note(&format!("join by the token of {how}"), self.joiner.join(&token)).await.unwrap();
+            let removal = self.client(self.other);
+            times.note("removal", removal.remove_cluster_member(self.joiner.name(), false)).await.unwrap();
+            eventually("the removed member is free", async || self.joiner.is_uninitialised().await).await;
+        }
+    }
+
+    /// What is done through a member.
+    async fn work(&self, times: &mut Times, role: &str, place: usize) {
+        let client = self.client(place);
+        let named = |what: &str| format!("{what}, {role}");
+        for name in ["cluster", "metrics"] {
+            let pair = self_signed("cluster.example");
+            let name = name.parse().unwrap();
+            times.note(&named(&format!("certificate {name}")), client.set_certificate(&name, &pair)).await.unwrap();
+        }
+        let request = TokenRequest { name: "c9".parse().unwrap(), expire_after: None };
+        times.note(&named("token add"), client.add_token(&request)).await.unwrap();
+        times.note(&named("token list"), client.tokens()).await.unwrap();
+        times.note(&named("token revoke"), client.revoke_token(&request.name)).await.unwrap();
+        for failure_domain in [Some(7), Some(0)] {
+            let change = DaemonConfigUpdate { failure_domain, ..Default::default() };
+            times.note(&named("config"), client.change_daemon_config(&change)).await.unwrap();
+        }
+        times.note(&named("write"), client.sql(&SqlRequest::new("INSERT INTO t VALUES (1)"))).await.unwrap();
+        times.note(&named("read"), client.sql(&SqlRequest::new("SELECT count(*) FROM t"))).await.unwrap();
+        times.note(&named("status"), client.daemon_status()).await.unwrap();
+        times.note(&named("ready"), client.ready()).await.unwrap();
+        times.note(&named("list"), client.cluster_members()).await.unwrap();
+        times.note(&named("verify"), client.verify_database()).await.unwrap();
+    }
+
+    async fn beat(&self) {
+        let client = self.client(self.leader);
+        client.query::<Empty>(Method::POST, "/core/internal/heartbeat", json!({"begin_round": true})).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_waits_for_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        scene.joins(times, cut_off).await;
+        scene.work(times, "leader", scene.leader).await;
+        scene.work(times, "follower", scene.other).await;
+        times.note("heartbeat", scene.beat()).await;
+    }
+    let silent = scene.cluster.members[scene.absent].name().clone();
+    let client = scene.client(scene.other);
+    let refused = after.note("removal of the absent", client.remove_cluster_member(&silent, false)).await.unwrap_err();
+    assert!(refused.to_string().contains("does not answer"), "{refused}");
+    let found = client.verify_database().await.unwrap();
+    assert!(found.members.iter().any(|member| member.name == silent.as_str() && member.verdict == Verdict::Unknown));
+    let listed = client.cluster_members().await.unwrap();
+    assert!(listed.iter().any(|member| member.name == silent && member.status == MemberStatus::Unreachable));
+    // A whole action of the product would have its time; that nobody is there is known soon.
+    let hook = Hook::PostRemove(RemovalHook { force: false });
+    let target = scene.cluster.members[scene.other].name();
+    before.note("for another member", client.run_hook(&hook, Some(target))).await.unwrap();
+    let refused = after.note("for another member", client.run_hook(&hook, Some(&silent))).await.unwrap_err();
+    assert_eq!(refused.code(), Some(504), "{refused}");
+    after.note("removal of the absent by force", client.remove_cluster_member(&silent, true)).await.unwrap();
+    before.compare(&after);
+}
+
+/// The voter that does not answer has all of the log, as far as the leader knows: it is not the one to take over.
+#[tokio::test]
+async fn a_leader_stops_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        let leader = scene.cluster.leader().await;
+        if cut_off {
+            // It has been asked things by the one that is gone: connections of that one are open.
+            let absent = (0..3).find(|place| *place != leader).unwrap();
+            scene.client(absent).cluster_members().await.unwrap();
+            let pair = self_signed("cluster.example");
+            scene.client(absent).set_certificate(&"cluster".parse().unwrap(), &pair).await.unwrap();
+            scene.network.cut_off(absent);
+            scene.absent = absent;
+        }
+        times.note("stop", scene.cluster.members[leader].stop()).await;
+        let other = (0..4).find(|place| ![leader, scene.absent].contains(place)).unwrap();
+        let client = scene.client(other).timeout(DEADLINE);
+        // Two of the three voters are away until it is back.
+        times.note("start", scene.cluster.members[leader].start_again()).await;
+        times.note("write after it", client.sql(&SqlRequest::new("INSERT INTO t VALUES (2)"))).await.unwrap();
+        if !cut_off {
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
+    before.compare(&after);
+}
+
+/// The leader that is removed hands over first.
+#[tokio::test]
+async fn a_leader_is_removed_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        let leader = scene.cluster.leader().await;
+        let mut others = (0..3).filter(|place| *place != leader);
+        let (absent, other) = (others.next().unwrap(), others.next().unwrap());
+        if cut_off {
+            scene.network.cut_off(absent);
+        }
+        let client = scene.client(other);
+        let name = scene.cluster.members[leader].name().clone();
+        times.note("removal of the leader", client.remove_cluster_member(&name, false)).await.unwrap();
+        let removed = &mut scene.cluster.members[leader];
+        eventually("the removed member is free", async || removed.is_uninitialised().await).await;
+        if !cut_off {
+            let token = scene.cluster.members[other].token(&name).await;
+            times.note("join", scene.cluster.members[leader].join(&token)).await.unwrap();
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
+    before.compare(&after);
+}
+
+/// It stands by, so that the others have a majority meanwhile.
+#[tokio::test]
+async fn a_member_is_rebuilt_beside_a_host_whose_packets_are_dropped() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (mut before, mut after) = (Times::default(), Times::default());
+    for (times, cut_off) in [(&mut before, false), (&mut after, true)] {
+        if cut_off {
+            scene.network.cut_off(scene.absent);
+        }
+        let damaged = &mut scene.cluster.members[3];
+        damaged.kill();
+        std::fs::remove_dir_all(damaged.dir().join("database/log")).unwrap();
+        times.note("start and rebuild", damaged.start_again()).await;
+        if !cut_off {
+            scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
+        }
+    }
+    before.compare(&after);
+}
+
+/// A write goes to the next leader as soon as there is one, and so does a request that was passed on to the one before.
+#[tokio::test]
+async fn what_a_leader_has_whose_packets_are_dropped_goes_to_the_next_one() {
+    let Some(scene) = Scene::new().await else { return };
+    let (mut write, mut request) = (Times::default(), Times::default());
+    let client = scene.client(scene.other).timeout(DEADLINE);
+    let (removed, sql) = (scene.cluster.members[3].name(), SqlRequest::new("INSERT INTO t VALUES (3)"));
+    scene.network.cut_off(scene.leader);
+    let (written, done) = tokio::join!(
+        write.note("a request", client.sql(&sql)),
+        request.note("a request", client.remove_cluster_member(removed, false)),
+    );
+    written.unwrap();
+    done.unwrap();
+    write.compare(&request);
+}
