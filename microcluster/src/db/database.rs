@@ -116,7 +116,7 @@ pub(super) struct Inner {
     writer: Arc<Writer>,
     forwarder: Forwarder,
     closures: Closures,
-    service: Arc<Service>,
+    pub(super) service: Arc<Service>,
     status: watch::Receiver<Status>,
     internal_schema: Vec<&'static str>,
     tasks: TaskTracker,

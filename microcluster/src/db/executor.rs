@@ -26,7 +26,7 @@ pub(crate) use closure::Analysis;
 pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
 /// The most steps of SQLite's virtual machine that one replicated statement may take: a few seconds. Counted, not
 /// timed, so that every member stops at the same place.
-const STEPS_MAX: u64 = 1_000_000_000;
+const STEPS_MAX: u64 = if cfg!(test) { 3_000_000 } else { 1_000_000_000 };
 /// How often the steps are looked at.
 const STEPS_PER_LOOK: i32 = 1_000_000;
 /// The longest message of a failure.
@@ -180,6 +180,22 @@ impl Executor {
     pub fn take_schema_changed(&self) -> bool {
         self.begin_compiling();
         self.schema_changed.take()
+    }
+
+    /// Has this connection and all others read the schema and the statistics anew, once they see this transaction.
+    pub fn have_schema_read_anew(&self) -> rusqlite::Result<()> {
+        let connection = self.engine();
+        let version: i32 = connection.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
+        // SQLite takes another version only from a connection that may harm itself.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+        let changed = connection.execute_batch(&format!("PRAGMA schema_version = {}", version.wrapping_add(1)));
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        changed
+    }
+
+    /// Has this connection read the schema anew; only outside of a transaction.
+    pub fn forget_schema(&self) -> rusqlite::Result<()> {
+        self.engine().execute_batch("PRAGMA writable_schema = RESET")
     }
 
     /// What was written since the last call, by requests that were applied or tried.

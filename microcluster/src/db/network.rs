@@ -22,6 +22,8 @@ pub use message::Pong;
 pub(crate) use message::{Call, Reply};
 #[cfg(feature = "bench")]
 pub(crate) use message::{Frame, put_call};
+#[cfg(test)]
+pub(crate) use message::{VERSION, Welcome, frames, kind, put_frame};
 pub(crate) use raft_network::NetworkFactory;
 pub(crate) use server::{Service, serve};
 pub(crate) use snapshot::Sending;

@@ -1,5 +1,6 @@
 //! The database as its users see it: clusters in one process, over a network that can be cut.
 
+mod bounds;
 mod closures;
 pub(crate) mod kit;
 pub(crate) mod power_loss;
@@ -7,6 +8,7 @@ mod random_sql;
 mod reads;
 mod recovery;
 mod seeds;
+mod statistics;
 mod suite;
 
 use std::sync::Arc;

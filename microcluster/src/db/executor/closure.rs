@@ -156,7 +156,8 @@ impl Executor {
             (self.guard.take_touched(), self.guard.take_asks_for_connection_state());
         let is_reading =
             prepared.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))?;
-        let counts_changes = !is_reading && !touched.schema;
+        // Also what does nothing, as `CREATE TABLE IF NOT EXISTS` of one that exists, is not called reading.
+        let counts_changes = !is_reading && !touched.schema && !touched.writes.is_empty();
         touched.add(&before);
         Ok(Analysis { touched, asks_for_connection_state, counts_changes })
     }

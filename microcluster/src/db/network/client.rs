@@ -87,6 +87,12 @@ struct Peer {
 /// Where a reply arrives.
 pub(crate) type ReplyReceiver = oneshot::Receiver<Result<Reply, CallError>>;
 
+/// A place for one more call to a peer.
+pub(crate) struct Place {
+    permit: mpsc::OwnedPermit<Pending>,
+    address: String,
+}
+
 struct Pending {
     call: Call,
     reply: oneshot::Sender<Result<Reply, CallError>>,
@@ -105,6 +111,17 @@ impl Peers {
         receiver
             .await
             .unwrap_or_else(|_| Err(CallError::Broken { address: address.to_owned(), reason: "closed".into() }))
+    }
+
+    /// Waits until another call may wait for node `id` at `address`. Bound it with a timeout.
+    pub async fn place(&self, id: NodeId, address: &str) -> Result<Place, CallError> {
+        let calls = self.sender(id, address);
+        let address = address.to_owned();
+        match calls.reserve_owned().await {
+            Ok(permit) => Ok(Place { permit, address }),
+            // The member has another address now, or its connections are closed.
+            Err(_) => Err(CallError::Broken { address, reason: "closed".into() }),
+        }
     }
 
     /// Sends `call` and gives the place where its reply arrives.
@@ -143,6 +160,15 @@ impl Peers {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Peer>> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Sends `call` and waits for its reply. Bound it with a timeout.
+    pub async fn call(self, call: Call) -> Result<Reply, CallError> {
+        let (reply, receiver) = oneshot::channel();
+        self.permit.send(Pending { call, reply });
+        receiver.await.unwrap_or_else(|_| Err(CallError::Broken { address: self.address, reason: "closed".into() }))
     }
 }
 

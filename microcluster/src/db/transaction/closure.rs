@@ -447,6 +447,10 @@ impl Connections {
     }
 
     fn put_back(&self, connection: Connection) {
+        if connection.schema.is_none() {
+            // It may remember statistics that were rolled back, and plan by them.
+            return;
+        }
         let mut idle = lock(&self.0);
         if idle.len() < IDLE_MAX {
             idle.push(connection);
