@@ -19,7 +19,7 @@ use super::error::{Error, chain};
 use super::forward::Forwarder;
 use super::log_store::{LogError, LogOptions, LogStore};
 use super::network::{
-    self, Call, CallError, Early, Era, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
+    self, Backlog, Call, CallError, Early, Era, Met, NetworkFactory, PeerStream, Peers, Pong, Reply, Sending, Service,
 };
 use super::options::{Options, Timings};
 use super::query::{self, Read};
@@ -209,6 +209,7 @@ impl Database {
             read_index,
             shared: Arc::clone(&shared),
             era,
+            backlog: Backlog::new(timings.heartbeat),
             succession: Succession::new(&timings),
         });
         let closures = Closures::new(Arc::clone(&shared));

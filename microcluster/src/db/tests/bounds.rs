@@ -8,8 +8,9 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
 use super::count;
-use super::kit::Cluster;
+use super::kit::{Cluster, until};
 use crate::db::command::{Body, Request, RequestId, Scope};
+use crate::db::network::BACKLOG_ENTRIES_MAX;
 use crate::db::sequencer::{Submission, SubmitError};
 use crate::db::{Consistency, Error, QueryResult, Statement, Value, Verdict};
 
@@ -130,6 +131,35 @@ fn insertion(sequence: u64, value: Value) -> Submission {
         body: Body::Statements(vec![statement]),
     };
     Submission { request, seen: None, resent: false }
+}
+
+/// A follower whose writer thread stands still: its log does not go on without bound, it is not taken for dead, and it does not
+/// stand for election.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_applies_too_slowly_is_held_back() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    let db = cluster.db(leader);
+    db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let slow = cluster.db(leader % 3 + 1);
+    let (term, writes) = (db.status().term, BACKLOG_ENTRIES_MAX + 300);
+    let entered = slow.inner.shared.gate.enter_as_writer();
+    for a in 0..writes.cast_signed() {
+        db.execute("INSERT INTO t VALUES (?1)", [a]).await.unwrap();
+    }
+    let behind = || {
+        let last = slow.inner.raft.metrics().borrow().last_log_index.unwrap_or(0);
+        last - *slow.changes().borrow()
+    };
+    until("the member has what may wait", || async { behind() >= BACKLOG_ENTRIES_MAX }).await;
+    // What is in one message comes in whole.
+    assert!(behind() <= BACKLOG_ENTRIES_MAX + 64 + 3, "{} entries wait", behind());
+    db.execute("INSERT INTO t VALUES (-1)", ()).await.unwrap();
+    assert_eq!(db.status().term, term, "nobody has stood for election");
+    drop(entered);
+    cluster.wait_same().await;
+    assert_eq!(db.status().term, term);
+    assert_eq!(count(&cluster, leader, "t").await, writes.cast_signed() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
