@@ -53,6 +53,9 @@ pub(crate) struct Position {
 /// A request and what came of it.
 pub(crate) type Answered = (RequestId, u64, Outcome);
 
+/// A request that took the whole transaction with it, and why: `RAISE(ROLLBACK)`, or it was interrupted while it wrote.
+struct RolledBack(Failure);
+
 /// The state file and its place in the log.
 pub(crate) struct Applier {
     executor: Executor,
@@ -103,7 +106,7 @@ impl Applier {
         let together = if self.has_deferred_keys { None } else { self.apply_together(entries)? };
         match together {
             Some(answers) => Ok(answers),
-            // One request took the whole transaction down (RAISE(ROLLBACK), a deferred foreign key): find it by applying each alone.
+            // One request took the whole transaction down (RAISE(ROLLBACK), too many steps, a deferred foreign key): find it by applying each alone.
             None => {
                 let mut answers = Vec::new();
                 for entry in entries {
@@ -123,12 +126,13 @@ impl Applier {
                 let (index, log_id) = (entry.log_id.index, entry.log_id);
                 let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
                 for request in &batch.requests {
-                    let Some(outcome) = self.apply_request(request, log_id)? else {
+                    let Ok(outcome) = self.apply_request(request, log_id)? else {
                         self.abandon()?;
                         return Ok(None);
                     };
-                    if self.executor.take_schema_changed() && has_deferred_keys(self.executor.engine())? {
+                    if self.follow_schema()? && self.has_deferred_keys {
                         self.abandon()?;
+                        // Also if what made one is undone by that: it comes again at once.
                         self.has_deferred_keys = true;
                         return Ok(None);
                     }
@@ -160,9 +164,6 @@ impl Applier {
             let batch = Batch::decode(command).map_err(|source| ApplyError::Entry { index, source })?;
             for request in &batch.requests {
                 let outcome = self.apply_request_alone(request, log_id)?;
-                if self.executor.take_schema_changed() {
-                    self.has_deferred_keys = has_deferred_keys(self.executor.engine())?;
-                }
                 answers.push((request.id, index, outcome));
             }
         }
@@ -176,17 +177,20 @@ impl Applier {
 
     fn apply_request_alone(&mut self, request: &Request, log_id: LogId) -> Result<Outcome, ApplyError> {
         self.executor.engine_execute("BEGIN IMMEDIATE", [])?;
-        let mut failure = Failure::Sql { message: "a trigger rolled the whole transaction back".to_owned() };
-        if let Some(outcome) = self.apply_request(request, log_id)? {
-            self.sessions.save(&self.executor)?;
-            match self.executor.engine_execute("COMMIT", []) {
-                Ok(_) => return Ok(outcome),
-                Err(error) if is_constraint(&error) => {
-                    failure = Failure::Constraint { unique: false, message: error.to_string() };
+        let failure = match self.apply_request(request, log_id)? {
+            Ok(outcome) => {
+                self.follow_schema()?;
+                self.sessions.save(&self.executor)?;
+                match self.executor.engine_execute("COMMIT", []) {
+                    Ok(_) => return Ok(outcome),
+                    Err(error) if is_constraint(&error) => {
+                        Failure::Constraint { unique: false, message: error.to_string() }
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
             }
-        }
+            Err(RolledBack(failure)) => failure,
+        };
         self.abandon()?;
         let outcome = Outcome::Failed(failure);
         self.sessions.remember(request, log_id.index, &outcome);
@@ -196,25 +200,29 @@ impl Applier {
         Ok(outcome)
     }
 
-    /// One request in a savepoint. `None`: it rolled the whole transaction back.
-    fn apply_request(&mut self, request: &Request, log_id: LogId) -> Result<Option<Outcome>, ApplyError> {
+    /// One request in a savepoint.
+    fn apply_request(&mut self, request: &Request, log_id: LogId) -> Result<Result<Outcome, RolledBack>, ApplyError> {
         if let Some(outcome) = self.sessions.earlier_outcome(request.id) {
-            return Ok(Some(outcome));
+            return Ok(Ok(outcome));
         }
         if request.only_in_term.is_some_and(|only| only != log_id.leader_id.term) {
             let outcome = Outcome::Failed(Failure::Conflict);
             self.sessions.remember(request, log_id.index, &outcome);
-            return Ok(Some(outcome));
+            return Ok(Ok(outcome));
         }
         let asked_before = self.executor.asks_for_connection_state();
         let mut ran = self.run_in_savepoint(request, asked_before)?;
-        if ran.is_some() && !asked_before && self.executor.asks_for_connection_state() {
+        if ran.is_ok() && !asked_before && self.executor.asks_for_connection_state() {
             // The first statement ever that asks: what it saw was not brought to a known state. Once more, from it.
             self.executor.engine_execute("ROLLBACK TO request", [])?;
             self.executor.engine_execute("RELEASE request", [])?;
+            self.follow_schema()?;
             ran = self.run_in_savepoint(request, true)?;
         }
-        let Some(result) = ran else { return Ok(None) };
+        let result = match ran {
+            Ok(result) => result,
+            Err(rolled_back) => return Ok(Err(rolled_back)),
+        };
         let outcome = match result {
             Ok(results) => Outcome::Done(results),
             Err(failure) => {
@@ -224,7 +232,7 @@ impl Applier {
         };
         self.executor.engine_execute("RELEASE request", [])?;
         self.sessions.remember(request, log_id.index, &outcome);
-        Ok(Some(outcome))
+        Ok(Ok(outcome))
     }
 
     #[allow(clippy::type_complexity)] // Three ways out: it ran, it failed, it took the transaction with it.
@@ -232,13 +240,29 @@ impl Applier {
         &self,
         request: &Request,
         reset: bool,
-    ) -> Result<Option<Result<Vec<super::command::QueryResult>, Failure>>, ApplyError> {
+    ) -> Result<Result<Result<Vec<super::command::QueryResult>, Failure>, RolledBack>, ApplyError> {
         if reset {
             self.executor.engine_execute(RESET, [])?;
         }
         self.executor.engine_execute("SAVEPOINT request", [])?;
         let result = self.executor.run(request)?;
-        Ok((!self.executor.engine().is_autocommit()).then_some(result))
+        if !self.executor.engine().is_autocommit() {
+            return Ok(Ok(result));
+        }
+        let unnamed = || Failure::Sql { message: "the request rolled the whole transaction back".to_owned() };
+        Ok(Err(RolledBack(result.err().unwrap_or_else(unnamed))))
+    }
+
+    /// After each request, in its transaction: if it has changed the schema or the statistics of the query planner, or has tried to, they are
+    /// read anew, as a member reads them that starts here. SQLite keeps what it has learnt of them on the way, also from what was rolled
+    /// back; then members of different age would plan differently, and rows come in another order.
+    fn follow_schema(&mut self) -> Result<bool, ApplyError> {
+        if !self.executor.take_schema_changed() {
+            return Ok(false);
+        }
+        self.executor.have_schema_read_anew()?;
+        self.has_deferred_keys = has_deferred_keys(self.executor.engine())?;
+        Ok(true)
     }
 
     /// Rolls back what is left of the transaction and forgets what was remembered in it.
@@ -246,6 +270,10 @@ impl Applier {
         if !self.executor.engine().is_autocommit() {
             self.executor.engine_execute("ROLLBACK", [])?;
         }
+        if self.executor.take_schema_changed() {
+            self.executor.forget_schema()?;
+        }
+        self.has_deferred_keys = has_deferred_keys(self.executor.engine())?;
         self.sessions = Sessions::load(self.executor.engine())?;
         Ok(())
     }

@@ -172,6 +172,11 @@ impl Guard {
         self.lock().asks_for_connection_state
     }
 
+    /// As [`Guard::asks_for_connection_state`], for what was prepared since the last call.
+    pub fn take_asks_for_connection_state(&self) -> bool {
+        std::mem::take(&mut self.lock().asks_for_connection_state)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

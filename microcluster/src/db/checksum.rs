@@ -143,7 +143,7 @@ fn feed_rows(connection: &Connection, table: &str, hash: &mut Sha256) -> rusqlit
     } else if table.starts_with("sqlite_stat") {
         // ANALYZE visits the tables in the order in which a connection came to know them: the rows are the same, their
         // rowids are not.
-        let order = if table == "sqlite_stat1" { "tbl, idx" } else { "tbl, idx, nlt, sample" };
+        let order = if table == "sqlite_stat1" { "tbl, idx, stat" } else { "tbl, idx, nlt, sample" };
         format!("SELECT * FROM {name} NOT INDEXED ORDER BY {order}")
     } else {
         format!("SELECT _rowid_, * FROM {name} NOT INDEXED ORDER BY _rowid_")

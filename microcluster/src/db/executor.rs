@@ -1,6 +1,8 @@
 //! A writing connection: runs requests, bounded in steps and in the size of their results, and sorts
 //! what SQLite answers into outcomes (the same on every member) and failures of this machine.
 
+mod closure;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::path::Path;
@@ -11,18 +13,20 @@ use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags, StatementStatus};
 
-use super::apply::RESET;
 use super::authorizer::{Guard, Mode, Touched};
 use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
 use super::determinism::{self, Surroundings};
 use super::error::Error;
 use super::watch::{WriteNotes, Written};
+use closure::ConnectionState;
+
+pub(crate) use closure::Analysis;
 
 /// The most that the results of one request may take.
 pub(crate) const RESULT_BYTES_MAX: usize = 16 << 20;
 /// The most steps of SQLite's virtual machine that one replicated statement may take: a few seconds. Counted, not
 /// timed, so that every member stops at the same place.
-const STEPS_MAX: u64 = 1_000_000_000;
+const STEPS_MAX: u64 = if cfg!(test) { 3_000_000 } else { 1_000_000_000 };
 /// How often the steps are looked at.
 const STEPS_PER_LOOK: i32 = 1_000_000;
 /// The longest message of a failure.
@@ -50,6 +54,8 @@ pub(crate) struct Executor {
     /// A statement changed the schema since the last look.
     schema_changed: Cell<bool>,
     notes: WriteNotes,
+    /// What a closure's next statement is to see of the connection, once that is known.
+    seen: Cell<Option<ConnectionState>>,
 }
 
 impl Executor {
@@ -98,6 +104,7 @@ impl Executor {
             nonce,
             schema_changed: Cell::new(false),
             notes: WriteNotes::default(),
+            seen: Cell::default(),
         })
     }
 
@@ -154,90 +161,6 @@ impl Executor {
         Arc::clone(&self.stop)
     }
 
-    /// Starts a closure's SQL: its time, its random numbers and its rights.
-    pub fn begin_closure(&self, time_ms: i64, seed: u64, scope: Scope) {
-        self.surroundings.begin_request(time_ms, seed);
-        self.scope.set(scope);
-        self.guard.take_touched();
-    }
-
-    /// Runs the `index`th writing statement of a closure; when it fails it has changed nothing.
-    pub fn run_in_closure(&self, index: u64, statement: &super::command::Statement) -> Result<QueryResult, Error> {
-        if index == 0 {
-            // As when it is applied: what the connection did for others does not show.
-            self.engine_execute(RESET, ()).map_err(|error| match is_overtaken(&error) {
-                true => Error::Conflict { attempts: 1 },
-                false => error.into(),
-            })?;
-        }
-        self.engine_execute("SAVEPOINT statement", ())?;
-        self.surroundings.begin_statement(index);
-        self.guard.set_mode(Mode::Write(self.scope.get()));
-        let mut collected = Collected::default();
-        let ran = match self.connection.prepare_cached(&self.keyed(&statement.sql, self.scope.get())) {
-            Ok(mut prepared) => self.run_one(&mut prepared, &statement.parameters, &mut collected),
-            Err(error) => Err(error.into()),
-        };
-        let failure = match ran {
-            Ok(()) => None,
-            Err(Stop::Failure(failure)) => Some(failure.into()),
-            Err(Stop::Sqlite(error)) if is_overtaken(&error) => Some(Error::Conflict { attempts: 1 }),
-            Err(Stop::Sqlite(error)) => Some(self.sort(error)?.into()),
-        };
-        if self.connection.is_autocommit() {
-            // The statement rolled the whole transaction back; what the closure did before it is gone.
-            let rolled_back = || Error::Sql { message: "the statement rolled the whole transaction back".to_owned() };
-            return Err(failure.unwrap_or_else(rolled_back));
-        }
-        if failure.is_some() {
-            self.engine_execute("ROLLBACK TO statement", ())?;
-        }
-        self.engine_execute("RELEASE statement", ())?;
-        match (failure, collected.results.pop()) {
-            (Some(failure), _) => Err(failure),
-            (None, Some(result)) => Ok(result),
-            (None, None) => Ok(QueryResult::Changed { rows_affected: 0 }),
-        }
-    }
-
-    /// Runs a reading statement of a closure.
-    pub fn read_in_closure<T>(
-        &self,
-        sql: &str,
-        query: impl FnOnce(&mut rusqlite::Statement<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
-        self.looks.store(0, Ordering::Relaxed);
-        self.guard.set_mode(Mode::Write(self.scope.get()));
-        let result = self
-            .connection
-            .prepare_cached(&self.keyed(sql, self.scope.get()))
-            .and_then(|mut prepared| query(&mut prepared));
-        result.map_err(|error| match self.sort(error) {
-            Ok(failure) => failure.into(),
-            Err(error) => error.into(),
-        })
-    }
-
-    /// What `sql` would touch.
-    pub fn analyze(&self, sql: &str) -> Result<Touched, Error> {
-        self.guard.set_mode(Mode::Write(self.scope.get()));
-        let before = self.guard.take_touched();
-        let prepared = self.connection.prepare(sql).map(|_| ());
-        let mut touched = self.guard.take_touched();
-        prepared.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))?;
-        touched.add(&before);
-        Ok(touched)
-    }
-
-    /// The text of the first statement of a script; none when there is none. What it touches counts as touched.
-    pub fn first_statement(&self, script: &str) -> Result<Option<String>, Error> {
-        self.guard.set_mode(Mode::Write(self.scope.get()));
-        let found = rusqlite::Batch::new(&self.connection, script).next();
-        // Without parameters, which a script has not, the expanded text is the one that was given.
-        let found = found.map(|statement| statement.and_then(|statement| statement.expanded_sql()));
-        found.or_else(|error| self.sort(error).map_err(Error::from).and_then(|failure| Err(failure.into())))
-    }
-
     /// What the statements compiled since the last call touch.
     pub fn take_touched(&self) -> Touched {
         self.guard.take_touched()
@@ -257,6 +180,22 @@ impl Executor {
     pub fn take_schema_changed(&self) -> bool {
         self.begin_compiling();
         self.schema_changed.take()
+    }
+
+    /// Has this connection and all others read the schema and the statistics anew, once they see this transaction.
+    pub fn have_schema_read_anew(&self) -> rusqlite::Result<()> {
+        let connection = self.engine();
+        let version: i32 = connection.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
+        // SQLite takes another version only from a connection that may harm itself.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+        let changed = connection.execute_batch(&format!("PRAGMA schema_version = {}", version.wrapping_add(1)));
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        changed
+    }
+
+    /// Has this connection read the schema anew; only outside of a transaction.
+    pub fn forget_schema(&self) -> rusqlite::Result<()> {
+        self.engine().execute_batch("PRAGMA writable_schema = RESET")
     }
 
     /// What was written since the last call, by requests that were applied or tried.
@@ -414,11 +353,6 @@ fn last_rowid() -> Failure {
     let message =
         "rowid 9223372036854775807 is not allowed: after it SQLite draws rowids at random, on each member others";
     Failure::Refused { message: message.to_owned() }
-}
-
-/// Whether a transaction that has read wants to write to a state that has changed since.
-fn is_overtaken(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_BUSY_SNAPSHOT)
 }
 
 #[derive(Default)]

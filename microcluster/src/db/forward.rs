@@ -4,7 +4,7 @@
 mod questions;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::command::{Body, Outcome, QueryResult, Request, RequestId, Scope};
 use super::error::Error;
-use super::network::{Call, CallError, Peers, Reply};
+use super::network::{Call, CallError, Met, Peers, Place, Reply};
 use super::raft_types::{NodeId, Peer};
 use super::read_index::ReadIndex;
 use super::sequencer::{Seen, Sequencer, Submission, SubmitError};
@@ -26,6 +26,8 @@ const IN_FLIGHT_MAX: u64 = 4_096;
 pub(crate) const REQUEST_BYTES_MAX: usize = 16 << 20;
 /// How long to wait for news of a leader before asking again.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The leader's queues, or those to it, are full.
+const BUSY: Error = Error::Busy { detail: "too many calls wait for the leader" };
 
 /// Brings requests to the leader.
 pub(crate) struct Forwarder {
@@ -122,6 +124,7 @@ impl Forwarder {
         let deadline = started + self.timeout;
         let mut status = self.status.clone();
         let mut maybe_done = false;
+        let mut is_full = false;
         let mut last = "no leader is known".to_owned();
         loop {
             if status.borrow().is_shut_down() {
@@ -136,11 +139,15 @@ impl Forwarder {
                 ask.again();
             }
             let leader = self.leader(&status);
+            let is_sent = AtomicBool::new(false);
             let attempt = async {
                 match &leader {
                     None => Err(Attempt::not_done("no leader is known")),
-                    Some(Leader::Here) => ask.here(self).await.map_err(Attempt::from),
-                    Some(Leader::There(id, peer)) => self.ask_peer(&ask, *id, peer).await,
+                    Some(Leader::Here) => {
+                        is_sent.store(true, Ordering::Relaxed);
+                        ask.here(self).await.map_err(Attempt::from)
+                    }
+                    Some(Leader::There(id, peer)) => self.ask_peer(&ask, *id, peer, &is_sent).await,
                 }
             };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -154,15 +161,23 @@ impl Forwarder {
                         maybe_done |= attempt.maybe;
                         last = attempt.reason;
                     }
-                    Err(_) => maybe_done |= leader.is_some(),
+                    Err(_) => {
+                        let is_sent = is_sent.load(Ordering::Relaxed);
+                        maybe_done |= is_sent;
+                        is_full = leader.is_some() && !is_sent;
+                    }
                 },
                 // The leader that was asked leads no longer: its answer may never come. The id keeps a resend harmless.
-                () = leader_changed(&mut status, current), if leader.is_some() => maybe_done = true,
+                () = leader_changed(&mut status, current), if leader.is_some() => {
+                    maybe_done |= is_sent.load(Ordering::Relaxed);
+                }
             }
             if Instant::now() >= deadline {
                 let waited = started.elapsed();
                 return Err(if maybe_done && A::CHANGES {
                     Error::OutcomeUnknown { waited }
+                } else if is_full {
+                    BUSY
                 } else {
                     Error::NoQuorum { detail: last }
                 });
@@ -186,8 +201,15 @@ impl Forwarder {
         Some(Leader::There(id, status.nodes.get(&id)?.clone()))
     }
 
-    async fn ask_peer<A: Ask>(&self, ask: &A, id: NodeId, peer: &Peer) -> Result<A::Answer, Attempt> {
-        match ask.there(self, id, peer).await {
+    /// Sets `is_sent` as soon as it may be done.
+    async fn ask_peer<A: Ask>(
+        &self,
+        ask: &A,
+        id: NodeId,
+        peer: &Peer,
+        is_sent: &AtomicBool,
+    ) -> Result<A::Answer, Attempt> {
+        match ask.there(self, id, peer, is_sent).await {
             Ok(reply) => match A::answer(reply) {
                 Some(result) => result.map_err(Attempt::from),
                 None => Err(Attempt {
@@ -201,6 +223,16 @@ impl Forwarder {
             }
             Err(error) => Err(Attempt::not_done(error.to_string())),
         }
+    }
+
+    /// Where many wait for the leader already, more of them wait here.
+    async fn place(&self, leader: NodeId, peer: &Peer) -> Result<Place, CallError> {
+        // A connection that ends meanwhile has sent nothing.
+        self.peers.place(leader, &peer.address).await.map_err(|error| CallError::Unreachable {
+            address: peer.address.clone(),
+            reason: error.to_string().into(),
+            met: Met::Nobody,
+        })
     }
 
     fn ticket(&self) -> Result<(Ticket<'_>, u64), Error> {
@@ -250,11 +282,7 @@ impl From<SubmitError> for Attempt {
         match error {
             SubmitError::NotLeader { .. } | SubmitError::NoQuorum => Attempt::not_done(reason),
             SubmitError::Conflict => Attempt { maybe: false, reason, error: Some(Error::Conflict { attempts: 1 }) },
-            SubmitError::Busy => Attempt {
-                maybe: false,
-                reason,
-                error: Some(Error::Busy { detail: "too many writes wait for the leader" }),
-            },
+            SubmitError::Busy => Attempt { maybe: false, reason, error: Some(BUSY) },
             SubmitError::Lost => Attempt { maybe: true, reason, error: None },
         }
     }
@@ -268,7 +296,14 @@ trait Ask {
     /// It may have been done already: from here on it is a resend.
     fn again(&mut self) {}
     async fn here(&self, forwarder: &Forwarder) -> Result<Self::Answer, SubmitError>;
-    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError>;
+    /// Sets `is_sent` as soon as it may be done.
+    async fn there(
+        &self,
+        forwarder: &Forwarder,
+        leader: NodeId,
+        peer: &Peer,
+        is_sent: &AtomicBool,
+    ) -> Result<Reply, CallError>;
     fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>>;
 }
 
@@ -286,8 +321,16 @@ impl Ask for Submitting {
         forwarder.sequencer.submit(self.0.clone()).await
     }
 
-    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError> {
-        forwarder.peers.call(leader, &peer.address, Call::Submit(self.0.clone())).await
+    async fn there(
+        &self,
+        forwarder: &Forwarder,
+        leader: NodeId,
+        peer: &Peer,
+        is_sent: &AtomicBool,
+    ) -> Result<Reply, CallError> {
+        let place = forwarder.place(leader, peer).await?;
+        is_sent.store(true, Ordering::Relaxed);
+        place.call(Call::Submit(self.0.clone())).await
     }
 
     fn answer(reply: Reply) -> Option<Result<Self::Answer, SubmitError>> {
@@ -308,7 +351,15 @@ impl Ask for AskingIndex {
         forwarder.read_index.on_leader().await
     }
 
-    async fn there(&self, forwarder: &Forwarder, leader: NodeId, peer: &Peer) -> Result<Reply, CallError> {
+    async fn there(
+        &self,
+        forwarder: &Forwarder,
+        leader: NodeId,
+        peer: &Peer,
+        is_sent: &AtomicBool,
+    ) -> Result<Reply, CallError> {
+        drop(forwarder.place(leader, peer).await?);
+        is_sent.store(true, Ordering::Relaxed);
         forwarder.questions.ask(leader, peer).await.map(Reply::ReadIndex)
     }
 
@@ -323,4 +374,60 @@ impl Ask for AskingIndex {
 async fn leader_changed(status: &mut watch::Receiver<Status>, asked: Option<NodeId>) {
     // An error means that the database is gone; the next look at the status tells.
     let _ = status.wait_for(|status| status.leader.is_some() && status.leader != asked || status.is_shut_down()).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+
+    use futures_util::StreamExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio_util::codec::FramedRead;
+
+    use super::*;
+    use crate::db::network::{PeerConnector, PeerStream, testing};
+    use crate::db::tests::kit::{Cluster, peer};
+
+    /// A leader that greets and then reads nothing any more.
+    struct Stuck;
+
+    impl PeerConnector for Stuck {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let (ours, mut theirs) = tokio::io::duplex(64);
+            tokio::spawn(async move {
+                FramedRead::new(&mut theirs, testing::frames()).next().await.unwrap().unwrap();
+                theirs.write_all(&testing::welcome()).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_queue_to_the_leader_that_is_full_is_busy_and_nothing_was_done() {
+        let cluster = Cluster::new(1).await;
+        let inner = &cluster.db(1).inner;
+        let peers = Arc::new(Peers::new(Arc::new(Stuck), Arc::default()));
+        let mut status = cluster.db(1).status();
+        status.leader = Some(2);
+        status.nodes.insert(2, peer(2));
+        let (_sender, status) = watch::channel(status);
+        let (sequencer, read_index) = (inner.service.sequencer.clone(), inner.service.read_index.clone());
+        let (timeout, cancelled) = (Duration::from_millis(300), CancellationToken::new());
+        let (forwarder, task) = Forwarder::new(sequencer, read_index, Arc::clone(&peers), status, timeout, cancelled);
+        tokio::spawn(task);
+        // More than the connection takes.
+        let write = || forwarder.submit(Scope::User, Body::Script("SELECT 1 ".repeat(100)), None);
+        let error = write().await.unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { .. }), "it was sent: {error:?}");
+        let full = || peers.start(2, &peer(2).address, Call::Ping);
+        let waiting: Vec<_> = std::iter::from_fn(|| full().ok()).collect();
+        assert!(waiting.len() > 100, "{} calls wait", waiting.len());
+        for error in [write().await.map(drop), forwarder.read_index().await.map(drop)].map(Result::unwrap_err) {
+            assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+            assert_eq!(crate::error::Error::from(error).status().as_u16(), 503);
+        }
+    }
 }

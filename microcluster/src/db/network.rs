@@ -1,6 +1,7 @@
 //! How members talk Raft: one long-lived connection for each pair and direction, many calls on it at once,
 //! in a compact binary format with a version.
 
+mod backlog;
 mod client;
 mod early;
 mod era;
@@ -18,7 +19,10 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use client::{CallError, Met, Peers};
+pub(crate) use backlog::Backlog;
+#[cfg(test)]
+pub(crate) use backlog::ENTRIES_MAX as BACKLOG_ENTRIES_MAX;
+pub(crate) use client::{CallError, Met, Peers, Place};
 pub(crate) use early::Early;
 pub(crate) use era::Era;
 pub(crate) use hearing::Patience;

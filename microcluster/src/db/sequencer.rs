@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::authorizer::Touched;
@@ -120,9 +120,10 @@ impl Sequencer {
             }
         }
         let bytes = u32::try_from(submission.request.size()).unwrap_or(u32::MAX);
-        let _waiting = self.bytes.try_acquire_many(bytes).map_err(|_| SubmitError::Busy)?;
+        // Held until it is applied, also when nobody waits for it any more.
+        let waiting = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| SubmitError::Busy)?;
         let (answer, receiver) = oneshot::channel();
-        self.queue.try_send((submission, answer)).map_err(|error| match error {
+        self.queue.try_send((submission, answer, waiting)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SubmitError::Busy,
             mpsc::error::TrySendError::Closed(_) => SubmitError::NotLeader { leader: None },
         })?;
@@ -130,8 +131,8 @@ impl Sequencer {
     }
 }
 
-/// A request that waits, and where its answer goes.
-type Queued = (Submission, AnswerSender);
+/// A request that waits, where its answer goes, and its share of the bytes that may wait.
+type Queued = (Submission, AnswerSender, OwnedSemaphorePermit);
 
 async fn next(deferred: &mut Option<Queued>, queue: &mut mpsc::Receiver<Queued>) -> Option<Queued> {
     match deferred.take() {
@@ -160,6 +161,8 @@ struct Task {
 struct Proposed {
     ids: Vec<RequestId>,
     landed: Arc<Landed>,
+    /// Of the bytes that may wait.
+    _waiting: Vec<OwnedSemaphorePermit>,
 }
 
 impl Task {
@@ -207,9 +210,10 @@ impl Task {
         let landed = Arc::new(Landed::default());
         let mut requests = Vec::new();
         let mut ids = Vec::new();
+        let mut permits = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
-        while let Some((submission, answer)) = next {
+        while let Some((submission, answer, permit)) = next {
             let Submission { mut request, seen, resent } = submission;
             if let Some(seen) = seen {
                 match self.validate(&seen, &requests).await {
@@ -229,6 +233,7 @@ impl Task {
             }
             bytes += request.size();
             ids.push(request.id);
+            permits.push(permit);
             self.shared.waiters.register(request.id, answer, Arc::clone(&landed), resent);
             requests.push(request);
             let is_mark = requests.last().is_some_and(|request| request.body == Body::Mark);
@@ -238,14 +243,14 @@ impl Task {
                 None
             };
             // A mark has an entry of its own: the next one.
-            if next.as_ref().is_some_and(|(submission, _)| submission.request.body == Body::Mark) {
+            if next.as_ref().is_some_and(|(submission, ..)| submission.request.body == Body::Mark) {
                 self.deferred = next.take();
             }
         }
         if requests.is_empty() {
             return None;
         }
-        let proposed = Proposed { ids, landed };
+        let proposed = Proposed { ids, landed, _waiting: permits };
         let batch = Batch { requests };
         let sent = match batch.encode() {
             Ok(command) => self.raft.client_write_ff(command).await.ok(),

@@ -96,6 +96,13 @@ struct Peer {
 /// Where a reply arrives.
 pub(crate) type ReplyReceiver = oneshot::Receiver<Result<Reply, CallError>>;
 
+/// A place for one more call to a peer.
+pub(crate) struct Place {
+    permit: mpsc::OwnedPermit<Pending>,
+    hearing: Arc<Hearing>,
+    address: String,
+}
+
 struct Pending {
     call: Call,
     reply: oneshot::Sender<Result<Reply, CallError>>,
@@ -154,6 +161,17 @@ impl Peers {
         self.peer(id, address).1.is_silent(limit, Instant::now())
     }
 
+    /// Waits until another call may wait for node `id` at `address`. Bound it with a timeout.
+    pub async fn place(&self, id: NodeId, address: &str) -> Result<Place, CallError> {
+        let (calls, hearing) = self.peer(id, address);
+        let address = address.to_owned();
+        match calls.reserve_owned().await {
+            Ok(permit) => Ok(Place { permit, hearing, address }),
+            // The member has another address now, or its connections are closed.
+            Err(_) => Err(CallError::Broken { address, reason: "closed".into() }),
+        }
+    }
+
     /// Sends `call` and gives the place where its reply arrives.
     pub fn start(&self, id: NodeId, address: &str, call: Call) -> Result<ReplyReceiver, CallError> {
         let (calls, hearing) = self.peer(id, address);
@@ -195,6 +213,16 @@ impl Peers {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Peer>> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Sends `call` and waits for its reply. Bound it with a timeout.
+    pub async fn call(self, call: Call) -> Result<Reply, CallError> {
+        let (reply, receiver) = oneshot::channel();
+        self.hearing.ask(Instant::now());
+        self.permit.send(Pending { call, reply });
+        receiver.await.unwrap_or_else(|_| Err(CallError::Broken { address: self.address, reason: "closed".into() }))
     }
 }
 

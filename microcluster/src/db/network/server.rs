@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
+use super::backlog::Backlog;
 use super::client::{alone, next_frame};
 use super::early::Early;
 use super::era::Era;
@@ -44,6 +45,8 @@ pub(crate) struct Service {
     pub read_index: ReadIndex,
     pub shared: Arc<Shared>,
     pub era: Arc<Era>,
+    /// Holds entries back that this member cannot apply in time.
+    pub backlog: Backlog,
     /// When this member stands for election after a leader that is gone.
     pub succession: Succession,
 }
@@ -161,7 +164,7 @@ async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> R
     match call {
         Call::Append(request) | Call::News(request) => {
             let vote = request.vote;
-            match service.raft.append_entries(request).await {
+            match service.backlog.append(&service.raft, &service.shared, request).await {
                 Ok(response) => {
                     if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                         service.shared.heard.note();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::kit::Cluster;
-use crate::db::{Consistency, Database, Error};
+use crate::db::{Consistency, Database, Error, Transaction};
 
 /// Far below the time for which a closure may run.
 const SOON: Duration = Duration::from_secs(2);
@@ -120,4 +120,117 @@ async fn a_closure_sees_of_the_connection_what_apply_sees() {
         Ok(tx.last_insert_rowid())
     });
     assert_eq!(rowid.await.unwrap(), 0, "this transaction has inserted nothing");
+}
+
+/// What a statement sees that asks the connection for the last rowid and the changes.
+const NOTE: &str = "INSERT INTO seen VALUES (?1, last_insert_rowid(), changes())";
+
+type Seen = Vec<(String, i64, i64)>;
+
+fn seen(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, i64, i64)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+/// A statement that fails is not recorded, so apply knows nothing of it: it must leave no trace for those behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_fails_leaves_no_trace_on_the_connection() {
+    let cluster = Cluster::new(2).await;
+    let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, k TEXT UNIQUE);
+        CREATE TABLE seen(what TEXT, rowid_seen INTEGER, changes_seen INTEGER);
+        CREATE TRIGGER t_insert AFTER INSERT ON t BEGIN
+            INSERT INTO seen VALUES ('trigger on ' || new.k, last_insert_rowid(), changes());
+        END;
+        CREATE TRIGGER t_delete BEFORE DELETE ON t WHEN old.k = 'stays' BEGIN
+            INSERT INTO seen VALUES ('not to be kept', 0, 0);
+            SELECT RAISE(FAIL, 'it stays');
+        END;
+        INSERT INTO t VALUES (10, 'taken'), (11, 'stays')";
+    cluster.db(1).script(schema.to_owned()).await.unwrap();
+    let leader = cluster.leader().await;
+    for id in [leader, 3 - leader] {
+        let db = cluster.db(id);
+        for failing in [
+            "INSERT INTO t(k) VALUES ('new'), ('newer'), ('taken')",
+            "INSERT OR FAIL INTO t(k) VALUES ('new'), ('newer'), ('taken')",
+            "INSERT INTO t VALUES (9223372036854775807, 'the last rowid')",
+            // Its rows are too large together: it is left before its last one.
+            "INSERT INTO t(k) VALUES ('r1'), ('r2'), ('r3') RETURNING zeroblob(9000000)",
+            "UPDATE t SET k = 'all the same'",
+            "DELETE FROM t",
+            "INSERT INTO nowhere VALUES (1)",
+            "INSERT INTO core_example VALUES (1)",
+        ] {
+            let closure = move |tx: &Transaction<'_>| {
+                // As the first statement too.
+                tx.execute(failing, ()).unwrap_err();
+                tx.execute(NOTE, ["nothing yet"])?;
+                tx.execute("DELETE FROM seen", ())?;
+                tx.execute("INSERT INTO t VALUES (200, 'a'), (201, 'b'), (202, 'c')", ())?;
+                tx.execute(failing, ()).unwrap_err();
+                assert_eq!(tx.last_insert_rowid(), 202);
+                tx.execute(NOTE, ["three inserted"])?;
+                tx.execute("UPDATE t SET k = k || k WHERE id >= 200", ())?;
+                tx.execute(failing, ()).unwrap_err();
+                tx.execute(failing, ()).unwrap_err();
+                assert_eq!(tx.query_row("SELECT changes()", (), |row| row.get::<_, i64>(0))?, 3);
+                tx.execute(failing, ()).unwrap_err();
+                // They count no changes.
+                tx.execute("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY)", ())?;
+                tx.execute("SELECT 1", ())?;
+                tx.execute("REINDEX t", ())?;
+                tx.execute(NOTE, ["three updated"])?;
+                tx.execute(failing, ()).unwrap_err();
+                tx.execute("INSERT OR IGNORE INTO t(k) VALUES ('taken')", ())?;
+                tx.execute(failing, ()).unwrap_err();
+                tx.execute(NOTE, ["none inserted"])?;
+                tx.execute(failing, ()).unwrap_err();
+                tx.execute("DELETE FROM t WHERE id >= 200", ())?;
+                assert_ne!(tx.last_insert_rowid(), 202, "a note was inserted since");
+                tx.query("SELECT * FROM seen ORDER BY rowid", (), seen)
+            };
+            let in_closure: Seen = db.transaction(closure).await.unwrap();
+            for (what, changes) in [("three inserted", 3), ("three updated", 3), ("none inserted", 0)] {
+                let noted = in_closure.iter().find(|(noted, ..)| noted == what);
+                assert_eq!(noted.map(|(.., changes)| *changes), Some(changes), "{failing}: {in_closure:?}");
+            }
+            for member in 1..=2 {
+                let all = "SELECT * FROM seen ORDER BY rowid";
+                let applied = cluster.db(member).query(Consistency::Linearizable, all, (), seen).await.unwrap();
+                assert_eq!(applied, in_closure, "{failing}, run on member {id}, applied on member {member}");
+            }
+        }
+    }
+    cluster.wait_same().await;
+}
+
+/// What other transactions did on the same connection does not show, also before the first write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_of_a_closure_sees_nothing_of_the_transaction_before() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY)", ()).await.unwrap();
+    db.transaction(|tx| tx.execute("INSERT INTO t VALUES (70), (71)", ())).await.unwrap();
+    let rowid = db.transaction(|tx| tx.query_row("SELECT last_insert_rowid()", (), |row| row.get::<_, i64>(0)));
+    assert_eq!(rowid.await.unwrap(), 0);
+}
+
+/// A full-text table keeps rows back, and writes them when a savepoint begins: between two statements of a closure, not of apply.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_full_text_table_keeps_back_does_not_show() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.script("CREATE VIRTUAL TABLE f USING fts5(body); CREATE TABLE seen(what, rowid_seen, changes_seen)".to_owned())
+        .await
+        .unwrap();
+    let in_closure = db.transaction(|tx| {
+        tx.execute("INSERT INTO f VALUES ('ant'), ('bee'), ('cat')", ())?;
+        tx.execute(NOTE, ["after three rows"])?;
+        tx.execute("INSERT INTO f VALUES ('dog'), ('eel')", ())?;
+        tx.query("SELECT rowid FROM f WHERE f MATCH 'dog'", (), |row| row.get::<_, i64>(0))?;
+        tx.execute(NOTE, ["after a search"])?;
+        tx.query("SELECT * FROM seen ORDER BY rowid", (), seen)
+    });
+    let in_closure: Seen = in_closure.await.unwrap();
+    let applied = db.query(Consistency::Linearizable, "SELECT * FROM seen ORDER BY rowid", (), seen).await.unwrap();
+    assert_eq!(applied, in_closure);
 }

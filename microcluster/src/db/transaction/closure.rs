@@ -15,7 +15,7 @@ use crate::db::apply::read_applied_index;
 use crate::db::authorizer::Touched;
 use crate::db::command::{QueryResult, Scope, Statement, Value};
 use crate::db::error::Error;
-use crate::db::executor::{Executor, Queried, RESULT_BYTES_MAX, query};
+use crate::db::executor::{Analysis, Executor, Queried, RESULT_BYTES_MAX, query};
 use crate::db::gate::{Entered, Preemptible};
 use crate::db::writer::Shared;
 
@@ -54,8 +54,8 @@ struct Connection {
     path: PathBuf,
     /// Whose rights the statements below were looked at with.
     scope: Scope,
-    /// What each statement touches: SQLite tells only when it compiles one, and compiled ones are kept.
-    remembered: HashMap<String, Touched>,
+    /// What each statement would do: SQLite tells only when it compiles one, and compiled ones are kept.
+    remembered: HashMap<String, Arc<Analysis>>,
     /// SQLite's count of the changes of the schema for which that holds; none when it holds for a schema that was rolled back.
     schema: Option<i64>,
 }
@@ -205,8 +205,8 @@ impl Transaction<'_> {
         self.enter()?;
         let index = self.writes.borrow().len() as u64;
         let result = self.run.with(|connection| {
-            self.note(connection, &statement.sql)?;
-            let result = connection.executor.run_in_closure(index, &statement)?;
+            let analysis = self.note(connection, &statement.sql)?;
+            let result = connection.executor.run_in_closure(index, &statement, &analysis)?;
             self.touch(&connection.executor.take_touched());
             self.last_insert_rowid.set(connection.executor.last_insert_rowid());
             Ok(result)
@@ -243,6 +243,7 @@ impl Transaction<'_> {
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         let values = parameters.into_values(sql)?;
+        self.prepare_to_read(sql)?;
         if !self.is_entered() {
             return self.read(sql, |statement| statement.query_row(rusqlite::params_from_iter(values), map));
         }
@@ -262,6 +263,7 @@ impl Transaction<'_> {
         mut map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Error> {
         let values = parameters.into_values(sql)?;
+        self.prepare_to_read(sql)?;
         if !self.is_entered() {
             return self.read(sql, |statement| statement.query_map(rusqlite::params_from_iter(values), map)?.collect());
         }
@@ -307,13 +309,23 @@ impl Transaction<'_> {
         mirror.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(row), map)
     }
 
+    /// Adds what `sql` touches, and where it asks for `last_insert_rowid()` or `changes()` brings that to what it will be for a
+    /// statement that is applied.
+    fn prepare_to_read(&self, sql: &str) -> Result<(), Error> {
+        let analysis = self.run.with(|connection| self.note(connection, sql))?;
+        if analysis.asks_for_connection_state {
+            self.enter()?;
+            self.run.with(|connection| connection.executor.settle_connection_state())?;
+        }
+        Ok(())
+    }
+
     fn read<T>(
         &self,
         sql: &str,
         query: impl FnOnce(&mut rusqlite::Statement<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         self.run.with(|connection| {
-            self.note(connection, sql)?;
             let result = connection.executor.read_in_closure(sql, |statement| {
                 if statement.readonly() {
                     query(statement)
@@ -348,24 +360,24 @@ impl Transaction<'_> {
     }
 
     /// Adds what `sql` touches, compiling it once for that if it is new.
-    fn note(&self, connection: &mut Connection, sql: &str) -> Result<(), Error> {
-        if let Some(touched) = connection.remembered.get(sql) {
-            self.touch(touched);
-            return Ok(());
+    fn note(&self, connection: &mut Connection, sql: &str) -> Result<Arc<Analysis>, Error> {
+        if let Some(analysis) = connection.remembered.get(sql) {
+            self.touch(&analysis.touched);
+            return Ok(Arc::clone(analysis));
         }
-        let touched = connection.executor.analyze(sql)?;
-        self.touch(&touched);
-        if touched.schema {
+        let analysis = Arc::new(connection.executor.analyze(sql)?);
+        self.touch(&analysis.touched);
+        if analysis.touched.schema {
             // Other triggers and views may be behind the statements from now on, and again when this is rolled back.
             connection.remembered.clear();
             connection.schema = None;
-            return Ok(());
+            return Ok(analysis);
         }
         if connection.remembered.len() >= REMEMBERED_MAX {
             connection.remembered.clear();
         }
-        connection.remembered.insert(sql.to_owned(), touched);
-        Ok(())
+        connection.remembered.insert(sql.to_owned(), Arc::clone(&analysis));
+        Ok(analysis)
     }
 
     fn touch(&self, more: &Touched) {
@@ -435,6 +447,10 @@ impl Connections {
     }
 
     fn put_back(&self, connection: Connection) {
+        if connection.schema.is_none() {
+            // It may remember statistics that were rolled back, and plan by them.
+            return;
+        }
         let mut idle = lock(&self.0);
         if idle.len() < IDLE_MAX {
             idle.push(connection);
