@@ -13,6 +13,11 @@ use serde_json::json;
 /// would show that it is waited for.
 const DELAY_MAX: Duration = Duration::from_millis(900);
 
+/// The same where a leader is elected, which takes a second round now and then, and where the daemon that stops drains its clients:
+/// who waits for a client that says nothing takes five seconds.
+const ELECTION_DELAY_MAX: Duration = Duration::from_millis(1_200);
+const STOP_DELAY_MAX: Duration = Duration::from_millis(2_500);
+
 /// What each operation took.
 #[derive(Debug, Default)]
 struct Times(Vec<(String, Duration)>);
@@ -29,12 +34,12 @@ impl Times {
         self.0.iter().filter(|(name, _)| name == what).map(|(_, time)| *time).max().unwrap_or_default()
     }
 
-    /// Prints both, and says what takes much longer than it did.
-    fn compare(&self, after: &Times) {
+    /// Prints both, and says what takes so much longer than it did.
+    fn compare(&self, after: &Times, delay_max: Duration) {
         let mut slow = Vec::new();
         for (what, time) in &after.0 {
             println!("| {what:<32} | {:>9.1?} | {time:>9.1?} |", self.of(what));
-            if *time > self.of(what) + DELAY_MAX {
+            if *time > self.of(what) + delay_max {
                 slow.push(what);
             }
         }
@@ -145,7 +150,7 @@ async fn nothing_waits_for_a_host_whose_packets_are_dropped() {
     let refused = after.note("for another member", client.run_hook(&hook, Some(&silent))).await.unwrap_err();
     assert_eq!(refused.code(), Some(504), "{refused}");
     after.note("removal of the absent by force", client.remove_cluster_member(&silent, true)).await.unwrap();
-    before.compare(&after);
+    before.compare(&after, DELAY_MAX);
 }
 
 /// The voter that does not answer has all of the log, as far as the leader knows: it is not the one to take over.
@@ -174,7 +179,7 @@ async fn a_leader_stops_beside_a_host_whose_packets_are_dropped() {
             scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
         }
     }
-    before.compare(&after);
+    before.compare(&after, STOP_DELAY_MAX);
 }
 
 /// The leader that is removed hands over first.
@@ -200,7 +205,7 @@ async fn a_leader_is_removed_beside_a_host_whose_packets_are_dropped() {
             scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
         }
     }
-    before.compare(&after);
+    before.compare(&after, ELECTION_DELAY_MAX);
 }
 
 /// It stands by, so that the others have a majority meanwhile.
@@ -220,7 +225,7 @@ async fn a_member_is_rebuilt_beside_a_host_whose_packets_are_dropped() {
             scene.cluster.settled(&["c1", "c2", "c3", "c4"]).await;
         }
     }
-    before.compare(&after);
+    before.compare(&after, DELAY_MAX);
 }
 
 /// A write goes to the next leader as soon as there is one, and so does a request that was passed on to the one before.
@@ -237,5 +242,5 @@ async fn what_a_leader_has_whose_packets_are_dropped_goes_to_the_next_one() {
     );
     written.unwrap();
     done.unwrap();
-    write.compare(&request);
+    write.compare(&request, ELECTION_DELAY_MAX);
 }
