@@ -56,11 +56,7 @@ impl JoinToken {
             .iter()
             .find_map(|engine| engine.decode(text).ok())
             .ok_or(TokenError::Base64)?;
-        let token: JoinToken = serde_json::from_slice(&json).map_err(|e| {
-            // The words of a syntax error are about bytes that nobody has seen.
-            let reason = if e.is_data() { e.to_string() } else { "its content is not JSON".into() };
-            TokenError::Content(reason)
-        })?;
+        let token = parse(&json).map_err(TokenError::Content)?;
         if !is_secret(token.secret.expose()) {
             return Err(TokenError::Content(format!("its secret has not {SECRET_LENGTH} hexadecimal digits")));
         }
@@ -69,6 +65,21 @@ impl JoinToken {
         }
         Ok(token)
     }
+}
+
+/// What is wrong is told by its place alone: the words of an error quote the text, and in a damaged token the secret may be anywhere.
+fn parse(json: &[u8]) -> Result<JoinToken, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let place = error.path().to_string();
+        match error.into_inner() {
+            inner if !inner.is_data() => "its content is not JSON".to_owned(),
+            _ if place == "." => "it needs a secret, a fingerprint and join_addresses".to_owned(),
+            _ => format!("its {place} cannot be read"),
+        }
+    });
+    let token = parsed?;
+    deserializer.end().map(|()| token).map_err(|_| "its content is not JSON".to_owned())
 }
 
 /// Makes the secret of a new token.
@@ -135,6 +146,25 @@ mod tests {
             (format!(r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":[]}}"#), "no member"),
             (format!(r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":["x"]}}"#), "address"),
             (format!(r#"{{"fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#), "secret"),
+            (
+                format!(r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":["[::1{secret}"]}}"#),
+                "join_addresses[0]",
+            ),
+            (
+                format!(r#"{{"secret":["{secret}"],"fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}"#),
+                "its secret",
+            ),
+            (
+                format!(r#"{{"secret":"short","fingerprint":"{secret}x","join_addresses":["1.1.1.1:1"]}}"#),
+                "its fingerprint",
+            ),
+            (format!(r#"{{"{secret}":1,"secret":"x"}}"#), "fingerprint"),
+            (
+                format!(
+                    r#"{{"secret":"{secret}","fingerprint":"{fingerprint}","join_addresses":["1.1.1.1:1"]}}{secret}"#
+                ),
+                "JSON",
+            ),
         ] {
             let message = refused(&encode(&json)).to_string();
             assert!(message.contains(words), "{message}");
