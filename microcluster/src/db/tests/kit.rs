@@ -31,14 +31,20 @@ impl PeerConnector for Connector {
         Box::pin(async move {
             let target = net.up.lock().unwrap().get(&address).cloned();
             let target = target.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-            if [&from, &address].iter().any(|end| net.isolated.lock().unwrap().contains(*end)) {
-                return Err(io::Error::from(io::ErrorKind::HostUnreachable));
-            }
             let (ours, theirs) = tokio::io::duplex(1 << 20);
             let cut = tokio_util::sync::CancellationToken::new();
-            net.pipes.lock().unwrap().push((from, address, cut.clone()));
+            {
+                let isolated = net.isolated.lock().unwrap();
+                if [&from, &address].iter().any(|end| isolated.contains(*end)) {
+                    return Err(io::Error::from(io::ErrorKind::HostUnreachable));
+                }
+                // Under the lock, or a pipe could be made behind the back of who isolates.
+                net.pipes.lock().unwrap().push((from, address, cut.clone()));
+            }
             tokio::spawn(async move {
                 tokio::select! {
+                    // What is sent after the cut does not arrive.
+                    biased;
                     () = cut.cancelled() => {}
                     () = target.serve_peer(Box::new(theirs)) => {}
                 }
