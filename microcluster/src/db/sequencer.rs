@@ -184,11 +184,14 @@ impl Task {
                     if let Some((proposed, result)) = self.propose(first, &mut queue).await {
                         let shared = Arc::clone(&self.shared);
                         in_flight.push(async move {
+                            // All of it: the bytes are given back when this is done.
+                            let proposed = proposed;
                             // Those who wait were answered by the writer thread when the batch was applied.
                             let error = match result.await {
                                 Ok(Ok(response)) => return proposed.landed.at(response.log_id.index),
-                                Ok(Err(error)) => refused(&error),
-                                Err(_) => SubmitError::Lost,
+                                // Also "somebody else leads" leaves it open: openraft says so of an entry too that another leader
+                                // has cut off here, and that may stand in other logs and be committed all the same.
+                                Ok(Err(_)) | Err(_) => SubmitError::Lost,
                             };
                             proposed.landed.nowhere();
                             shared.waiters.fail(&proposed.ids, &proposed.landed, &error);
@@ -305,14 +308,3 @@ impl Task {
 
 type ResultReceiver =
     <openraft::impls::OneshotResponder<TypeConfig> as openraft::raft::responder::Responder<TypeConfig>>::Receiver;
-
-type WriteError = openraft::error::ClientWriteError<NodeId, Peer>;
-
-fn refused(error: &WriteError) -> SubmitError {
-    match error {
-        WriteError::ForwardToLeader(forward) => {
-            SubmitError::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
-        }
-        WriteError::ChangeMembershipError(_) => SubmitError::Lost,
-    }
-}

@@ -2,11 +2,12 @@
 //! writer thread, and that needs a bound.
 //!
 //! Where there is too much of it, new entries wait here, for less than a heartbeat. The leader is then told that they were not
-//! taken, and sends them again: it sees a slow member, not a dead one.
+//! taken, and sends them again: it sees a slow member, not a dead one. While nothing at all is applied it is told of an error now and then,
+//! or it would keep its log for what it believes to be on its way.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::EntryPayload;
 use openraft::error::RaftError;
@@ -20,6 +21,9 @@ pub(crate) const ENTRIES_MAX: u64 = 1_024;
 /// How many bytes of them.
 const BYTES_MAX: usize = 64 << 20;
 
+/// After how long without a step forward the leader is told of an error, once.
+const STUCK: Duration = Duration::from_secs(5);
+
 /// What was given to Raft here and is not applied yet.
 pub(crate) struct Backlog {
     /// How long entries wait.
@@ -29,11 +33,20 @@ pub(crate) struct Backlog {
 
 #[derive(Default)]
 struct State {
-    /// What a leader has said to be committed: it is applied without anything else.
-    committed: u64,
     /// Index and bytes of the entries, in order. Those from before a restart are not among them.
     entries: VecDeque<(u64, usize)>,
     bytes: usize,
+    /// Up to where the log was applied when entries had to wait last, and since when it is, or since when that was told.
+    stuck: Option<(u64, Instant)>,
+}
+
+/// Why entries were not given to Raft, or what it made of them.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BacklogError {
+    #[error(transparent)]
+    Raft(#[from] RaftError<NodeId>),
+    #[error("this member has applied nothing of its log for {STUCK:?}")]
+    Stuck,
 }
 
 impl Backlog {
@@ -48,11 +61,12 @@ impl Backlog {
         raft: &Raft,
         shared: &Shared,
         request: AppendEntriesRequest<TypeConfig>,
-    ) -> Result<AppendEntriesResponse<NodeId>, RaftError<NodeId>> {
+    ) -> Result<AppendEntriesResponse<NodeId>, BacklogError> {
         let (vote, leader_commit) = (request.vote, request.leader_commit);
-        // What is committed, and surely here if the request fits.
+        // What this leader says to be committed, and what is surely here if the request fits: it will be applied without anything else.
+        // What an earlier one has said is no help, for Raft does not remember it either.
         let known = match (leader_commit, request.prev_log_id) {
-            (Some(committed), Some(previous)) => self.note_committed(committed.index).min(previous.index),
+            (Some(committed), Some(previous)) => committed.index.min(previous.index),
             _ => 0,
         };
         if !request.entries.is_empty() && self.is_full(*shared.applied.borrow(), known) {
@@ -66,17 +80,24 @@ impl Backlog {
             let mut applied = shared.applied.subscribe();
             let room = applied.wait_for(|applied| !self.is_full(*applied, known));
             if !matches!(tokio::time::timeout(self.hold, room).await, Ok(Ok(_))) {
-                return Ok(AppendEntriesResponse::PartialSuccess(prev_log_id));
+                let now_applied = *shared.applied.borrow();
+                return match self.is_stuck(now_applied, Instant::now()) {
+                    true => Err(BacklogError::Stuck),
+                    false => Ok(AppendEntriesResponse::PartialSuccess(prev_log_id)),
+                };
             }
         }
         self.note(&request.entries);
-        raft.append_entries(request).await
+        Ok(raft.append_entries(request).await?)
     }
 
-    fn note_committed(&self, committed: u64) -> u64 {
+    /// Whether nothing was applied for long, and that was not told meanwhile.
+    fn is_stuck(&self, applied: u64, now: Instant) -> bool {
         let mut state = self.lock();
-        state.committed = state.committed.max(committed);
-        state.committed
+        let since = state.stuck.filter(|(at, _)| *at == applied).map_or(now, |(_, since)| since);
+        let is_stuck = now.saturating_duration_since(since) >= STUCK;
+        state.stuck = Some((applied, if is_stuck { now } else { since }));
+        is_stuck
     }
 
     fn note(&self, entries: &[Entry]) {
@@ -162,7 +183,17 @@ mod tests {
         // After a restart nobody knows their bytes; how many they are is known.
         assert!(backlog.is_full(140, 141 + ENTRIES_MAX));
         assert!(!backlog.is_full(141, 141 + ENTRIES_MAX));
-        assert_eq!(backlog.note_committed(9), 9);
-        assert_eq!(backlog.note_committed(7), 9, "what is committed stays committed");
+    }
+
+    #[test]
+    fn that_nothing_is_applied_is_told_now_and_then() {
+        let (backlog, now) = (Backlog::new(Duration::ZERO), Instant::now());
+        assert!(!backlog.is_stuck(7, now));
+        assert!(!backlog.is_stuck(7, now + STUCK / 2));
+        assert!(backlog.is_stuck(7, now + STUCK));
+        assert!(!backlog.is_stuck(7, now + STUCK * 3 / 2), "it was told");
+        assert!(backlog.is_stuck(7, now + STUCK * 2));
+        assert!(!backlog.is_stuck(8, now + STUCK * 4), "it goes on");
+        assert!(!backlog.is_stuck(9, now + STUCK * 9));
     }
 }

@@ -95,7 +95,8 @@ fn replied(result: Result<Reply, CallError>) -> Result<Reply, RpcError> {
 
 fn sort(error: &CallError) -> RpcError {
     match error {
-        CallError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(error)),
+        // openraft waits before it tries these again.
+        CallError::Unreachable { .. } | CallError::Full { .. } => RPCError::Unreachable(Unreachable::new(error)),
         _ => RPCError::Network(NetworkError::new(error)),
     }
 }

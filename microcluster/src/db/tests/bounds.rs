@@ -113,6 +113,7 @@ async fn the_bytes_that_wait_for_the_leader_have_a_bound() {
         assert!(waiting.len() < 20, "no bound");
     };
     assert_eq!(refused, SubmitError::Busy);
+    assert!(waiting.len() <= 4, "{} of 15 MiB wait", waiting.len());
     let error = db.execute("INSERT INTO t VALUES (?1)", vec![megabytes(15)]).await.unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     drop(entered);
