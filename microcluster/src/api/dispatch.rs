@@ -217,9 +217,11 @@ impl PathRoutes {
             return None;
         }
         let connection = connection?;
-        if (route.check.is_some() || passed_on.is_some())
-            && let Caller::Certificate(certificate) = Caller::of(&self.state, connection)
+        if let Caller::Certificate(certificate) = Caller::of(&self.state, connection)
             && let Ok(node) = self.state.joined_node()
+            && (route.check.is_some()
+                || passed_on.is_some()
+                || node.trust.trusted_as(&certificate) == Some(TrustedAs::Joiner))
         {
             // It may be a new member's; if the table cannot be read the certificate is nobody's that is known.
             node.trusted_as(&certificate).await.ok();

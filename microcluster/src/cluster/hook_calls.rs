@@ -83,6 +83,14 @@ pub(crate) struct HookRefusal {
     pub message: String,
 }
 
+/// Whether a member has run a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Ran,
+    /// It is down, or was cut off.
+    LeftOut,
+}
+
 impl Node {
     /// Runs a hook on this member.
     pub async fn run_hook(self: &Arc<Self>, hook: Hook) -> Result<(), HookError> {
@@ -103,17 +111,17 @@ impl Node {
         first_failure(join_all(others.map(|row| self.run_hook_on(row, &hook))).await)
     }
 
-    /// Has a member run `pre_remove`. With `force` a failure is logged, and a member that is down is left out.
-    pub(super) async fn tell_pre_remove(self: &Arc<Self>, row: &MemberRow, force: bool) -> Result<(), HookError> {
+    /// Has a member run `pre_remove`. With `force` a failure is logged.
+    pub(super) async fn tell_pre_remove(self: &Arc<Self>, row: &MemberRow, force: bool) -> Result<Told, HookError> {
         if !row.role.is_full() {
             // It was never a member.
-            return Ok(());
+            return Ok(Told::Ran);
         }
         let told = self.run_hook_on(row, &Hook::PreRemove(RemovalHook { force })).await;
         match told {
             Err(e) if force => {
                 tracing::warn!(member = %row.name, error = %e, "a member is removed although its hook failed");
-                Ok(())
+                Ok(Told::Ran)
             }
             told => told,
         }
@@ -128,38 +136,35 @@ impl Node {
     }
 
     /// Runs a hook on one member; one that is down is left out.
-    async fn run_hook_on(self: &Arc<Self>, row: &MemberRow, hook: &Hook) -> Result<(), HookError> {
+    async fn run_hook_on(self: &Arc<Self>, row: &MemberRow, hook: &Hook) -> Result<Told, HookError> {
         if row.id == self.id {
-            return self.run_hook(hook.clone()).await;
+            return self.run_hook(hook.clone()).await.map(|()| Told::Ran);
         }
         if !self.is_alive(row).await {
-            left_out(row, hook);
-            return Ok(());
+            return Ok(left_out(row, hook));
         }
         // It may be cut off while its hook runs: then nobody hears how that ends.
         self.while_there(row, SILENT, self.call_hook(row, hook)).await.unwrap_or_else(|| {
-            left_out(row, hook);
-            Ok(())
+            tracing::warn!(member = %row.name, hook = hook.name(), "a member fell silent while it ran a hook: how that ended is not known");
+            Ok(Told::LeftOut)
         })
     }
 
-    async fn call_hook(&self, row: &MemberRow, hook: &Hook) -> Result<(), HookError> {
+    async fn call_hook(&self, row: &MemberRow, hook: &Hook) -> Result<Told, HookError> {
         let client = self.peers.client(row.address).timeout(self.hooks.timeout() + ANSWER_TIMEOUT).notification();
         let (begun, mut was_up) = (Instant::now(), false);
         loop {
             match client.run_hook(hook, Some(&row.name)).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Told::Ran),
                 // It died on the way: that is no failure of the hook.
                 Err(e) if e.code().is_none() && !self.is_alive(row).await => {
-                    left_out(row, hook);
-                    return Ok(());
+                    return Ok(left_out(row, hook));
                 }
                 // It is in the table and not done with its own join, or with its start: many may join at once. Of one that
                 // was up before it was asked this is the answer of its hook.
                 Err(e) if e.code() == Some(503) && !was_up => {
                     if begun.elapsed() >= UP_TIMEOUT {
-                        left_out(row, hook);
-                        return Ok(());
+                        return Ok(left_out(row, hook));
                     }
                     was_up = is_up(&client).await;
                     if !was_up {
@@ -175,8 +180,9 @@ impl Node {
     }
 }
 
-fn left_out(row: &MemberRow, hook: &Hook) {
+fn left_out(row: &MemberRow, hook: &Hook) -> Told {
     tracing::warn!(member = %row.name, hook = hook.name(), "a member that is down runs no hook");
+    Told::LeftOut
 }
 
 /// Whether a member is one that does its work.
@@ -185,7 +191,7 @@ async fn is_up(client: &Client) -> bool {
 }
 
 /// The failure that is reported when several members may have failed; all are in the log.
-fn first_failure(ended: Vec<Result<(), HookError>>) -> Result<(), HookError> {
+fn first_failure(ended: Vec<Result<Told, HookError>>) -> Result<(), HookError> {
     let mut first = Ok(());
     for failed in ended.into_iter().filter_map(Result::err) {
         tracing::warn!(error = %failed, "a hook failed");

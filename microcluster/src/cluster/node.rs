@@ -301,9 +301,13 @@ impl Node {
         }
         self.refresh_trust().await?;
         if self.trust.trusted_as(certificate) == Some(TrustedAs::Joiner) {
-            // Without a quorum nobody has been taken in either.
-            tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await.ok();
+            let late = |_| Err(db::Error::NoQuorum { detail: "who has joined cannot be told now".to_owned() });
+            let reached = tokio::time::timeout(LINEARIZE_TIMEOUT, self.db.linearize()).await.unwrap_or_else(late);
             self.refresh_trust().await?;
+            if self.trust.trusted_as(certificate) == Some(TrustedAs::Joiner) {
+                // It may be a member by now all the same.
+                reached?;
+            }
         }
         Ok(self.trust.trusted_as(certificate))
     }

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use http::Method;
 use microcluster_client::{Address, Empty, Name};
 
-use super::hook_calls::HookError;
+use super::hook_calls::{HookError, Told};
 use super::members::{self, MemberRow, RowRole};
 use super::node::{NEWS, Node};
 use super::roles::{self, Candidate, Candidates, FullRole};
@@ -70,7 +70,10 @@ impl Node {
         }
         // Before the lock, here and below: a hook may use the cluster as it likes.
         let asked = self.tell_pre_remove(row, force).await;
-        asked.map_err(|hook| RemoveError::PreRemove { name: name.clone(), hook })?;
+        let told = asked.map_err(|hook| RemoveError::PreRemove { name: name.clone(), hook })?;
+        if told == Told::LeftOut && !force {
+            return Err(RemoveError::Unreachable { name: name.clone() });
+        }
         self.remove_row(name, row.id, force).await?;
         let told = self.tell_post_remove(force).await;
         told.map_err(|hook| RemoveError::PostRemove { name: name.clone(), hook })

@@ -41,7 +41,12 @@ impl<S> Patience<S> {
         }
     }
 
-    /// Watches what a write has come to.
+    /// Watches what a write or a flush has come to: until it is done there is something for the client to read.
+    fn watch_bytes<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.running.blocked(written.is_pending());
+        self.watch(context, written)
+    }
+
     fn watch<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;
@@ -82,7 +87,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
         let own = self.get_mut();
         let written = Pin::new(&mut own.stream).poll_write(cx, bytes);
         own.note(&written);
-        own.watch(cx, written)
+        own.watch_bytes(cx, written)
     }
 
     fn poll_write_vectored(
@@ -93,7 +98,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
         let own = self.get_mut();
         let written = Pin::new(&mut own.stream).poll_write_vectored(cx, slices);
         own.note(&written);
-        own.watch(cx, written)
+        own.watch_bytes(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -103,7 +108,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let own = self.get_mut();
         let flushed = Pin::new(&mut own.stream).poll_flush(cx);
-        own.watch(cx, flushed)
+        own.watch_bytes(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,8 +3,8 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -23,15 +23,22 @@ struct Counts {
     requests: AtomicUsize,
     /// How often bytes have come or gone.
     moves: AtomicU64,
+    /// What was written waits for a client that does not read.
+    is_blocked: AtomicBool,
 }
 
 /// One request, until its answer is gone.
 #[derive(Debug)]
 pub(super) struct Request(Running);
 
+/// An answer is handed on in pieces of so many bytes: what is handed on counts as sent.
+const PIECE: usize = 16 << 10;
+
 /// The body of an answer that counts as long as it is there.
 struct Counted {
     body: Body,
+    /// What is left of a frame.
+    rest: Bytes,
     _request: Request,
 }
 
@@ -47,12 +54,21 @@ impl Running {
         self.0.moves.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether what was written waits for the client, which is given up by whoever writes.
+    pub fn blocked(&self, is_blocked: bool) {
+        self.0.is_blocked.store(is_blocked, Ordering::Relaxed);
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.requests.load(Ordering::Acquire) > 0 || self.0.is_blocked.load(Ordering::Relaxed)
+    }
+
     /// Done when nothing goes on for a while. One whose packets are dropped never says goodbye.
     pub async fn stands_still(&self) {
         loop {
             let moves = self.0.moves.load(Ordering::Relaxed);
             tokio::time::sleep(FAREWELL).await;
-            if self.0.requests.load(Ordering::Acquire) == 0 && self.0.moves.load(Ordering::Relaxed) == moves {
+            if !self.is_busy() && self.0.moves.load(Ordering::Relaxed) == moves {
                 return;
             }
         }
@@ -62,7 +78,7 @@ impl Running {
 impl Request {
     /// Counts until the answer is sent.
     pub fn answered(self, response: Response) -> Response {
-        response.map(|body| Body::new(Counted { body, _request: self }))
+        response.map(|body| Body::new(Counted { body, rest: Bytes::new(), _request: self }))
     }
 }
 
@@ -80,15 +96,30 @@ impl hyper::body::Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.rest.is_empty() {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.rest = data,
+                Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }
 
@@ -110,6 +141,24 @@ mod tests {
         assert!(!is_over(FAREWELL * 2).await, "its answer was not sent");
         assert_eq!(response.body().size_hint().exact(), Some(6));
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "answer");
+        assert!(is_over(FAREWELL * 40).await);
+    }
+
+    #[tokio::test]
+    async fn who_has_not_read_all_is_waited_for() {
+        let running = Running::default();
+        let is_over = async |limit: Duration| tokio::time::timeout(limit, running.stands_still()).await.is_ok();
+        let mut body = running.begin().answered(Response::new(Body::from(vec![7; PIECE * 2 + 1]))).into_body();
+        for left in [PIECE * 2 + 1, PIECE + 1, 1] {
+            assert_eq!(body.size_hint().exact(), Some(left as u64));
+            assert!(!body.is_end_stream());
+            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(piece.len(), left.min(PIECE));
+        }
+        drop(body);
+        running.blocked(true);
+        assert!(!is_over(FAREWELL * 2).await, "its last bytes are on their way");
+        running.blocked(false);
         assert!(is_over(FAREWELL * 40).await);
     }
 
