@@ -67,7 +67,7 @@ async fn a_token_that_does_not_fit_is_refused() {
         (with(&|content| content["secret"] = json!("00")), "64"),
         (with(&|content| content["fingerprint"] = json!("zz")), "fingerprint"),
         (with(&|content| content["join_addresses"] = json!([])), "no member"),
-        (with(&|content| content["join_addresses"] = json!(["nope"])), "nope"),
+        (with(&|content| content["join_addresses"] = json!(["nope"])), "join_addresses[0]"),
     ] {
         refused(&joiner, &token, 400, named).await;
     }
