@@ -44,9 +44,15 @@ struct State {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BacklogError {
     #[error(transparent)]
-    Raft(#[from] RaftError<NodeId>),
+    Raft(Box<RaftError<NodeId>>),
     #[error("this member has applied nothing of its log for {STUCK:?}")]
     Stuck,
+}
+
+impl From<RaftError<NodeId>> for BacklogError {
+    fn from(error: RaftError<NodeId>) -> Self {
+        BacklogError::Raft(Box::new(error))
+    }
 }
 
 impl Backlog {
