@@ -40,7 +40,7 @@ mod status;
 mod succession;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests;
+pub(crate) mod tests;
 mod transaction;
 mod verify;
 mod waiters;

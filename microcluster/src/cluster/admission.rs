@@ -200,8 +200,10 @@ impl Node {
         if token.is_none() || row.token_id != token || row.id == self.id {
             return Err(ConfirmError::IsMember { name });
         }
-        let from = row.role;
-        self.db.transaction(move |tx| members::change_role(tx, id, from, RowRole::Leaving)).await.map_err(&database)?;
+        let marked = self.db.transaction(move |tx| members::mark_leaving(tx, id)).await.map_err(&database)?;
+        if marked.is_none() {
+            return Ok(());
+        }
         tracing::warn!(member = %name, id, "a member gives up its join and is removed");
         self.leave_raft(id).await.map_err(&database)?;
         self.forget(&row).await.map_err(&database)?;

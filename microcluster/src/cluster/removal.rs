@@ -91,16 +91,17 @@ impl Node {
         if !silent.is_empty() {
             return Err(RemoveError::NoMajority { name: name.clone(), silent });
         }
-        let (id, role) = (row.id, row.role);
-        let token_id = row.token_id.filter(|_| role != RowRole::Pending);
-        self.db
-            .transaction(move |tx| {
-                members::change_role(tx, id, role, RowRole::Leaving)?;
-                // Nobody was given that of a rebuilt member, so nobody can revoke it; another one was used by now.
-                token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
-            })
-            .await
-            .map_err(database)?;
+        let (id, token_id) = (row.id, row.token_id);
+        let marked = self.db.transaction(move |tx| {
+            let Some(role) = members::mark_leaving(tx, id)? else { return Ok(false) };
+            // Nobody was given that of a rebuilt member, so nobody can revoke it; another one was used by now.
+            let token_id = token_id.filter(|_| role != RowRole::Pending);
+            token_id.map_or(Ok(()), |token| tokens::spend(tx, token))?;
+            Ok(true)
+        });
+        if !marked.await.map_err(database)? {
+            return Err(RemoveError::NotFound { name: name.clone() });
+        }
         self.reached("marked");
         self.finish_removal(row, force).await.map_err(database)
     }

@@ -161,7 +161,7 @@ async fn remove_and_kill(cluster: &mut TestCluster, case: Case, step: Step, is_m
     let place = match victims {
         [Party::Removed] | [Party::Passer] => leads,
         _ if step.by == Party::Leader => held,
-        _ => leader_among(cluster, held).await,
+        _ => leader_among(cluster, &[held, removed]).await,
     };
     let mut killed: Vec<usize> = victims
         .iter()
@@ -207,10 +207,10 @@ async fn remove_and_kill(cluster: &mut TestCluster, case: Case, step: Step, is_m
     subject.join(&token).await.unwrap_or_else(|e| panic!("{what}: it cannot join again: {e}"));
 }
 
-/// The place of the leader, as the members see it that do not stand still.
-async fn leader_among(cluster: &TestCluster, held: usize) -> usize {
+/// The place of the leader, as the members see it but for those that stand still or are removed.
+async fn leader_among(cluster: &TestCluster, left_out: &[usize]) -> usize {
     eventually("a leader", async || {
-        let mut others = cluster.members.iter().enumerate().filter(|(place, _)| *place != held);
+        let mut others = cluster.members.iter().enumerate().filter(|(place, _)| !left_out.contains(place));
         let (_, any) = others.next().ok_or("nobody else")?;
         let leader = any.status().await.map_err(|_| "no answer")?.leader.ok_or("no leader")?;
         cluster.members.iter().position(|member| *member.name() == leader.name).ok_or("nobody of these")
