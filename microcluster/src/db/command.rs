@@ -145,6 +145,9 @@ pub(crate) enum Body {
     Script(String),
     /// Nothing: a mark at which every member pins its state and makes a digest of it. Alone in its entry.
     Mark,
+    /// What a closure wrote that asks for `last_insert_rowid()` or `changes()`: each statement sees of the connection what it saw in
+    /// the closure.
+    Settled(Vec<Statement>),
 }
 
 /// What a request came to. The first outcome is the last word: a resent request gets it again.
@@ -223,7 +226,7 @@ impl Request {
         let body = match &self.body {
             Body::Mark => 0,
             Body::Script(script) => script.len(),
-            Body::Statements(statements) => statements
+            Body::Statements(statements) | Body::Settled(statements) => statements
                 .iter()
                 .map(|statement| statement.sql.len() + statement.parameters.iter().map(Value::size).sum::<usize>() + 48)
                 .sum(),

@@ -146,6 +146,7 @@ impl Executor {
         let mut collected = Collected::default();
         let ran = match &request.body {
             Body::Statements(statements) => self.run_statements(statements, request.scope, &mut collected),
+            Body::Settled(statements) => self.run_settled(statements, request.scope, &mut collected),
             Body::Script(script) => self.run_script(script, &mut collected),
             Body::Mark => Ok(()),
         };
@@ -226,14 +227,22 @@ impl Executor {
         scope: Scope,
         collected: &mut Collected,
     ) -> Result<(), Stop> {
-        for (index, statement) in statements.iter().enumerate() {
-            self.surroundings.begin_statement(index as u64);
-            self.begin_compiling();
-            let mut prepared = self.connection.prepare_cached(&self.keyed(&statement.sql, scope))?;
-            self.run_one(&mut prepared, &statement.parameters, collected)?;
-            if !prepared.readonly() {
-                self.notes.note(&statement.sql, self.end_compiling());
-            }
+        (0..).zip(statements).try_for_each(|(index, statement)| self.run_statement(index, statement, scope, collected))
+    }
+
+    fn run_statement(
+        &self,
+        index: u64,
+        statement: &super::command::Statement,
+        scope: Scope,
+        collected: &mut Collected,
+    ) -> Result<(), Stop> {
+        self.surroundings.begin_statement(index);
+        self.begin_compiling();
+        let mut prepared = self.connection.prepare_cached(&self.keyed(&statement.sql, scope))?;
+        self.run_one(&mut prepared, &statement.parameters, collected)?;
+        if !prepared.readonly() {
+            self.notes.note(&statement.sql, self.end_compiling());
         }
         Ok(())
     }

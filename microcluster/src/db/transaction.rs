@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
-use super::command::{Body, Scope};
+use super::command::Scope;
 use super::error::Error;
 use super::forward::{Closure, Forwarder};
 use super::gate::Preemptible;
@@ -140,9 +140,9 @@ impl Closures {
                 return Ok(Attempt::Failed { error, index });
             }
         };
-        if !writes.is_empty() {
+        if let Some(writes) = writes {
             let closure = Closure { time_ms, seed, seen: Seen { index, touched } };
-            forwarder.submit(scope, Body::Statements(writes), Some(closure)).await?;
+            forwarder.submit(scope, writes, Some(closure)).await?;
         }
         Ok(Attempt::Done(value))
     }

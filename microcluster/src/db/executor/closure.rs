@@ -2,7 +2,8 @@
 //!
 //! Only statements that succeed are recorded and applied. One that fails changes what `last_insert_rowid()` and `changes()` answer
 //! all the same, and no savepoint brings that back. So it is put back here, by statements of the engine whose own work is
-//! rolled back: SQLite offers nothing else for `changes()`.
+//! rolled back: SQLite offers nothing else for `changes()`. Where a statement asks for it, those of the closure are applied as
+//! they ran there, each in a savepoint: that is where a full-text table writes what it has kept back, and SQLite counts that too.
 
 use std::sync::atomic::Ordering;
 
@@ -96,7 +97,13 @@ impl Executor {
     /// after a statement that failed, and where a full-text table has written what it had kept back. Writes, so the closure must
     /// hold the write lock.
     pub fn settle_connection_state(&self) -> Result<(), Error> {
-        let Some(seen) = self.seen.get() else { return self.reset_connection_state() };
+        match self.seen.get() {
+            Some(seen) => Ok(self.settle(seen)?),
+            None => self.reset_connection_state(),
+        }
+    }
+
+    fn settle(&self, seen: ConnectionState) -> rusqlite::Result<()> {
         if self.connection_state() != seen {
             let changes = seen.changes.cast_signed();
             self.engine_execute("SAVEPOINT settle", ())?;
@@ -106,6 +113,30 @@ impl Executor {
             self.engine_execute(EMPTY_UP_TO, [changes])?;
             self.engine_execute("ROLLBACK TO settle", ())?;
             self.engine_execute("RELEASE settle", ())?;
+        }
+        Ok(())
+    }
+
+    /// Applies what a closure wrote, as it ran there.
+    pub(super) fn run_settled(
+        &self,
+        statements: &[Statement],
+        scope: Scope,
+        collected: &mut Collected,
+    ) -> Result<(), Stop> {
+        self.engine_execute(RESET, ())?;
+        let mut seen = self.connection_state();
+        for (index, statement) in (0..).zip(statements) {
+            self.engine_execute("SAVEPOINT statement", ())?;
+            self.settle(seen)?;
+            self.guard.set_mode(Mode::Write(scope));
+            self.run_statement(index, statement, scope, collected)?;
+            if self.connection.is_autocommit() {
+                // It has rolled everything back, which is the outcome.
+                return Ok(());
+            }
+            seen = self.connection_state();
+            self.engine_execute("RELEASE statement", ())?;
         }
         Ok(())
     }

@@ -42,7 +42,7 @@ fn written_tables(readers: &Readers, request: &Request) -> Option<BTreeSet<Strin
 fn prepare_all(reader: &Reader, request: &Request) -> Option<Touched> {
     reader.analyze(request.scope, |connection| match &request.body {
         Body::Mark => Ok(()),
-        Body::Statements(statements) => {
+        Body::Statements(statements) | Body::Settled(statements) => {
             for statement in statements {
                 connection.prepare(&statement.sql)?;
             }

@@ -45,7 +45,7 @@ impl History {
         }
         // Which tables a statement writes does not depend on its values.
         for request in &mut requests {
-            if let Body::Statements(statements) = &mut request.body {
+            if let Body::Statements(statements) | Body::Settled(statements) = &mut request.body {
                 statements.iter_mut().for_each(|statement| statement.parameters = Vec::new());
             }
         }

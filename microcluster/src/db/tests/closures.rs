@@ -228,6 +228,11 @@ async fn what_a_full_text_table_keeps_back_does_not_show() {
         tx.execute("INSERT INTO f VALUES ('dog'), ('eel')", ())?;
         tx.query("SELECT rowid FROM f WHERE f MATCH 'dog'", (), |row| row.get::<_, i64>(0))?;
         tx.execute(NOTE, ["after a search"])?;
+        tx.execute("INSERT INTO f VALUES ('fox')", ())?;
+        let within =
+            "INSERT INTO seen SELECT 'within a search', last_insert_rowid(), changes() FROM f WHERE f MATCH 'fox'";
+        tx.execute(within, ())?;
+        tx.execute(NOTE, ["after all"])?;
         tx.query("SELECT * FROM seen ORDER BY rowid", (), seen)
     });
     let in_closure: Seen = in_closure.await.unwrap();

@@ -180,8 +180,7 @@ impl Writer {
                 }
             }
             let seen: i64 = tx.query_row(&count, (), |row| row.get(0))?;
-            // Not changes(): a full-text table writes what it has kept back in the middle of some statements, and then it counts that.
-            let told = "strftime('%f', 'now') || ' ' || last_insert_rowid()";
+            let told = "strftime('%f', 'now') || ' ' || last_insert_rowid() || ' ' || changes()";
             let insert = format!("INSERT INTO receipt VALUES (?1, ?2, ({count}), random(), {told})");
             tx.execute(&insert, (id, seen))?;
             tx.query_row("SELECT r, at FROM receipt WHERE id = ?1", [id], |row| Ok((id, row.get(0)?, row.get(1)?)))

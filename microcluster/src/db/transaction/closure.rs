@@ -13,7 +13,7 @@ use rusqlite::{InterruptHandle, Row};
 use super::Parameters;
 use crate::db::apply::read_applied_index;
 use crate::db::authorizer::Touched;
-use crate::db::command::{QueryResult, Scope, Statement, Value};
+use crate::db::command::{Body, QueryResult, Scope, Statement, Value};
 use crate::db::error::Error;
 use crate::db::executor::{Analysis, Executor, Queried, RESULT_BYTES_MAX, query};
 use crate::db::gate::{Entered, Preemptible};
@@ -31,7 +31,8 @@ pub(crate) struct Ran<T> {
     pub value: Result<T, Error>,
     /// The log index of the state that it saw.
     pub index: u64,
-    pub writes: Vec<Statement>,
+    /// What it wrote, to be applied; none if it only read.
+    pub writes: Option<Body>,
     pub touched: Touched,
 }
 
@@ -84,6 +85,8 @@ pub struct Transaction<'a> {
     touched: RefCell<Touched>,
     writes: RefCell<Vec<Statement>>,
     last_insert_rowid: Cell<i64>,
+    /// One of the writes asks for `last_insert_rowid()` or `changes()`.
+    asks_for_connection_state: Cell<bool>,
     /// Shows rows that were copied as rows of a query.
     mirror: OnceCell<rusqlite::Connection>,
 }
@@ -124,6 +127,7 @@ impl Run {
             touched: RefCell::new(Touched::default()),
             writes: RefCell::new(Vec::new()),
             last_insert_rowid: Cell::new(0),
+            asks_for_connection_state: Cell::new(false),
             mirror: OnceCell::new(),
         };
         // Whatever happens from here on, also a panic in the closure: rolled back, and only then given back. Made after the
@@ -145,6 +149,11 @@ impl Run {
         // What was rolled back under the closure is not to be acknowledged, also if the closure does not care.
         let value = value.and_then(|value| self.with(|_| Ok(value)));
         let (writes, touched) = (transaction.writes.take(), transaction.touched.take());
+        let writes = match transaction.asks_for_connection_state.get() {
+            _ if writes.is_empty() => None,
+            true => Some(Body::Settled(writes)),
+            false => Some(Body::Statements(writes)),
+        };
         Ok(Ran { value, index, writes, touched })
     }
 
@@ -209,6 +218,9 @@ impl Transaction<'_> {
             let result = connection.executor.run_in_closure(index, &statement, &analysis)?;
             self.touch(&connection.executor.take_touched());
             self.last_insert_rowid.set(connection.executor.last_insert_rowid());
+            if analysis.asks_for_connection_state {
+                self.asks_for_connection_state.set(true);
+            }
             Ok(result)
         })?;
         self.writes.borrow_mut().push(statement);

@@ -49,9 +49,10 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let statement = (".{0,30}", vec(value(), 0..3)).prop_map(|(sql, parameters)| Statement { sql, parameters });
+    let statement = || (".{0,30}", vec(value(), 0..3)).prop_map(|(sql, parameters)| Statement { sql, parameters });
     let body = prop_oneof![
-        vec(statement, 0..3).prop_map(Body::Statements),
+        vec(statement(), 0..3).prop_map(Body::Statements),
+        vec(statement(), 0..3).prop_map(Body::Settled),
         any::<String>().prop_map(Body::Script),
         Just(Body::Mark),
     ];
