@@ -120,10 +120,11 @@ impl Node {
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
     pub async fn confirm(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
-        let Some(row) = self.joining_row(&name, id, Some(&secret)).await? else {
+        // Before it is looked at: nobody is told that it is gone while another call may be taking it in.
+        let _guard = Confirming::begin(self, id).ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
+        let Some(row) = self.joining_row(&name, id, &secret).await? else {
             return Ok(());
         };
-        let _guard = Confirming::begin(self, id).ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
         if !self.db.status().voters.contains(&id) {
             let peer = Peer { name: row.name.to_string(), address: row.address.to_string() };
             self.db.add_learner(id, peer).await.map_err(database)?;
@@ -133,8 +134,8 @@ impl Node {
             }
         }
         let _membership = self.membership.lock().await;
-        // It took a while: the row can be gone by now.
-        let Some(row) = self.joining_row(&name, id, None).await? else {
+        // It took a while: the row can be gone by now, and its token revoked.
+        let Some(row) = self.joining_row(&name, id, &secret).await? else {
             return Ok(());
         };
         if !self.db.status().voters.contains(&id) && !self.answers(&row).await {
@@ -174,7 +175,7 @@ impl Node {
     /// Forgets a joiner that gave up before it was a member, or before it has spent its token.
     pub async fn drop_joiner(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
-        let row = match self.joining_row(&name, id, Some(&secret)).await {
+        let row = match self.joining_row(&name, id, &secret).await {
             Ok(Some(row)) => row,
             Ok(None) => return self.withdraw(name, id, secret).await,
             Err(ConfirmError::Gone { .. }) => return Ok(()),
@@ -191,19 +192,23 @@ impl Node {
     async fn withdraw(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
         let membership = self.membership.lock().await;
-        let read = self.db.read(db::Consistency::Linearizable, |db| Ok((members::all(db)?, tokens::all(db)?)));
-        let (rows, tokens) = read.await.map_err(&database)?;
-        let Some(row) = rows.into_iter().find(|row| row.id == id && row.name == name) else {
+        let (own, joiner) = (self.id, name.clone());
+        let marked = self.db.transaction(move |tx| {
+            let Some(row) = members::all_in(tx)?.into_iter().find(|row| row.id == id && row.name == joiner) else {
+                return Ok(None);
+            };
+            let token = tokens::find(&tokens::all_in(tx)?, &secret).map(|token| token.id);
+            let is_joining = token.is_some() && row.token_id == token;
+            if row.id == own || !(is_joining || row.role == RowRole::Leaving) {
+                return Err(db::Error::other(ConfirmError::IsMember { name: joiner.clone() }));
+            }
+            members::mark_leaving(tx, id)?;
+            Ok(Some(row))
+        });
+        let marked = marked.await.map_err(|e| e.downcast::<ConfirmError>().unwrap_or_else(&database))?;
+        let Some(row) = marked else {
             return Ok(());
         };
-        let token = tokens::find(&tokens, &secret).map(|token| token.id);
-        if token.is_none() || row.token_id != token || row.id == self.id {
-            return Err(ConfirmError::IsMember { name });
-        }
-        let marked = self.db.transaction(move |tx| members::mark_leaving(tx, id)).await.map_err(&database)?;
-        if marked.is_none() {
-            return Ok(());
-        }
         tracing::warn!(member = %name, id, "a member gives up its join and is removed");
         self.leave_raft(id).await.map_err(&database)?;
         self.forget(&row).await.map_err(&database)?;
@@ -228,7 +233,9 @@ impl Node {
         let assigned = roles::assign(self.role_counts, self.id, &members);
         let role = assigned.get(&row.id).copied().unwrap_or(FullRole::Spare);
         if role == FullRole::Voter {
-            let wanted = roles::voters(&assigned);
+            let mut wanted = roles::voters(&assigned);
+            // Nobody else: whether others answer that are to vote is looked at when the roles are put in order.
+            wanted.retain(|id| *id == row.id || raft.voters.contains(id));
             self.ensure_voters(roles::next_voters(&raft.voters, &wanted, &members)).await?;
             self.reached("voter");
         }
@@ -250,14 +257,6 @@ impl Node {
         Ok(())
     }
 
-    /// Whether the token by which this member joins is there no more.
-    pub async fn has_spent_token(&self) -> Result<bool, db::Error> {
-        let (rows, tokens) =
-            self.db.read(db::Consistency::Local, |db| Ok((members::all(db)?, tokens::all(db)?))).await?;
-        let own = rows.iter().find(|row| row.id == self.id).and_then(|row| row.token_id);
-        Ok(own.is_some_and(|own| !tokens.iter().any(|token| token.id == own)))
-    }
-
     /// Spends the token by which this member has joined: its join is done.
     pub async fn spend_own_token(&self) -> Result<(), db::Error> {
         let id = self.id;
@@ -277,7 +276,8 @@ impl Node {
             return Ok(false);
         }
         let dropped = self.db.transaction(move |tx| members::delete_joining(tx, id)).await?;
-        if self.db.status().learners.contains(&id) {
+        // Where nothing was deleted another leader may have taken it in. A node without a row is an orphan, and removed as such.
+        if dropped && self.db.status().learners.contains(&id) {
             self.db.remove_node(id).await?;
         }
         self.refresh_trust().await?;
@@ -285,12 +285,7 @@ impl Node {
     }
 
     /// The row of a joiner that is still pending; none when it is a member already.
-    async fn joining_row(
-        &self,
-        name: &Name,
-        id: NodeId,
-        secret: Option<&Secret>,
-    ) -> Result<Option<MemberRow>, ConfirmError> {
+    async fn joining_row(&self, name: &Name, id: NodeId, secret: &Secret) -> Result<Option<MemberRow>, ConfirmError> {
         let votes = self.db.status().voters.contains(&id);
         // A joiner that is told so throws its log away: never one that votes. The reconciler takes it in.
         let gone = || match votes {
@@ -305,11 +300,9 @@ impl Node {
             RowRole::Pending | RowRole::Rebuilding => {}
             RowRole::Voter | RowRole::StandBy | RowRole::Spare => return Ok(None),
         }
-        if let Some(secret) = secret {
-            let token = tokens::find(&tokens, secret).ok_or_else(gone)?;
-            if row.token_id != Some(token.id) {
-                return Err(gone());
-            }
+        let token = tokens::find(&tokens, secret).ok_or_else(gone)?;
+        if row.token_id != Some(token.id) {
+            return Err(gone());
         }
         Ok(Some(row))
     }

@@ -45,6 +45,9 @@ pub(crate) struct JoinRecord {
     /// A member whose files were damaged comes in again: its product is not told.
     #[serde(default)]
     pub is_rebuild: bool,
+    /// Its product has agreed to what it has become.
+    #[serde(default)]
+    pub is_agreed: bool,
 }
 
 /// What an admitted joiner shows to be confirmed or dropped.
@@ -126,7 +129,8 @@ impl Step {
     /// Where a suspended join goes on when it is tried again: what it waited for may have come, or the leader may know better.
     pub fn again(self) -> Step {
         match self {
-            Step::Await => Step::Confirm,
+            // It may have been removed meanwhile.
+            Step::Await | Step::Commit => Step::Confirm,
             Step::Withdraw => Step::Commit,
             step => step,
         }
@@ -425,5 +429,20 @@ mod tests {
             assert_eq!(step.next(Outcome::Failed), Step::Undo, "{step:?}");
         }
         assert_eq!(Step::Undo.next(Outcome::Done), Step::NotJoined);
+    }
+
+    /// A member can be removed while its join waits for something: then that never comes.
+    #[test]
+    fn whoever_waits_for_the_cluster_asks_again_whether_it_is_still_wanted() {
+        for (step, next) in [
+            (Step::Reopen, Step::Reopen),
+            (Step::Confirm, Step::Confirm),
+            (Step::Await, Step::Confirm),
+            (Step::Commit, Step::Confirm),
+            (Step::Withdraw, Step::Commit),
+            (Step::Undo, Step::Undo),
+        ] {
+            assert_eq!(step.again(), next);
+        }
     }
 }

@@ -242,7 +242,7 @@ impl Node {
 
     /// Writes this member's failure domain into its row; says whether there is one by now.
     async fn tell_failure_domain(&self, wanted: u64) -> Result<bool, db::Error> {
-        let rows = self.db.read(Consistency::Local, members::all).await?;
+        let rows = self.db.read(Consistency::AtLeast(self.db.seen_index()), members::all).await?;
         let Some(own) = rows.iter().find(|row| row.id == self.id) else {
             return Ok(false);
         };

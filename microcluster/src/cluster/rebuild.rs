@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
-use super::tokens;
+use super::tokens::{self, TokenRow};
 use crate::db::{self, NodeId, Verdict, Verification};
 use crate::tasks::Tasks;
 use crate::token;
@@ -86,7 +86,7 @@ impl Node {
         Ok(found)
     }
 
-    /// Gives a member a new id, in place of the one that its damaged files are of. May be repeated.
+    /// Gives a member a new id, in place of the one that its damaged files are of. May be repeated: until it is used the answer is the same.
     pub async fn readmit(&self, name: Name, request: RebuildRequest) -> Result<Readmission, ReadmitError> {
         let database = |source| ReadmitError::Database { name: name.clone(), source };
         let _membership = self.membership.lock().await;
@@ -94,20 +94,23 @@ impl Node {
         self.db.linearize().await.map_err(&database)?;
         let (own, joiner) = (self.id, name.clone());
         let in_raft: BTreeSet<NodeId> = self.db.status().nodes.into_keys().collect();
-        let secret = token::new_secret();
-        let replaced = {
-            let secret = secret.clone();
-            self.db.transaction(move |tx| {
-                let rows = members::all_in(tx)?;
-                let row = replaceable(&rows, &joiner, request.member_id, own, &in_raft).map_err(db::Error::other)?;
-                let token_id = tokens::replace(tx, &joiner, &secret)?;
-                members::delete(tx, row.id, row.role)?;
-                let is_free = rows.iter().all(|other| other.id != request.member_id || other.id == row.id);
-                let gone: BTreeSet<NodeId> = is_free.then_some(request.member_id).into_iter().chain([row.id]).collect();
-                Ok((gone, members::insert(tx, &NewMember::rebuilding(row, token_id))?))
-            })
-        };
-        let (gone, new) = match replaced.await {
+        let new_secret = token::new_secret();
+        let replaced = self.db.transaction(move |tx| {
+            let rows = members::all_in(tx)?;
+            let claimed = request.member_id;
+            let row = replaceable(&rows, &joiner, claimed, own, &in_raft).map_err(db::Error::other)?;
+            let is_free = rows.iter().all(|other| other.id != claimed || other.id == row.id);
+            let mut gone: BTreeSet<NodeId> = is_free.then_some(claimed).into_iter().collect();
+            if let Some(secret) = answered_before(row, claimed, &tokens::all_in(tx)?) {
+                return Ok((gone, row.id, secret));
+            }
+            gone.insert(row.id);
+            let token_id = tokens::replace(tx, &joiner, &new_secret)?;
+            members::delete(tx, row.id, row.role)?;
+            let new = members::insert(tx, &NewMember::rebuilding(row, token_id))?;
+            Ok((gone, new, new_secret.clone()))
+        });
+        let (gone, new, secret) = match replaced.await {
             Ok(ids) => ids,
             Err(e) => {
                 return Err(e
@@ -146,10 +149,16 @@ fn replaceable<'a>(
         _ if row.id == claimed => Ok(row),
         // A late repetition: the answer to the first was used, and the member is coming in.
         RowRole::Rebuilding if in_raft.contains(&row.id) => Err(ReadmitError::InProgress { name, id: row.id }),
-        // The answer was lost: the row was never used.
+        // The answer to an earlier try was lost, or is on its way.
         RowRole::Rebuilding => Ok(row),
         _ => Err(ReadmitError::OtherId { name, id: row.id, claimed }),
     }
+}
+
+/// The secret of an earlier try of the same member: its answer may be lost, or be in use already, so it is given once more.
+fn answered_before(row: &MemberRow, claimed: NodeId, tokens: &[TokenRow]) -> Option<Secret> {
+    let token = tokens.iter().find(|token| row.token_id == Some(token.id));
+    token.filter(|_| row.role == RowRole::Rebuilding && row.id != claimed).map(|token| token.secret.clone())
 }
 
 impl NewMember {
@@ -210,8 +219,24 @@ mod tests {
     }
 
     #[test]
-    fn a_repetition_replaces_only_what_was_not_used() {
+    fn a_repetition_gets_the_same_answer_until_it_is_used() {
         assert_eq!(replaced(RowRole::Rebuilding, 2, &[1]).unwrap(), 3, "the answer of the first try was lost");
+        let tokens = [8, 9].map(|id| TokenRow {
+            id,
+            name: "c3".parse().unwrap(),
+            secret: token::new_secret(),
+            expires_at: Timestamp::ZERO,
+        });
+        let again = |role, token_id, claimed| {
+            let row = MemberRow { token_id, ..row(3, "c3", role) };
+            answered_before(&row, claimed, &tokens).map(|secret| secret.expose().to_owned())
+        };
+        let secret = tokens[1].secret.expose().to_owned();
+        assert_eq!(again(RowRole::Rebuilding, Some(9), 2), Some(secret));
+        assert_eq!(again(RowRole::Rebuilding, Some(9), 3), None, "damaged again on its way in");
+        assert_eq!(again(RowRole::Voter, Some(9), 2), None);
+        assert_eq!(again(RowRole::Rebuilding, Some(7), 2), None);
+        assert_eq!(again(RowRole::Rebuilding, None, 2), None);
         let late = replaced(RowRole::Rebuilding, 2, &[1, 3]);
         assert!(matches!(late, Err(ReadmitError::InProgress { id: 3, .. })), "the member is coming in under it");
         assert_eq!(replaced(RowRole::Rebuilding, 3, &[1, 3]).unwrap(), 3, "damaged again on its way in");

@@ -91,17 +91,17 @@ impl Node {
         if !silent.is_empty() {
             return Err(RemoveError::NoMajority { name: name.clone(), silent });
         }
-        let (id, token_id) = (row.id, row.token_id);
+        let (id, own, removed) = (row.id, self.id, name.clone());
         let marked = self.db.transaction(move |tx| {
-            let Some(role) = members::mark_leaving(tx, id)? else { return Ok(false) };
+            // With what is committed by now: a leader of the past may be removing others.
+            let rows = members::all_in(tx)?;
+            let row = removable(&rows, &removed, Some(id), own).map_err(db::Error::other)?;
+            members::mark_leaving(tx, id)?;
             // Nobody was given that of a rebuilt member, so nobody can revoke it; another one was used by now.
-            let token_id = token_id.filter(|_| role != RowRole::Pending);
-            token_id.map_or(Ok(()), |token| tokens::spend(tx, token))?;
-            Ok(true)
+            let token_id = row.token_id.filter(|_| row.role != RowRole::Pending);
+            token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
         });
-        if !marked.await.map_err(database)? {
-            return Err(RemoveError::NotFound { name: name.clone() });
-        }
+        marked.await.map_err(|e| e.downcast::<RemoveError>().unwrap_or_else(database))?;
         self.reached("marked");
         self.finish_removal(row, force).await.map_err(database)
     }
@@ -136,6 +136,7 @@ impl Node {
             if !is_majority(voters.len() - silent.len(), voters.len()) {
                 // They could not agree to anything; those come back as voters once they answer.
                 voters.retain(|voter| !silent.contains(voter));
+                silent.iter().for_each(|voter| self.note_silent(*voter));
             }
             self.ensure_voters(voters).await?;
         }
@@ -246,6 +247,29 @@ impl From<FullRole> for RowRole {
             FullRole::Voter => RowRole::Voter,
             FullRole::StandBy => RowRole::StandBy,
             FullRole::Spare => RowRole::Spare,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::members::tests::row;
+
+    #[test]
+    fn the_last_member_stays_whoever_else_is_on_its_way() {
+        let rows = |others: &[RowRole]| {
+            let others = (3..).zip(others).map(|(id, role)| MemberRow { id, ..row(*role) });
+            [row(RowRole::Voter)].into_iter().chain(others).collect::<Vec<_>>()
+        };
+        let asked = |others: &[RowRole]| {
+            let rows = rows(others);
+            removable(&rows, &rows[0].name, Some(2), 1).map(|row| row.id).map_err(|e| e.to_string())
+        };
+        assert_eq!(asked(&[RowRole::StandBy]), Ok(2));
+        // Two that remove each other through two leaders.
+        for others in [&[][..], &[RowRole::Leaving], &[RowRole::Pending, RowRole::Rebuilding]] {
+            assert!(asked(others).is_err_and(|e| e.contains("the only member")), "{others:?}");
         }
     }
 }

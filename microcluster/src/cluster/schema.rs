@@ -50,3 +50,15 @@ CREATE TABLE core_certificates (
 const FAILURE_DOMAINS: &str = "
 ALTER TABLE core_cluster_members ADD COLUMN failure_domain INTEGER NOT NULL DEFAULT 0;
 ";
+
+/// A database with the cluster's own tables, and the right to write them. It is there as long as its cluster.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) async fn database() -> (crate::db::tests::kit::Cluster, crate::db::Database) {
+    let cluster = crate::db::tests::kit::Cluster::new(1).await;
+    let db = cluster.db(1).core();
+    for update in INTERNAL {
+        db.sql(update, vec![], crate::db::Consistency::Linearizable).await.unwrap();
+    }
+    (cluster, db)
+}

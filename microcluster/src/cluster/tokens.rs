@@ -170,9 +170,9 @@ impl Node {
     }
 }
 
-/// That a token is an invitation, and not what a member that is being rebuilt goes on with.
+/// That a token is an invitation, and not what a member that was taken in or is being rebuilt goes on with: only that one spends it.
 const INVITES: &str = "NOT EXISTS (SELECT 1 FROM core_cluster_members m \
-                       WHERE m.role = 'rebuilding' AND m.token_id = core_token_records.id)";
+                       WHERE m.role <> 'PENDING' AND m.token_id = core_token_records.id)";
 
 /// The rows of those who were invited, by name.
 fn invitations(db: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
@@ -190,4 +190,33 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         secret: Secret::new(row.get::<_, String>(2)?),
         expires_at: parsed(row, 3)?,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cluster::members::NewMember;
+    use crate::cluster::members::tests::new_member;
+    use crate::cluster::{members::RowRole, schema};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_token_is_an_invitation_until_its_joiner_is_taken_in() {
+        let (_cluster, db) = schema::database().await;
+        let roles =
+            [RowRole::Pending, RowRole::Rebuilding, RowRole::Voter, RowRole::StandBy, RowRole::Spare, RowRole::Leaving];
+        let added = db.transaction(move |tx| {
+            replace(tx, &"nobody".parse().unwrap(), &token::new_secret())?;
+            for (number, role) in (2..).zip(roles) {
+                let new = new_member(number, role);
+                let token_id = Some(replace(tx, &new.name, &token::new_secret())?);
+                members::insert(tx, &NewMember { token_id, ..new })?;
+            }
+            Ok(())
+        });
+        added.await.unwrap();
+        let invited = db.read(Consistency::Local, invitations).await.unwrap();
+        let names: Vec<_> = invited.iter().map(|token| token.name.as_str()).collect();
+        assert_eq!(names, ["c2", "nobody"]);
+    }
 }

@@ -46,8 +46,6 @@ struct Joining<'a> {
     /// The bound address, until it is served.
     tcp: Option<TcpListener>,
     node: Option<Arc<Node>>,
-    /// The product has agreed to what it has become.
-    is_agreed: bool,
     /// Why it is being undone or suspended.
     cause: Option<InitError>,
 }
@@ -101,6 +99,7 @@ impl CoreShared {
             cluster_key: answer.cluster_key,
             members: answer.cluster_members,
             is_rebuild: false,
+            is_agreed: false,
         })
     }
 
@@ -110,7 +109,7 @@ impl CoreShared {
         first: Step,
         tcp: Option<TcpListener>,
     ) -> Result<(), InitError> {
-        let mut joining = Joining { core: self, record, tcp, node: None, is_agreed: false, cause: None };
+        let mut joining = Joining { core: self, record, tcp, node: None, cause: None };
         let mut step = first;
         while !step.is_final() {
             tracing::debug!(?step, member = %joining.record.name, "joining");
@@ -274,18 +273,19 @@ impl Joining<'_> {
     async fn commit(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
         node.look_at_versions().await?;
-        // A crash may have come after the token was spent, which is after the product has agreed.
-        self.is_agreed |= !self.record.is_rebuild && node.has_spent_token().await?;
-        if !self.is_agreed && !self.record.is_rebuild {
+        if !self.record.is_agreed && !self.record.is_rebuild {
             // The product finds its database as it needs it.
             tokio::select! {
                 () = self.core.changes.stopping() => return Err(InitError::NotNow(NotNow::ShuttingDown)),
+                // One that was removed meanwhile never is.
+                () = tokio::time::sleep(AWAIT_TIMEOUT) => return Err(InitError::StillJoining),
                 () = node.is_usable() => {}
             }
             let event = Event::PostJoin { config: self.record.config.clone() };
             self.core.run_hook(Some(&node), event).await?;
+            self.record.is_agreed = true;
+            self.core.write_record(&self.record).await?;
         }
-        self.is_agreed = true;
         // From here on the join is not undone any more.
         node.spend_own_token().await?;
         self.core.reached("token spent");

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http::Method;
-use microcluster_client::{Address, Client, Error, Name, ServerStatus};
+use microcluster_client::{Address, Error, Name};
 
+use super::in_turn::InTurn;
 use super::{Core, CoreShared};
 use crate::cluster::join::{JoinRecord, Step};
 use crate::cluster::rebuild::{Readmission, RebuildRequest};
@@ -102,6 +101,7 @@ impl CoreShared {
             cluster_key: welcome.cluster_key,
             members: welcome.cluster_members,
             is_rebuild: true,
+            is_agreed: false,
         };
         self.write_record(&record).await?;
         self.is_rebuilding.store(false, Ordering::Relaxed);
@@ -133,10 +133,16 @@ impl Damaged {
         }
     }
 
-    async fn reach(&self, address: Address) -> (Address, Client, Result<ServerStatus, Error>) {
+    async fn ask_one(&self, address: Address, path: &str) -> (Address, Result<Readmission, Error>) {
         let client = self.peers.client(address);
-        let reached = client.timeout(REACH_TIMEOUT).status().await;
-        (address, client, reached)
+        // It waits for a majority: who is not there at all is not waited for so long.
+        if let Err(e) = client.timeout(REACH_TIMEOUT).status().await
+            && e.code().is_none()
+        {
+            return (address, Err(e));
+        }
+        let request = RebuildRequest { member_id: self.id };
+        (address, client.timeout(ASK_TIMEOUT).query(Method::POST, path, request).await)
     }
 
     /// Asks the other members in turn to be taken in again, until one says yes or that this is no member any more.
@@ -146,19 +152,10 @@ impl Damaged {
         while !core.changes.is_stopping() {
             self.hand_over().await;
             let mut strangers = 0;
-            // One after the other: the answer to a request is void once another one is done. So only those are asked that are there,
-            // in the order in which they say so.
-            let mut reached: FuturesUnordered<_> = self.others.iter().map(|address| self.reach(*address)).collect();
-            while let Some((address, client, reached)) = reached.next().await {
-                if let Err(e) = reached.as_ref()
-                    && e.code().is_none()
-                {
-                    tracing::warn!(%address, error = %Chain(e), "cannot be rebuilt from this member yet");
-                    continue;
-                }
-                let client = client.timeout(ASK_TIMEOUT);
-                let request = RebuildRequest { member_id: self.id };
-                match client.query::<Readmission>(Method::POST, &path, request).await {
+            // Who is asked beside another one gives the same answer.
+            let mut asked = InTurn::new(self.others.iter().copied());
+            while let Some((address, answer)) = asked.next(|address| self.ask_one(address, &path)).await {
+                match answer {
                     Ok(readmission) => return Ok(readmission),
                     Err(e) if e.code() == Some(404) => return Err(InitError::Gone),
                     Err(e) if e.code() == Some(403) => strangers += 1,

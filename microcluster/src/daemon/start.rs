@@ -270,6 +270,7 @@ mod tests {
             cluster_key: "k".into(),
             members: vec![],
             is_rebuild: false,
+            is_agreed: false,
         }
     }
 

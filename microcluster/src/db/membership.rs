@@ -71,11 +71,13 @@ impl Database {
     /// # Errors
     /// As [`Database::add_learner`].
     pub(crate) async fn remove_node(&self, id: NodeId) -> Result<(), Error> {
+        let remove = |change: fn(BTreeSet<NodeId>) -> ChangeMembers<NodeId, Peer>| {
+            self.changed(self.when_free(move || self.inner.raft.change_membership(change(BTreeSet::from([id])), true)))
+        };
         if self.status().voters.contains(&id) {
-            self.changed(self.inner.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true))
-                .await?;
+            remove(ChangeMembers::RemoveVoters).await?;
         }
-        self.changed(self.inner.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
+        remove(ChangeMembers::RemoveNodes).await
     }
 
     /// Lets another voter lead, before this member leaves or stops. Returns when one does, or when it took too long.
