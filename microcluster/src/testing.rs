@@ -14,10 +14,10 @@
 //! ```
 #![allow(clippy::expect_used, clippy::missing_panics_doc)]
 
+mod address;
+
 use std::fmt;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ use crate::builder::{Builder, Daemon};
 use crate::daemon::{Handle, StartError};
 use crate::listener::partition::{self, Way};
 use crate::state::{Lifecycle, State};
+
+pub use address::address_free;
 
 /// How long a condition may take to hold. Far above what is usual: a machine under load takes its time.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -314,18 +316,6 @@ pub async fn eventually<T, E: fmt::Display, F: AsyncFnMut() -> Result<T, E>>(wha
 pub fn core_routes() -> Vec<(String, String)> {
     let method = |route: &Route| route.method.as_ref().map_or_else(String::new, ToString::to_string);
     table().iter().map(|route| (method(route), route.path.to_string())).collect()
-}
-
-/// An address that nobody uses: on an address of loopback that no other test and no outgoing connection has, so that the
-/// port stays free until a daemon, or its next run, takes it.
-#[must_use]
-pub fn address_free() -> Address {
-    static NEXT: AtomicU8 = AtomicU8::new(0);
-    let process = std::process::id().to_be_bytes();
-    let last = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 250;
-    let ip = Ipv4Addr::new(127, 16 + process[2] % 200, process[3], last);
-    let reserved = TcpListener::bind((ip, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    Address::from(reserved.and_then(|listener| listener.local_addr()).expect("a free port"))
 }
 
 /// Drops the tasks of a runtime where they wait. On a thread of its own: a runtime must not be waited for inside another one.

@@ -164,9 +164,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_still_takes_bytes_is_waited_for() {
+        const MOVES: u64 = 6;
         let running = Running::default();
         let moving = async {
-            for _ in 0..6 {
+            for _ in 0..MOVES {
                 tokio::time::sleep(FAREWELL / 4).await;
                 running.moved();
             }
@@ -174,9 +175,12 @@ mod tests {
         };
         let begun = tokio::time::Instant::now();
         tokio::select! {
+            // After a pause of the machine both timers are over: the bytes come first.
+            biased;
             () = moving => {}
             () = running.stands_still() => {}
         }
+        assert_eq!(running.0.moves.load(Ordering::Relaxed), MOVES, "it ended while bytes moved");
         assert!(begun.elapsed() > FAREWELL * 2, "it ended after {:?}", begun.elapsed());
     }
 }

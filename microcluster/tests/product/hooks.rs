@@ -13,11 +13,24 @@ fn zone(zone: &str) -> InitConfig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_hook_runs_where_and_when_it_is_said_to() {
+    // A disk that stalls can cost c1 its place as leader: one run in which it does not is enough.
+    for _ in 0..3 {
+        if every_hook_runs().await.is_some() {
+            return;
+        }
+    }
+    panic!("another member stood for election each time");
+}
+
+/// Goes on to the end unless another member has stood for election before a round of heartbeats was over.
+async fn every_hook_runs() -> Option<()> {
     let journal = Journal::default();
     let c1 = Member::start("c1", &journal).await;
     assert_eq!(journal.take(), ["c1 on_start (no member)"]);
     c1.bootstrap(zone("north")).await.unwrap();
     assert_eq!(journal.take(), ["c1 pre_init bootstrap north (no member)", "c1 post_bootstrap north"]);
+    // c1 leads as long as this is the term.
+    let term = c1.client().daemon_status().await.unwrap().database.term;
 
     let mut c2 = Member::start("c2", &journal).await;
     c2.join(&c1.token(&c2.name).await, zone("east")).await.unwrap();
@@ -49,19 +62,27 @@ async fn every_hook_runs_where_and_when_it_is_said_to() {
     c2.client().change_daemon_config(&change).await.unwrap();
     assert!(journal.take().is_empty(), "nothing was changed");
 
+    // What the hooks write in a round, if c1 still leads after it.
+    let round = async |asked: &Member| {
+        let done = asked.heartbeat().await;
+        for member in [asked, &c1] {
+            if member.client().daemon_status().await.unwrap().database.term != term {
+                return None;
+            }
+        }
+        done.unwrap();
+        Some(journal.take())
+    };
     // Asked for on a follower, done by the leader.
-    c3.heartbeat().await.unwrap();
-    assert_eq!(journal.take(), ["c1 on_heartbeat c1:none>voter c2:none>voter c3:none>voter"]);
-    c1.heartbeat().await.unwrap();
-    assert_eq!(journal.take(), ["c1 on_heartbeat c1:voter>voter c2:voter>voter c3:voter>voter"]);
+    assert_eq!(round(&c3).await?, ["c1 on_heartbeat c1:none>voter c2:none>voter c3:none>voter"]);
+    assert_eq!(round(&c1).await?, ["c1 on_heartbeat c1:voter>voter c2:voter>voter c3:voter>voter"]);
 
     c2.client().remove_cluster_member(&c3.name, false).await.unwrap();
     c3.is_free().await;
     let mut lines = journal.take();
     lines[1..].sort();
     assert_eq!(lines, ["c3 pre_remove", "c1 post_remove", "c2 post_remove", "c3 post_remove (no member)"]);
-    c1.heartbeat().await.unwrap();
-    assert_eq!(journal.take(), ["c1 on_heartbeat c1:voter>voter c2:voter>voter c3:voter>none"]);
+    assert_eq!(round(&c1).await?, ["c1 on_heartbeat c1:voter>voter c2:voter>voter c3:voter>none"]);
     // It comes back like any other.
     c3.join(&c1.token(&c3.name).await, InitConfig::default()).await.unwrap();
     assert_eq!(journal.take().len(), 5);
@@ -70,6 +91,7 @@ async fn every_hook_runs_where_and_when_it_is_said_to() {
     assert_eq!(journal.take(), ["c2 on_stop"]);
     c1.client().remove_cluster_member(&c2.name, true).await.unwrap();
     assert_eq!(journal.take_sorted(), ["c1 post_remove force", "c3 post_remove force"]);
+    Some(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +144,9 @@ async fn a_join_that_a_stop_interrupts_in_a_hook_goes_on_at_the_next_start() {
             () = runs => {}
         }
     }
-    assert_eq!(members[0].client().tokens().await.unwrap().len(), 1, "it is not spent");
+    // It was taken in: nobody can revoke its token under it any more.
+    assert!(members[0].client().tokens().await.unwrap().is_empty());
+    assert_eq!(members[0].client().revoke_token(&c2.name).await.unwrap_err().code(), Some(404));
     c2.stop().await;
     assert!(!c2.dir.path().join("daemon.yaml").exists());
     journal.heal();
@@ -138,6 +162,17 @@ async fn a_join_that_a_stop_interrupts_in_a_hook_goes_on_at_the_next_start() {
 /// The leader stops while the members are asked about a joiner: the next one asks again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_goes_on_when_the_leader_stops_in_its_hooks() {
+    // A disk that stalls can cost c1 its place as leader: one run in which it does not is enough.
+    for _ in 0..3 {
+        if join_goes_on_when_c1_stops().await {
+            return;
+        }
+    }
+    panic!("another member led each time");
+}
+
+/// Returns whether c1 led until it was stopped.
+async fn join_goes_on_when_c1_stops() -> bool {
     let journal = Journal::default();
     let mut members = cluster(3, &journal).await;
     let c4 = Member::start("c4", &journal).await;
@@ -149,6 +184,12 @@ async fn a_join_goes_on_when_the_leader_stops_in_its_hooks() {
         ended = &mut join => panic!("{ended:?}"),
         () = runs => {}
     }
+    for other in &members[1..] {
+        let leader = other.client().daemon_status().await.unwrap().leader;
+        if leader.is_none_or(|leader| leader.name != "c1") {
+            return false;
+        }
+    }
     let (joined, ()) = tokio::join!(join, members[0].stop());
     joined.unwrap();
     let lines = journal.take();
@@ -157,6 +198,7 @@ async fn a_join_goes_on_when_the_leader_stops_in_its_hooks() {
         assert!((2..5).contains(&count(again)), "asked by both leaders, and not over and over: {lines:?}");
     }
     assert_eq!((count("c4 pre_join (no member)"), count("c4 post_join")), (1, 1), "{lines:?}");
+    true
 }
 
 /// A hook can be asked for over the API, on this member and on another one.

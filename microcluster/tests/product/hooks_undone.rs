@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use microcluster_client::{Client, DaemonConfigUpdate, Error, InitConfig, ServerTrust};
 
-use crate::member::{Member, address_free, cluster, refused};
+use crate::address::address_free;
+use crate::member::{Member, cluster, refused};
 use crate::recorder::{Fault, Journal};
 
 const FAULTS: [Fault; 2] = [Fault::Error, Fault::Panic];

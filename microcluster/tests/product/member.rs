@@ -1,6 +1,5 @@
 //! One daemon of the product, with a state directory of its own.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -11,6 +10,7 @@ use microcluster_client::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::address::address_free;
 use crate::recorder::{Journal, Recorder};
 
 /// How long anything may take before a test gives up on it.
@@ -165,11 +165,6 @@ pub async fn cluster_of<S: Clone + Into<SchemaUpdate>>(count: usize, journal: &J
     }
     journal.take();
     members
-}
-
-/// An address that nobody listens on.
-pub fn address_free() -> Address {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().into()
 }
 
 /// Waits for a condition, and says what was waited for when it does not come.
