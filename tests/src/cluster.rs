@@ -1,6 +1,6 @@
 //! A cluster of daemons.
 
-use microcluster_client::{Error, MemberStatus, Role, Timestamp};
+use microcluster_client::{Error, MemberStatus, Role, Timestamp, Verdict};
 
 use crate::{Daemon, eventually};
 
@@ -99,6 +99,21 @@ impl TestCluster {
             })
             .await;
         }
+    }
+
+    /// Waits until a comparison finds that so many members hold the same. Only one that is silent is asked again: one that differs
+    /// is rebuilt by the comparison, and would be the same the next time.
+    ///
+    /// # Panics
+    /// When one holds something else.
+    pub async fn all_same(&self, count: usize) {
+        eventually("all members hold the same", async || {
+            let found = self.any().client().verify_database().await.map_err(|e| e.to_string())?;
+            let with = |verdict: Verdict| found.members.iter().filter(|member| member.verdict == verdict).count();
+            assert_eq!(with(Verdict::Different) + with(Verdict::Damaged), 0, "{found:?}");
+            if with(Verdict::Same) == count { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
     }
 
     /// Waits until the replica of every member that runs holds the same.

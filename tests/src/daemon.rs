@@ -283,6 +283,24 @@ impl Daemon {
             .await
     }
 
+    /// Has it remove a member, and asks again while the answer is to do so: another one leads, or a member is slow to say that
+    /// it is there.
+    pub async fn remove(&self, name: &Name) {
+        eventually(&format!("{name} is removed"), async || {
+            match self.client().remove_cluster_member(name, false).await {
+                Ok(()) | Err(Error::Status { code: 404, .. }) => Ok(()),
+                // It has removed itself.
+                Err(Error::Status { code: 503, message, .. })
+                    if *name == self.name && message.contains("not initialised") =>
+                {
+                    Ok(())
+                }
+                Err(e) => Err(e),
+            }
+        })
+        .await;
+    }
+
     /// Makes a token for a name.
     pub async fn token(&self, name: &Name) -> Secret {
         let request = TokenRequest { name: name.clone(), expire_after: None };

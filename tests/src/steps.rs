@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::pin::pin;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -11,6 +12,8 @@ use crate::{Daemon, eventually};
 /// Where the name of the step is put, and where it is once the daemon stands still there.
 const HOLD: &str = "hold-at";
 const HELD: &str = "held-at";
+/// How long the step is waited for once the work is done.
+const HELD_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// For daemons that are [`Daemon::steppable`].
 impl Daemon {
@@ -48,17 +51,25 @@ impl Daemon {
     }
 }
 
-/// Runs `work` until one of the daemons stands still at the step. Says which one, and what came of the work if it was done before.
+/// Runs `work` until one of the daemons stands still at the step. Says which one, and what came of the work if it was done before;
+/// none when the work was done and nobody has come to that step. The others still wait for it: see [`Daemon::release`].
 ///
 /// # Panics
-/// When nobody comes to that step.
-pub async fn until_held<T>(daemons: &[&Daemon], step: &str, work: impl Future<Output = T>) -> (usize, Option<T>) {
+/// When neither happens.
+pub async fn until_held<T>(
+    daemons: &[&Daemon],
+    step: &str,
+    work: impl Future<Output = T>,
+) -> Option<(usize, Option<T>)> {
     daemons.iter().for_each(|daemon| daemon.hold_at(step));
     let what = format!("somebody comes to the step {step:?}");
     let held = eventually(&what, async || daemons.iter().position(|daemon| daemon.is_held()).ok_or("nobody has"));
     let (mut held, mut work) = (pin!(held), pin!(work));
     tokio::select! {
-        place = &mut held => (place, None),
-        done = &mut work => (held.await, Some(done)),
+        place = &mut held => Some((place, None)),
+        done = &mut work => {
+            let place = tokio::time::timeout(HELD_DELAY_MAX, held).await.ok()?;
+            Some((place, Some(done)))
+        }
     }
 }

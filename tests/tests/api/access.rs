@@ -68,7 +68,7 @@ async fn every_route_for_every_caller() {
     let removed = cluster.members.pop().unwrap();
     let (leader, follower) = (&cluster.members[0], &cluster.members[1]);
     let was_member = Target::tls(leader.address(), Some(&removed.identity()), &leader.trust());
-    leader.client().remove_cluster_member(removed.name(), false).await.unwrap();
+    leader.remove(removed.name()).await;
     let (mut uninitialised, early) = (Daemon::new("c4"), address_free());
     uninitialised.arguments(["--pre-init-listen", &early.to_string()]);
     uninitialised.start_again().await;
@@ -233,7 +233,7 @@ async fn a_removed_member_is_a_stranger() {
     for target in &targets {
         let _ = target.send("GET /core/1.0/cluster", Payload::none()).await.metadata();
     }
-    cluster.members[0].client().remove_cluster_member(removed.name(), false).await.unwrap();
+    cluster.members[0].remove(removed.name()).await;
     for target in &targets {
         eventually("the removed member is refused", async || {
             match target.send("GET /core/1.0/cluster", Payload::none()).await.status {

@@ -152,7 +152,7 @@ async fn the_certificate_of_an_additional_server_is_on_all_members() {
     let shown = cluster.members[0].shown_certificate().await.unwrap();
     assert_eq!(shown, Fingerprint::of_pem(&cluster.members[0].read("cluster.crt")).unwrap());
     let removed = cluster.members.remove(2);
-    cluster.members[0].client().remove_cluster_member(removed.name(), false).await.unwrap();
+    cluster.members[0].remove(removed.name()).await;
     eventually("the removed member is free", async || removed.is_uninitialised().await).await;
     assert_eq!(std::fs::read_dir(removed.dir().join("certificates")).unwrap().count(), 0);
 }

@@ -58,7 +58,7 @@ async fn a_joiner_is_killed_at_any_moment() {
         assert_eq!(row.address, joiner.address());
         assert_eq!(first.client().tokens().await.unwrap(), [], "round {round}: the token is spent");
         joiner.sql(&format!("CREATE TABLE {name} (a)")).await;
-        first.client().remove_cluster_member(joiner.name(), false).await.unwrap();
+        first.remove(joiner.name()).await;
         eventually("the removed joiner is free", async || joiner.is_uninitialised().await).await;
     }
     cluster.settled(&["c1", "c2"]).await;
@@ -107,7 +107,7 @@ async fn the_leader_is_killed_at_any_moment_of_a_join() {
         cluster.settled(&["c1", "c2", "c3", "c4"]).await;
         assert_eq!(cluster.any().client().tokens().await.unwrap(), [], "round {round}: the token is spent");
         let joiner = cluster.members.pop().unwrap();
-        cluster.any().client().remove_cluster_member(joiner.name(), false).await.unwrap();
+        cluster.any().remove(joiner.name()).await;
         cluster.settled(&["c1", "c2", "c3"]).await;
     }
     cluster.replicas_agree().await;

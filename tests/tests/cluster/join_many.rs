@@ -60,7 +60,7 @@ async fn a_token_of_other_days_is_good_while_one_of_its_members_is_left() {
     for name in ["c1", "c2"] {
         let leaver = cluster.members.remove(0);
         assert_eq!(leaver.name(), name);
-        cluster.members[0].client().remove_cluster_member(leaver.name(), false).await.unwrap();
+        cluster.members[0].remove(leaver.name()).await;
         eventually("the removed member is free", async || leaver.is_uninitialised().await).await;
     }
     joiner.join(&token).await.unwrap();

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::{Seed, TestCluster, Writers, eventually};
-use microcluster_client::Verdict;
+use cluster_tests::{Seed, TestCluster, Writers};
 use rand::RngExt;
 
 /// Kills of a cluster of one: it has only its own disk to come back from.
@@ -92,10 +91,7 @@ async fn finish(cluster: &TestCluster, mut writers: Writers) {
         ledger.check(member).await;
     }
     cluster.replicas_agree().await;
-    let verified =
-        eventually("the members are compared", async || cluster.any().client().verify_database().await).await;
-    let same = verified.members.iter().all(|member| member.verdict == Verdict::Same);
-    assert!(same && verified.members.len() == cluster.members.len(), "{verified:?}");
+    cluster.all_same(cluster.members.len()).await;
 }
 
 /// One of the followers.

@@ -7,7 +7,7 @@ use cluster_tests::{
     Daemon, TestCluster, Writers, address_free, eventually, microctl, microctl_command, microctl_with,
 };
 use microcluster::{App, LogPosition, RaftMember};
-use microcluster_client::{Role, Verdict};
+use microcluster_client::Role;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -54,15 +54,6 @@ async fn refused(daemon: &mut Daemon) -> String {
     daemon.spawn();
     assert_eq!(daemon.ended().await.code(), Some(1));
     daemon.log().split_off(before)
-}
-
-async fn all_same(cluster: &TestCluster, count: usize) {
-    eventually("all members hold the same", async || {
-        let found = cluster.any().client().verify_database().await.map_err(|e| e.to_string())?;
-        let same = found.members.iter().filter(|member| member.verdict == Verdict::Same).count();
-        if same == count { Ok(()) } else { Err(format!("{found:?}")) }
-    })
-    .await;
 }
 
 /// Two of three are lost for good. The one that is left has all that was acknowledged, takes writes, and gets new company.
@@ -114,7 +105,7 @@ async fn one_of_three_goes_on_alone() {
     cluster.settled(&[&name, "c4"]).await;
     assert_eq!(cluster.members[1].sql("SELECT count(*) FROM written").await, later);
     cluster.replicas_agree().await;
-    all_same(&cluster, 2).await;
+    cluster.all_same(2).await;
     assert_eq!(files(&cluster.members[0], ARCHIVE), [ARCHIVE], "where it was made it stays, for others");
 }
 
@@ -149,7 +140,7 @@ async fn another_member_follows_by_the_archive() {
     cluster.members[1].start_again().await;
     assert!(cluster.members[1].log().contains("this archive was taken before"));
     cluster.any().sql("INSERT INTO t VALUES (3)").await;
-    all_same(&cluster, 2).await;
+    cluster.all_same(2).await;
 
     // One of the old voters is started with what it had, and talks to nobody until it has the archive.
     cluster.members.push(back);
@@ -168,21 +159,23 @@ async fn another_member_follows_by_the_archive() {
     cluster.any().client().remove_cluster_member(gone.name(), true).await.unwrap();
     cluster.settled(&["c1", "c2", "c4"]).await;
     cluster.replicas_agree().await;
-    all_same(&cluster, 3).await;
+    cluster.all_same(3).await;
 
     // Its database is lost. The archive would give it one in which its votes, and what it has acknowledged since, are forgotten.
     cluster.members[1].kill();
     fs::remove_dir_all(cluster.members[1].dir().join("database")).unwrap();
     bring_archive(&cluster.members[0], &cluster.members[1]);
     cluster.members[1].start_again().await;
-    let log = cluster.members[1].log();
-    assert!(
-        log.contains("the archive is not taken, and left aside") && log.contains("this member was rebuilt"),
-        "{log}"
-    );
+    eventually("the log says so", async || {
+        let log = cluster.members[1].log();
+        let is_said =
+            log.contains("the archive is not taken, and left aside") && log.contains("this member was rebuilt");
+        is_said.then_some(()).ok_or(log)
+    })
+    .await;
     assert_eq!(files(&cluster.members[1], "reco"), ["recovery_db.refused.tar.gz"]);
     cluster.settled(&["c1", "c2", "c4"]).await;
-    all_same(&cluster, 3).await;
+    cluster.all_same(3).await;
 }
 
 /// Two members are held, and never started again, while the cluster is recovered without them.
@@ -256,7 +249,7 @@ async fn addresses_may_change() {
         assert!(listed.iter().any(|listed| listed.name == *member.name() && listed.address == address), "{listed:?}");
         assert!(member.tls_client(&member.trust()).status().await.is_ok(), "it listens there");
     }
-    all_same(&cluster, 2).await;
+    cluster.all_same(2).await;
 }
 
 /// A file that is not the archive of this member's cluster keeps the daemon from starting, says why, and changes nothing.
@@ -308,7 +301,7 @@ async fn a_wrong_archive_is_refused() {
     for member in &mut cluster.members {
         member.wait_ready().await;
     }
-    all_same(&cluster, 2).await;
+    cluster.all_same(2).await;
 }
 
 /// `kill -9` of the command at each of its steps: it can be run again, or the start goes on with what was decided.
@@ -350,7 +343,7 @@ async fn the_command_is_killed_at_each_step() {
         other.start_again().await;
         assert_eq!(files(other, "reco"), [""; 0], "{step}");
         cluster.settled(&["c1", "c2"]).await;
-        all_same(&cluster, 2).await;
+        cluster.all_same(2).await;
     }
     println!("{outcomes:?}");
     assert!(outcomes.iter().any(|(_, decided)| !decided), "none was early enough");

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use cluster_tests::{Daemon, TestCluster, eventually, until_held};
-use microcluster_client::Error;
 use serde_json::json;
 
 use crate::step_crash::{is_decided, steppable_cluster};
@@ -123,7 +122,10 @@ async fn remove_and_kill_all(case: Case) {
             all.push(&[Removed, Leader]);
         }
         for victims in all {
-            remove_and_kill(&mut cluster, case, step, is_decided, victims).await;
+            let is_reached = remove_and_kill(&mut cluster, case, step, is_decided, victims).await
+                || remove_and_kill(&mut cluster, case, step, is_decided, victims).await
+                || remove_and_kill(&mut cluster, case, step, is_decided, victims).await;
+            assert!(is_reached, "{case:?}, {:?}: another one leads each time", step.name);
             rounds += 1;
         }
     }
@@ -132,7 +134,14 @@ async fn remove_and_kill_all(case: Case) {
     cluster.replicas_agree().await;
 }
 
-async fn remove_and_kill(cluster: &mut TestCluster, case: Case, step: Step, is_marked: bool, victims: &[Party]) {
+/// Says whether the step was reached: it is not when another one leads meanwhile.
+async fn remove_and_kill(
+    cluster: &mut TestCluster,
+    case: Case,
+    step: Step,
+    is_marked: bool,
+    victims: &[Party],
+) -> bool {
     cluster.settled(&["c1", "c2", "c3", "c4"]).await;
     let what = format!("{case:?}, {victims:?} killed at {:?}", step.name);
     let leads = cluster.leader().await;
@@ -148,13 +157,23 @@ async fn remove_and_kill(cluster: &mut TestCluster, case: Case, step: Step, is_m
     };
     let candidates: Vec<&Daemon> = does_it.iter().map(|place| &cluster.members[*place]).collect();
     let client = cluster.members[passer].client();
-    let (held, answered) = until_held(&candidates, step.name, client.remove_cluster_member(&name, false)).await;
-    let held = does_it[held];
-    if let Some(answered) = answered {
-        // The removed member goes on after that.
-        answered.unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert!(is_marked && step.by == Party::Removed, "{what}: it was answered before");
-    }
+    let held = match until_held(&candidates, step.name, client.remove_cluster_member(&name, false)).await {
+        Some((held, None)) => does_it[held],
+        Some((held, Some(Ok(())))) => {
+            // The removed member goes on after that.
+            assert!(is_marked && step.by == Party::Removed, "{what}: it was answered before");
+            does_it[held]
+        }
+        other => {
+            candidates.iter().for_each(|daemon| daemon.release());
+            assert_ne!(cluster.leader().await, leads, "{what}: {other:?}");
+            let (subject, watcher) = (&cluster.members[removed], &cluster.members[(removed + 1) % 4]);
+            watcher.remove(&name).await;
+            eventually("the removed member is free", async || subject.is_uninitialised().await).await;
+            subject.join(&watcher.token(&name).await).await.unwrap();
+            return false;
+        }
+    };
     if let Some(expected) = step.on_disk {
         assert_eq!(on_disk(&cluster.members[removed].dir()), expected, "{what}");
     }
@@ -193,18 +212,13 @@ async fn remove_and_kill(cluster: &mut TestCluster, case: Case, step: Step, is_m
         let by_itself = case == Case::LeaderItself && killed.contains(&removed);
         let is_forgotten = by_itself || step.name == "passing on" && killed.contains(&held);
         assert!(is_member || !is_forgotten, "{what}: it is removed");
-        eventually("it is removed at another try", async || {
-            match watcher.client().remove_cluster_member(&name, false).await {
-                Ok(()) | Err(Error::Status { code: 404, .. }) => Ok(()),
-                Err(e) => Err(e),
-            }
-        })
-        .await;
+        watcher.remove(&name).await;
         eventually("the removed member is free", async || subject.is_uninitialised().await).await;
     }
     watcher.sql("INSERT INTO t VALUES (1)").await;
     let token = watcher.token(&name).await;
     subject.join(&token).await.unwrap_or_else(|e| panic!("{what}: it cannot join again: {e}"));
+    true
 }
 
 /// The place of the leader, as the members see it but for those that stand still or are removed.

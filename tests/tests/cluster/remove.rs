@@ -37,8 +37,7 @@ async fn members_of_every_kind_are_removed_and_join_again() {
             Case::FollowerItself | Case::LeaderItself => victim,
         };
         let name = cluster.members[victim].name().clone();
-        let removed = cluster.members[through].client().remove_cluster_member(&name, false).await;
-        removed.unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        cluster.members[through].remove(&name).await;
         let gone = cluster.members.remove(victim);
         eventually("the removed member is free", async || gone.is_uninitialised().await).await;
         for member in &cluster.members {
@@ -105,7 +104,7 @@ async fn a_member_that_is_needed_is_not_removed() {
     }
     leader.sql("CREATE TABLE t (a)").await;
     remove(dead.name(), true).await.unwrap();
-    remove(needed.name(), false).await.unwrap();
+    leader.remove(needed.name()).await;
     leader.sql("INSERT INTO t VALUES (1)").await;
 }
 
@@ -119,7 +118,7 @@ async fn three_members_become_two_and_one_and_three_again() {
         // The leader, twice: the one that is left has never led.
         let leader = cluster.leader().await;
         let leaver = cluster.members.remove(leader);
-        cluster.members[0].client().remove_cluster_member(leaver.name(), false).await.unwrap();
+        cluster.members[0].remove(leaver.name()).await;
         eventually("the removed member is free", async || leaver.is_uninitialised().await).await;
         cluster.any().sql("INSERT INTO t SELECT max(a) + 1 FROM t").await;
         gone.push(leaver);

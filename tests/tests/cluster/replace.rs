@@ -66,7 +66,7 @@ async fn a_member_comes_back_to_members_that_were_all_made_anew() {
     for place in 0..3 {
         let other = (place + 1) % 3;
         let name = cluster.members[place].name().clone();
-        cluster.members[other].client().remove_cluster_member(&name, false).await.unwrap();
+        cluster.members[other].remove(&name).await;
         eventually("the removed member is free", async || cluster.members[place].is_uninitialised().await).await;
         cluster.members[place].kill();
         cluster.members[place].wipe();

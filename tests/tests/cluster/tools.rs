@@ -1,6 +1,6 @@
 //! The commands for operators that need a cluster: the bench and the comparison of the members.
 
-use cluster_tests::{TestCluster, microctl};
+use cluster_tests::{TestCluster, eventually, microctl};
 use serde_json::Value;
 
 #[tokio::test]
@@ -28,7 +28,11 @@ async fn the_bench_measures_each_workload_on_any_member_and_leaves_nothing() {
 async fn the_members_are_compared_by_a_command() {
     let cluster = TestCluster::start(3).await;
     cluster.settled(&["c1", "c2", "c3"]).await;
-    let table = microctl(&cluster.members[1], &["cluster", "verify"]).await.done();
+    let table = eventually("all members are compared", async || {
+        let table = microctl(&cluster.members[1], &["cluster", "verify"]).await.done();
+        if table.contains("unknown") { Err(table) } else { Ok(table) }
+    })
+    .await;
     for name in ["c1", "c2", "c3"] {
         let line = table.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{table}"));
         assert!(line.contains("same"), "{table}");
