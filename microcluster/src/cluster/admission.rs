@@ -10,7 +10,7 @@ use super::members::{self, MemberRow, NewMember, RowRole};
 use super::node::Node;
 use super::roles::{self, Candidate, Candidates, FullRole};
 use super::tokens;
-use crate::db::{self, NodeId, Peer};
+use crate::db::{self, NodeId};
 use crate::tls::{Certificate, CertificateError};
 
 /// Why a joiner was not admitted.
@@ -120,14 +120,21 @@ impl Node {
     /// Makes an admitted joiner a member. May be repeated: it finishes what is missing.
     pub async fn confirm(self: &Arc<Self>, name: Name, id: NodeId, secret: Secret) -> Result<(), ConfirmError> {
         let database = |source| ConfirmError::Database { name: name.clone(), source };
-        // Before it is looked at: nobody is told that it is gone while another call may be taking it in.
-        let _guard = Confirming::begin(self, id).ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
-        let Some(row) = self.joining_row(&name, id, &secret).await? else {
+        let is_confirming = || self.confirming().contains(&id);
+        let was_confirming = is_confirming();
+        let row = match self.joining_row(&name, id, &secret).await {
+            // Nobody is told so while another call may be taking it in.
+            Err(ConfirmError::Gone { name }) if was_confirming || is_confirming() => {
+                return Err(ConfirmError::InProgress { name });
+            }
+            found => found?,
+        };
+        let Some(row) = row else {
             return Ok(());
         };
+        let _guard = Confirming::begin(self, id).ok_or_else(|| ConfirmError::InProgress { name: name.clone() })?;
         if !self.db.status().voters.contains(&id) {
-            let peer = Peer { name: row.name.to_string(), address: row.address.to_string() };
-            self.db.add_learner(id, peer).await.map_err(database)?;
+            self.db.add_learner(id, row.peer()).await.map_err(database)?;
             self.reached("learner");
             if row.role == RowRole::Pending {
                 self.ask_products(&row).await?;

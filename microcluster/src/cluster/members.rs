@@ -7,7 +7,7 @@ use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, Row};
 
 use super::join::Versions;
-use crate::db::{Error, Level, NodeId, Status, Transaction};
+use crate::db::{Error, Level, NodeId, Peer, Status, Transaction};
 use crate::trust::{TrustSet, TrustedMember};
 
 /// What a row says of its member: what is wanted, not what Raft does by now.
@@ -104,6 +104,11 @@ impl MemberRow {
 
     pub fn local(&self) -> MemberLocal {
         MemberLocal { name: self.name.clone(), address: self.address, certificate: self.certificate.clone() }
+    }
+
+    /// The member as Raft knows it.
+    pub fn peer(&self) -> Peer {
+        Peer { name: self.name.to_string(), address: self.address.to_string() }
     }
 
     /// What the member has.

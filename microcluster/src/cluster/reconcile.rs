@@ -33,6 +33,8 @@ enum Action {
     DropPending(NodeId),
     /// Raft knows a node that has no row.
     DropOrphan(NodeId),
+    /// A member is in that Raft does not know.
+    RestoreNode(NodeId),
     /// Other members should vote.
     SetVoters(BTreeSet<NodeId>),
     /// The rows should say something else.
@@ -172,6 +174,10 @@ impl Node {
             },
             Action::DropPending(id) => self.drop_pending(id).await.map(|_| ()),
             Action::DropOrphan(id) => self.leave_raft(id).await,
+            Action::RestoreNode(id) => match row(id) {
+                Some(row) => self.db.add_node(id, row.peer()).await,
+                None => Ok(()),
+            },
             Action::SetVoters(voters) => self.ensure_voters(voters).await,
             Action::SetRoles(changes) => {
                 let change = move |tx: &db::Transaction<'_>| {
@@ -222,6 +228,9 @@ fn plan(view: &View<'_>) -> Vec<Action> {
     let known: BTreeSet<NodeId> = view.rows.iter().map(|row| row.id).collect();
     let nodes = view.voters.union(view.learners);
     actions.extend(nodes.filter(|id| !known.contains(id)).map(|id| Action::DropOrphan(*id)));
+    let is_in_raft = |row: &MemberRow| view.voters.contains(&row.id) || view.learners.contains(&row.id);
+    let lost = view.rows.iter().filter(|row| row.role.is_full() && !is_in_raft(row));
+    actions.extend(lost.map(|row| Action::RestoreNode(row.id)));
     let comes_in = |row: &MemberRow| row.role.is_joining() && view.voters.contains(&row.id);
     if actions.is_empty() && !view.rows.iter().any(comes_in) {
         // A joiner that votes already has no role yet, and must not lose its vote for that.
@@ -355,6 +364,17 @@ mod tests {
     fn a_node_without_a_row_is_an_orphan() {
         let world = World::new(&[(1, Voter), (3, Pending)], &[1], &[2, 3]);
         assert_eq!(world.plan(), [Action::DropOrphan(2)]);
+    }
+
+    #[test]
+    fn a_member_that_raft_does_not_know_is_given_to_it() {
+        let mut world = World::new(&[(1, Voter), (2, StandBy), (3, Pending)], &[1], &[]);
+        world.confirming = vec![3];
+        assert_eq!(world.plan(), [Action::RestoreNode(2)]);
+        world.learners.push(2);
+        world.rows.pop();
+        let roles = Action::SetRoles([(2, (StandBy, Voter))].into());
+        assert_eq!(world.plan(), [Action::SetVoters([1, 2].into()), roles]);
     }
 
     #[test]

@@ -58,6 +58,14 @@ impl Database {
         .await
     }
 
+    /// Adds a node that gets the log and does not vote, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Database::add_learner`].
+    pub(crate) async fn add_node(&self, id: NodeId, peer: Peer) -> Result<(), Error> {
+        self.changed(self.when_free(|| self.inner.raft.add_learner(id, peer.clone(), false))).await
+    }
+
     /// Makes `voters` the nodes that vote, by joint consensus. Nodes that voted before go on as learners.
     ///
     /// # Errors
