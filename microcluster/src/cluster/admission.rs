@@ -243,19 +243,25 @@ impl Node {
             let mut wanted = roles::voters(&assigned);
             // Nobody else: whether others answer that are to vote is looked at when the roles are put in order.
             wanted.retain(|id| *id == row.id || raft.voters.contains(id));
-            self.ensure_voters(roles::next_voters(&raft.voters, &wanted, &members)).await?;
+            let next = if is_voter { raft.voters } else { roles::next_voters(&raft.voters, &wanted, &members) };
+            self.ensure_voters(next).await?;
             self.reached("voter");
         }
         let role = RowRole::from(role);
         let (id, from) = (row.id, row.role);
         // An invitation is spent by the joiner once its product has agreed; what a member is rebuilt with, at once.
-        let token_id = row.token_id.filter(|_| from == RowRole::Rebuilding);
+        let (token_id, spends_token) = (row.token_id, from == RowRole::Rebuilding);
         self.db
             .transaction(move |tx| {
                 if !members::change_role(tx, id, from, role)? {
                     return Err(db::Error::Busy { detail: "the row of the joining member has changed" });
                 }
-                token_id.map_or(Ok(()), |token| tokens::spend(tx, token))
+                // Who has a vote is in, whatever became of its token.
+                let is_invited = tokens::all_in(tx)?.iter().any(|token| Some(token.id) == token_id);
+                if !is_invited && role != RowRole::Voter && !spends_token {
+                    return Err(db::Error::Busy { detail: "the token of the joining member was revoked" });
+                }
+                token_id.filter(|_| spends_token).map_or(Ok(()), |token| tokens::spend(tx, token))
             })
             .await?;
         self.reached("taken in");

@@ -159,6 +159,19 @@ async fn ask_to_drop<'a>(
     (member, client.query::<Empty>(Method::POST, path, claim).await)
 }
 
+/// Done when this replica has, with all that is committed, that this is a member.
+async fn is_taken_in(node: &Node) {
+    loop {
+        tokio::time::sleep(RETRY_PAUSE).await;
+        if node.db.linearize().await.is_ok()
+            && let Ok(rows) = node.db.read(Consistency::Local, members::all).await
+            && rows.iter().any(|row| row.id == node.id && row.role.is_full())
+        {
+            return;
+        }
+    }
+}
+
 impl Joining<'_> {
     async fn take(&mut self, step: Step) -> Outcome {
         let done = match step {
@@ -235,8 +248,13 @@ impl Joining<'_> {
 
     /// Asks to be taken in.
     async fn confirm(&self) -> Result<(), InitError> {
+        let (node, claim) = (self.node()?, self.claim());
         let timeout = CONFIRM_TIMEOUT + self.core.state.settings().hook_timeout;
-        confirm(&self.record, &self.claim(), &*self.node()?, timeout, &self.core.changes).await
+        tokio::select! {
+            confirmed = confirm(&self.record, &claim, &node, timeout, &self.core.changes) => confirmed,
+            // It may lead itself by now, and then nobody else can say so.
+            () = is_taken_in(&node) => Ok(()),
+        }
     }
 
     /// Waits until this replica has this member's own row.
@@ -303,7 +321,7 @@ impl Joining<'_> {
     }
 
     /// Asks the members in turn to remove this one, until one says that it is done: until then this log is needed.
-    async fn withdraw(&self) -> Result<(), InitError> {
+    async fn withdraw(&mut self) -> Result<(), InitError> {
         let node = self.node()?;
         let path = format!("/core/internal/cluster/{}/drop", self.record.name);
         let timeout = WITHDRAW_TIMEOUT + self.core.state.settings().hook_timeout;
@@ -322,8 +340,12 @@ impl Joining<'_> {
                     Ok(Empty {}) if node.is_of_this_cluster(member.address).await => return Ok(()),
                     // Its certificate is nobody's any more: it was removed.
                     Err(e) if e.code() == Some(403) && node.is_of_this_cluster(member.address).await => return Ok(()),
-                    // Its token is spent or revoked: the join is not undone any more, and goes on.
-                    Err(e) if e.code() == Some(409) => return Err(InitError::StillJoining),
+                    // Its token is spent or revoked: the join is not undone any more, and goes on without asking the product again.
+                    Err(e) if e.code() == Some(409) => {
+                        tracing::warn!(error = %Chain(&e), "the product refuses, and this is a member nevertheless");
+                        self.record.is_agreed = true;
+                        return Err(InitError::StillJoining);
+                    }
                     Ok(Empty {}) => {}
                     Err(e) => tracing::debug!(member = %member.name, error = %Chain(&e), "not removed yet"),
                 }

@@ -239,3 +239,40 @@ async fn what_a_full_text_table_keeps_back_does_not_show() {
     let applied = db.query(Consistency::Linearizable, "SELECT * FROM seen ORDER BY rowid", (), seen).await.unwrap();
     assert_eq!(applied, in_closure);
 }
+
+/// Also on a member that has only read how the table was made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn defaults_and_checks_see_the_same_on_every_member() {
+    let mut cluster = Cluster::new(3).await;
+    let schema = "CREATE TABLE t(a, c DEFAULT (changes()), r DEFAULT (last_insert_rowid()), CHECK (changes() <> 5));
+        CREATE TABLE u(id INTEGER PRIMARY KEY)";
+    cluster.db(1).script(schema.to_owned()).await.unwrap();
+    cluster.wait_same().await;
+    let leader = cluster.leader().await;
+    let restarted = leader % 3 + 1;
+    cluster.restart(restarted).await;
+    let db = cluster.db(leader);
+    db.execute("INSERT INTO u VALUES (7), (8), (9)", ()).await.unwrap();
+    db.execute("INSERT INTO t(a) VALUES ('alone')", ()).await.unwrap();
+    for id in [leader, restarted] {
+        let number = id.cast_signed();
+        let db = cluster.db(id);
+        let seen = db.transaction(move |tx| {
+            tx.execute("INSERT INTO u VALUES (?1), (?1 + 1)", [10 * number])?;
+            tx.execute("INSERT INTO u VALUES (7)", ()).unwrap_err();
+            tx.execute("INSERT INTO t(a) VALUES (?1)", [number])?;
+            tx.query_row("SELECT c, r FROM t WHERE a = ?1", [number], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+        });
+        assert_eq!(seen.await.unwrap(), (2, 10 * number + 1), "run on member {id}");
+    }
+    cluster.wait_same().await;
+    for id in 1..=3 {
+        let rows = "SELECT a || ' ' || c || ' ' || r FROM t ORDER BY rowid";
+        let rows =
+            cluster.db(id).query(Consistency::Linearizable, rows, (), |row| row.get::<_, String>(0)).await.unwrap();
+        let run_on = |id: u64| format!("{id} 2 {}", 10 * id + 1);
+        assert_eq!(rows, ["alone 1 0".to_owned(), run_on(leader), run_on(restarted)], "applied on member {id}");
+    }
+}
