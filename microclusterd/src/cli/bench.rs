@@ -162,7 +162,7 @@ async fn one_client(
     while Instant::now() < deadline {
         let request = serde_json::to_vec(&workload.request(counter.fetch_add(1, Ordering::Relaxed), text))?;
         let started = Instant::now();
-        let answer = connection.sql(request).await;
+        let answer = connection.sql(&request).await;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
         let error = match answer {
             Ok(Ok(())) => {

@@ -1,58 +1,81 @@
 //! One client's connection: HTTP/1.1 with nothing around it, so that the load takes as little as it can of what it measures.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::pin::Pin;
 
-use anyhow::{Context as _, anyhow};
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+
+/// How many headers an answer has at most; the daemon's own has four.
+const HEADERS_MAX: usize = 32;
 
 /// An open connection to a control socket.
 pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    /// What reads and writes the socket; it runs while a request does.
-    driver: Pin<Box<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>>,
+    stream: UnixStream,
+    /// The request, then what there is of its answer.
+    buffer: Vec<u8>,
+}
+
+/// Where an answer stands in what was read.
+struct Head {
+    status: u16,
+    /// Where the body begins.
+    body: usize,
+    /// Where the answer ends.
+    end: usize,
 }
 
 impl Connection {
     pub async fn open(socket: &Path) -> anyhow::Result<Connection> {
         let stream =
             UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-        Ok(Connection { sender, driver: Box::pin(driver) })
+        Ok(Connection { stream, buffer: Vec::new() })
     }
 
     /// Runs SQL, given as the body of the request, and says whether the daemon has done it; an error when there is no answer.
-    pub async fn sql(&mut self, body: Vec<u8>) -> anyhow::Result<Result<(), String>> {
-        let request = Request::post("/core/internal/sql")
-            .header(HOST, HeaderValue::from_static("localhost"))
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(Full::new(Bytes::from(body)))?;
-        let exchange = async {
-            let (head, body) = self.sender.send_request(request).await?.into_parts();
-            Ok::<_, hyper::Error>((head.status, body.collect().await?.to_bytes()))
-        };
-        tokio::select! {
-            biased;
-            answered = exchange => {
-                let (status, body) = answered?;
-                Ok(if status == StatusCode::OK { Ok(()) } else { Err(refusal(status, &body)) })
+    pub async fn sql(&mut self, body: &[u8]) -> anyhow::Result<Result<(), String>> {
+        self.buffer.clear();
+        write!(
+            self.buffer,
+            "POST /core/internal/sql HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        )?;
+        self.buffer.extend_from_slice(body);
+        self.stream.write_all(&self.buffer).await?;
+        self.buffer.clear();
+        loop {
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                bail!("the daemon closed the connection");
             }
-            ended = &mut self.driver => Err(match ended {
-                Ok(()) => anyhow!("the daemon closed the connection"),
-                Err(error) => error.into(),
-            }),
+            if let Some(head) = Head::parse(&self.buffer)?
+                && head.end <= self.buffer.len()
+            {
+                let body = &self.buffer[head.body..head.end];
+                return Ok(if head.status == 200 { Ok(()) } else { Err(refusal(head.status, body)) });
+            }
         }
     }
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> String {
+impl Head {
+    /// `None` as long as it is not there in full.
+    fn parse(bytes: &[u8]) -> anyhow::Result<Option<Head>> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut response = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(body) = response.parse(bytes).context("the answer is not HTTP")? else {
+            return Ok(None);
+        };
+        let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length: usize = length
+            .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
+            .context("the answer does not say how long it is")?;
+        Ok(Some(Head { status: response.code.unwrap_or_default(), body, end: body.saturating_add(length) }))
+    }
+}
+
+fn refusal(status: u16, body: &[u8]) -> String {
     let envelope: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let message = envelope.as_ref().and_then(|envelope| envelope.get("error")?.as_str());
-    format!("{}: {}", status.as_u16(), message.unwrap_or("the daemon gave no reason"))
+    format!("{status}: {}", message.unwrap_or("the daemon gave no reason"))
 }
