@@ -1,6 +1,7 @@
 //! Listeners: accept loops with bounds, and connections that are drained when the listener is closed.
 
 mod accept;
+mod busy_poll;
 mod limits;
 #[cfg(feature = "test-util")]
 pub(crate) mod partition;

@@ -1,6 +1,6 @@
 //! The way of a request: path, method, access, phase, leader, body bound; then its handler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -40,7 +40,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The API of one listener. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Api {
+    /// Finds what a path with parameters belongs to, and makes the answer to HEAD out of that to GET.
     router: Router,
+    /// The paths without parameters, which need no more than to be looked up.
+    fixed: Arc<HashMap<String, Arc<PathRoutes>>>,
     /// Numbers the requests; the start of the daemon tells those of two runs apart.
     requests: Arc<AtomicU64>,
     run: u32,
@@ -71,15 +74,19 @@ impl Api {
             paths.entry(route.path.clone().into_owned()).or_default().push(route);
         }
         let mut router = Router::new();
+        let mut fixed = HashMap::new();
         let token_places = Arc::new(Semaphore::new(TOKEN_REQUESTS_MAX));
         for (path, routes) in paths {
             let (state, tasks, token_places) = (state.clone(), tasks.clone(), token_places.clone());
             let path_routes = Arc::new(PathRoutes { allow: allow(&routes), routes, state, tasks, token_places });
+            if !path.contains('{') {
+                fixed.insert(path.clone(), path_routes.clone());
+            }
             router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
         // What a route takes at most is bounded where it is read, and by the route.
         let router = router.fallback(unknown_path).layer(DefaultBodyLimit::disable());
-        Api { router, requests: Arc::default(), run: rand::random(), state: state.clone() }
+        Api { router, fixed: Arc::new(fixed), requests: Arc::default(), run: rand::random(), state: state.clone() }
     }
 
     /// Whether a certificate is that of a member or of a joiner, as far as it is known here.
@@ -99,7 +106,10 @@ impl Api {
         let (method, uri, peer) = (request.method().clone(), request.uri().clone(), connection.peer);
         request.extensions_mut().insert(connection);
         request.extensions_mut().insert(id);
-        let mut response = self.router.clone().call(request).await?;
+        let mut response = match self.fixed.get(request.uri().path()) {
+            Some(routes) if request.method() != Method::HEAD => Arc::clone(routes).call(request).await,
+            _ => self.router.clone().call(request).await?,
+        };
         // Here, so that the line names its request whatever the route.
         if let Some(error) = response.extensions_mut().remove::<Arc<Error>>() {
             tracing::error_span!("request", %id, %peer, %method, path = uri.path()).in_scope(|| log_error(&error));

@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::busy_poll::BusyPoll;
 use super::limits::Limits;
 use super::patience::Patience;
 use super::places::{Handshake, Handshakes, Places};
@@ -41,6 +42,14 @@ enum Protocol {
 
 pub(super) async fn unix_loop(listener: UnixListener, limits: Limits, api: Api, tasks: Tasks) {
     let places = Places::new(&limits);
+    let busy_poll = BusyPoll::default();
+    let (looking, own) = (busy_poll.clone().run(), tasks.clone());
+    tasks.spawn("busy polling", async move {
+        tokio::select! {
+            () = own.stopping() => {}
+            () = looking => {}
+        }
+    });
     while let Some(place) = next_place(&places, &tasks).await {
         let Some((stream, _)) = accept(listener.accept(), &tasks).await else {
             continue;
@@ -52,12 +61,12 @@ pub(super) async fn unix_loop(listener: UnixListener, limits: Limits, api: Api, 
                 Peer::Unknown
             }
         };
-        let (api, own) = (api.clone(), tasks.clone());
+        let (api, own, running) = (api.clone(), tasks.clone(), Running::polled(busy_poll.clone()));
         tasks.spawn("control connection", async move {
             tracing::debug!(%peer, "control connection opened");
             let connection =
                 Connection { listener: ListenerKind::Unix, certificate: None, peer, body_timeout: limits.body };
-            serve(stream, Protocol::Either, connection, Manners::of_known(&limits), api, &own).await;
+            serve(stream, Protocol::Either, connection, Manners::of_known(&limits), running, api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
@@ -103,7 +112,7 @@ pub(super) async fn tls_loop(
                 let listening = stream.get_ref().0.local_addr().ok();
                 super::partition::Divisible::new(stream, certificate, listening)
             };
-            serve(stream, protocol, connection, manners, api, &own).await;
+            serve(stream, protocol, connection, manners, Running::default(), api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
@@ -182,13 +191,19 @@ impl Manners {
 }
 
 /// Serves one connection until it ends; when the listener is closed the request that runs is finished.
-async fn serve<S>(stream: S, protocol: Protocol, connection: Connection, manners: Manners, api: Api, tasks: &Tasks)
-where
+async fn serve<S>(
+    stream: S,
+    protocol: Protocol,
+    connection: Connection,
+    manners: Manners,
+    running: Running,
+    api: Api,
+    tasks: &Tasks,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = Arc::new(connection);
     let peer = connection.peer;
-    let running = Running::default();
     let counting = running.clone();
     let service = service_fn(move |request| {
         let (api, connection, counted) = (api.clone(), connection.clone(), counting.begin());

@@ -11,6 +11,8 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::body::{Bytes, Frame, SizeHint};
 
+use super::busy_poll::BusyPoll;
+
 /// How long a client that has nothing more to get may take to say so.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -21,6 +23,8 @@ pub(super) struct Running(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     requests: AtomicUsize,
+    /// Those of all connections, where the next one is looked for.
+    busy_poll: Option<BusyPoll>,
     /// How often bytes have come or gone.
     moves: AtomicU64,
     /// What was written waits for a client that does not read.
@@ -43,9 +47,17 @@ struct Counted {
 }
 
 impl Running {
+    /// Nothing yet, on a connection whose next request is looked for.
+    pub fn polled(busy_poll: BusyPoll) -> Running {
+        Running(Arc::new(Counts { busy_poll: Some(busy_poll), ..Counts::default() }))
+    }
+
     /// Counts a request until it is dropped.
     pub fn begin(&self) -> Request {
         self.0.requests.fetch_add(1, Ordering::AcqRel);
+        if let Some(busy_poll) = &self.0.busy_poll {
+            busy_poll.begin();
+        }
         Request(self.clone())
     }
 
@@ -85,6 +97,9 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         self.0.0.requests.fetch_sub(1, Ordering::AcqRel);
+        if let Some(busy_poll) = &self.0.0.busy_poll {
+            busy_poll.end();
+        }
     }
 }
 

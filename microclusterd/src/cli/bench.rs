@@ -40,6 +40,10 @@ pub struct Arguments {
     /// The size of a row's text, in bytes
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     size: u32,
+    /// Poll for each answer for a moment before sleeping, so that the time to wake this program is not measured; it
+    /// takes a processor of its own
+    #[arg(long)]
+    busy_poll: bool,
     /// Format: table or json
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
     format: Format,
@@ -112,7 +116,14 @@ impl Arguments {
             tell(&format!("{} with {} clients for {} s …", workload.name(), self.clients, self.seconds));
             workloads.push(self.load(client, *workload, text).await?);
         }
-        Ok(Report { clients: self.clients, seconds: self.seconds, size: self.size, workloads, disk })
+        Ok(Report {
+            clients: self.clients,
+            seconds: self.seconds,
+            size: self.size,
+            busy_poll: self.busy_poll,
+            workloads,
+            disk,
+        })
     }
 
     async fn load(&self, client: &Client, workload: Workload, text: &str) -> anyhow::Result<Figures> {
@@ -123,8 +134,9 @@ impl Arguments {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..self.clients {
             let (socket, counter, text) = (socket.clone(), Arc::clone(&counter), text.to_owned());
+            let busy_poll = self.busy_poll;
             clients.spawn(async move {
-                let work = one_client(&socket, workload, &counter, &text, deadline);
+                let work = one_client(&socket, busy_poll, workload, &counter, &text, deadline);
                 tokio::time::timeout_at((deadline + ANSWER_TIMEOUT).into(), work)
                     .await
                     .context("the daemon does not answer")?
@@ -152,13 +164,14 @@ struct Done {
 
 async fn one_client(
     socket: &Path,
+    busy_poll: bool,
     workload: Workload,
     counter: &AtomicI64,
     text: &str,
     deadline: Instant,
 ) -> anyhow::Result<Done> {
     let mut done = Done { latencies: Histogram::new(3)?, errors: 0, first_error: None };
-    let mut connection = Connection::open(socket).await?;
+    let mut connection = Connection::open(socket, busy_poll).await?;
     while Instant::now() < deadline {
         let request = serde_json::to_vec(&workload.request(counter.fetch_add(1, Ordering::Relaxed), text))?;
         let started = Instant::now();
@@ -171,7 +184,7 @@ async fn one_client(
             }
             Ok(Err(refused)) => refused,
             Err(error) => {
-                connection = Connection::open(socket).await?;
+                connection = Connection::open(socket, busy_poll).await?;
                 error.to_string()
             }
         };

@@ -20,7 +20,7 @@ async fn the_bench_measures_each_workload_on_any_member_and_leaves_nothing() {
     assert!(report["disk"].is_object(), "{report}");
     let left = follower.sql("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'microctl_bench%'").await;
     assert_eq!(left, [[0]]);
-    let table = microctl(follower, &["bench", "-s", "1", "-c", "1", "-w", "select-local"]).await.done();
+    let table = microctl(follower, &["bench", "-s", "1", "-c", "1", "-w", "select-local", "--busy-poll"]).await.done();
     assert!(table.contains("select-local") && table.contains("fdatasync"), "{table}");
 }
 

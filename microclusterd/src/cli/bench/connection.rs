@@ -1,7 +1,9 @@
 //! One client's connection: HTTP/1.1 with nothing around it, so that the load takes as little as it can of what it measures.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,10 +11,14 @@ use tokio::net::UnixStream;
 
 /// How many headers an answer has at most; the daemon's own has four.
 const HEADERS_MAX: usize = 32;
+/// How long an answer is polled for.
+const POLL_MAX: Duration = Duration::from_micros(200);
 
 /// An open connection to a control socket.
 pub(super) struct Connection {
     stream: UnixStream,
+    /// Whether answers are polled for before they are waited for.
+    busy_poll: bool,
     /// The request, then what there is of its answer.
     buffer: Vec<u8>,
 }
@@ -27,10 +33,10 @@ struct Head {
 }
 
 impl Connection {
-    pub async fn open(socket: &Path) -> anyhow::Result<Connection> {
+    pub async fn open(socket: &Path, busy_poll: bool) -> anyhow::Result<Connection> {
         let stream =
             UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-        Ok(Connection { stream, buffer: Vec::new() })
+        Ok(Connection { stream, busy_poll, buffer: Vec::new() })
     }
 
     /// Runs SQL, given as the body of the request, and says whether the daemon has done it; an error when there is no answer.
@@ -45,7 +51,7 @@ impl Connection {
         self.stream.write_all(&self.buffer).await?;
         self.buffer.clear();
         loop {
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            if self.read().await? == 0 {
                 bail!("the daemon closed the connection");
             }
             if let Some(head) = Head::parse(&self.buffer)?
@@ -55,6 +61,21 @@ impl Connection {
                 return Ok(if head.status == 200 { Ok(()) } else { Err(refusal(head.status, body)) });
             }
         }
+    }
+
+    async fn read(&mut self) -> io::Result<usize> {
+        let started = Instant::now();
+        while self.busy_poll && started.elapsed() < POLL_MAX {
+            match self.stream.try_read_buf(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // The daemons have the processor first.
+                    thread::yield_now();
+                    tokio::task::yield_now().await;
+                }
+                read => return read,
+            }
+        }
+        self.stream.read_buf(&mut self.buffer).await
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Report {
     pub clients: u16,
     pub seconds: u16,
     pub size: u32,
+    /// Whether the load polled for answers before it slept.
+    pub busy_poll: bool,
     pub workloads: Vec<Figures>,
     /// 4 KiB appends with fdatasync, one after the other, without a database.
     pub disk: Option<Disk>,
