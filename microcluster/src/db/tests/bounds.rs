@@ -119,6 +119,30 @@ async fn the_bytes_that_wait_for_the_leader_have_a_bound() {
     drop(entered);
 }
 
+/// Nothing is applied meanwhile, so that each entry stays on its way. On one thread: what is submitted in a row is there together.
+#[tokio::test]
+async fn what_comes_behind_an_entry_shares_the_next_one_which_does_not_wait_for_long() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let entered = db.inner.shared.gate.enter_as_writer();
+    let last_index = || db.inner.service.log.stats().last_index.unwrap();
+    let before = last_index();
+    let mut waiting = FuturesUnordered::new();
+    for (sequence, entry) in [(1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (6, 3)] {
+        until("the entry before it is in the log", || async { last_index() + 1 >= before + entry }).await;
+        let mut submitted = Box::pin(db.inner.service.sequencer.submit(insertion(sequence, Value::Integer(1))));
+        assert!(submitted.as_mut().now_or_never().is_none());
+        waiting.push(submitted);
+    }
+    until("the last one is in the log", || async { last_index() >= before + 3 }).await;
+    drop(entered);
+    while let Some(result) = waiting.next().await {
+        result.unwrap();
+    }
+    assert_eq!(last_index(), before + 3);
+}
+
 /// A write of another member.
 fn insertion(sequence: u64, value: Value) -> Submission {
     let statement = Statement { sql: "INSERT INTO t VALUES (?1)".to_owned(), parameters: vec![value] };
