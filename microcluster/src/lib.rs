@@ -98,6 +98,7 @@
 // siblings without a loop; `tests/layers.rs` holds that.
 
 // L0
+mod backoff;
 mod config;
 mod error;
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! apply refuses it under another one. So the check stays true whoever leads later.
 
 mod analysis;
+mod gathering;
 mod history;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::transaction::now_ms;
 use super::waiters::{Answer, AnswerSender, Landed};
 use super::writer::Shared;
 use analysis::Analyzer;
+use gathering::Gathering;
 use history::History;
 
 /// How many requests may wait to be sequenced.
@@ -172,6 +174,7 @@ struct Proposed {
 impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Queued>, cancelled: CancellationToken) {
         let mut in_flight = FuturesUnordered::new();
+        let mut gathering = Gathering::new();
         let mut status = self.status.clone();
         // Runs from the moment on when an entry went.
         let mut pace = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
@@ -180,7 +183,7 @@ impl Task {
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => break,
-                Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+                Some(requests) = in_flight.next(), if !in_flight.is_empty() => gathering.done(requests, queue.len()),
                 // openraft does not answer what a snapshot from another leader has overtaken: who waits asks again, under the same id.
                 () = leads_no_longer(&mut status), if !in_flight.is_empty() => {
                     in_flight.clear();
@@ -189,21 +192,30 @@ impl Task {
                 }
                 () = pace.as_mut(), if !in_flight.is_empty() && !pace.is_elapsed() => {}
                 Some(first) = next(&mut self.deferred, &mut queue), if may_follow => {
+                    if in_flight.is_empty() {
+                        gathering.wait(|| queue.len() + 1).await;
+                    }
                     if let Some((proposed, result)) = self.propose(first, &mut queue).await {
                         pace.as_mut().reset(tokio::time::Instant::now() + PACE);
+                        gathering.sent();
                         let shared = Arc::clone(&self.shared);
                         in_flight.push(async move {
                             // All of it: the bytes are given back when this is done.
                             let proposed = proposed;
+                            let requests = proposed.ids.len();
                             // Those who wait were answered by the writer thread when the batch was applied.
                             let error = match result.await {
-                                Ok(Ok(response)) => return proposed.landed.at(response.log_id.index),
+                                Ok(Ok(response)) => {
+                                    proposed.landed.at(response.log_id.index);
+                                    return requests;
+                                }
                                 // Also "somebody else leads" leaves it open: openraft says so of an entry too that another leader
                                 // has cut off here, and that may stand in other logs and be committed all the same.
                                 Ok(Err(_)) | Err(_) => SubmitError::Lost,
                             };
                             proposed.landed.nowhere();
                             shared.waiters.fail(&proposed.ids, &proposed.landed, &error);
+                            requests
                         });
                     }
                 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task;
 
+use crate::backoff::Backoff;
+
 /// How long the next request is looked for. A client on this machine has been woken by then, and has asked again.
 const WINDOW: Duration = Duration::from_micros(100);
-/// One of so many answers is followed by a look, at least.
-const PAUSE_MAX: u32 = 64;
 
 /// What the requests of a listener do and what looks for the next one. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -27,41 +27,10 @@ struct Shared {
     begun: AtomicU64,
     /// How many are being answered.
     running: AtomicUsize,
-    pace: Mutex<Pace>,
+    /// Whether it is worth to look.
+    backoff: Mutex<Backoff>,
     /// Told when the last one is answered and it is time for a look.
     answered: Notify,
-}
-
-/// How often it is worth to look.
-#[derive(Debug)]
-struct Pace {
-    /// So many answers are not followed by a look.
-    pause: u32,
-    /// And so many after the next look in vain.
-    next: u32,
-}
-
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace { pause: 0, next: 1 }
-    }
-}
-
-impl Pace {
-    fn is_time(&mut self) -> bool {
-        let is_time = self.pause == 0;
-        self.pause = self.pause.saturating_sub(1);
-        is_time
-    }
-
-    fn note(&mut self, has_come: bool) {
-        if has_come {
-            *self = Pace::default();
-        } else {
-            self.pause = self.next;
-            self.next = (self.next * 2).min(PAUSE_MAX);
-        }
-    }
 }
 
 impl BusyPoll {
@@ -73,7 +42,7 @@ impl BusyPoll {
 
     /// A request is answered.
     pub fn end(&self) {
-        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.pace(Pace::is_time) {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.backoff(Backoff::is_time) {
             self.0.answered.notify_one();
         }
     }
@@ -87,7 +56,7 @@ impl BusyPoll {
         loop {
             self.0.answered.notified().await;
             let has_come = self.look().await;
-            self.pace(|pace| pace.note(has_come));
+            self.backoff(|backoff| backoff.note(has_come));
         }
     }
 
@@ -104,38 +73,15 @@ impl BusyPoll {
         true
     }
 
-    fn pace<T>(&self, change: impl FnOnce(&mut Pace) -> T) -> T {
+    fn backoff<T>(&self, change: impl FnOnce(&mut Backoff) -> T) -> T {
         // What the mutex holds is valid at every moment, also if a holder panicked.
-        change(&mut self.0.pace.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.backoff.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// How many of so many answers are followed by a look, each with the same end.
-    fn looks(pace: &mut Pace, answers: u32, has_come: bool) -> u32 {
-        let mut looks = 0;
-        for _ in 0..answers {
-            if pace.is_time() {
-                pace.note(has_come);
-                looks += 1;
-            }
-        }
-        looks
-    }
-
-    #[test]
-    fn it_is_looked_less_and_less_for_what_does_not_come() {
-        let mut pace = Pace::default();
-        assert_eq!(looks(&mut pace, 100, true), 100);
-        // After pauses of 1, 2, 4 … 32.
-        assert_eq!(looks(&mut pace, 70, false), 7);
-        assert_eq!(looks(&mut pace, 65 * 3, false), 3);
-        assert_eq!(looks(&mut pace, 64, true), 0);
-        assert_eq!(looks(&mut pace, 10, true), 10, "one that has come is enough");
-    }
 
     #[tokio::test]
     async fn the_next_request_ends_a_look_and_so_does_time() {
