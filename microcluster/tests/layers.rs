@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first.
 const LAYERS: &[&[&str]] = &[
-    &["config", "error", "fuzz", "steps", "tasks"],
+    &["backoff", "config", "error", "fuzz", "steps", "tasks"],
     &["state_dir", "tls", "token", "trust"],
     &["db"],
     &["cluster", "hooks", "state"],

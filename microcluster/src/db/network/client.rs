@@ -300,9 +300,14 @@ async fn converse(
             *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         let mut hurries = pending.is_none();
+        // Requests of this member's clients, which often come together: those that are ready to be sent on go with the first.
+        let mut is_alone = pending.as_ref().is_some_and(|pending| matches!(pending.call, Call::Submit(_)));
         while let Some(call) = pending {
             hurries |= !matches!(call.call, Call::News(_));
             enqueue(&mut buffer, &mut number, call, &in_flight);
+            if std::mem::take(&mut is_alone) {
+                tokio::task::yield_now().await;
+            }
             pending = if buffer.len() < WRITE_BYTES { calls.try_recv().ok() } else { None };
         }
         if !hurries {
