@@ -1,6 +1,6 @@
 //! Trying less and less what is in vain.
 
-/// One of so many occasions is tried at least.
+/// So many occasions are let go by at most.
 const PAUSE_MAX: u32 = 64;
 
 /// Whether it is time for another try: at each occasion as long as tries are worth it, after pauses that double where they are not.

@@ -84,8 +84,7 @@ impl Api {
             }
             router = router.route(&path, any(move |request| path_routes.clone().call(request)));
         }
-        // What a route takes at most is bounded where it is read, and by the route.
-        let router = router.fallback(unknown_path).layer(DefaultBodyLimit::disable());
+        let router = router.fallback(unknown_path);
         Api { router, fixed: Arc::new(fixed), requests: Arc::default(), run: rand::random(), state: state.clone() }
     }
 
@@ -106,6 +105,8 @@ impl Api {
         let (method, uri, peer) = (request.method().clone(), request.uri().clone(), connection.peer);
         request.extensions_mut().insert(connection);
         request.extensions_mut().insert(id);
+        // What a route takes at most is bounded where it is read, and by the route.
+        DefaultBodyLimit::disable().apply(&mut request);
         let mut response = match self.fixed.get(request.uri().path()) {
             Some(routes) if request.method() != Method::HEAD => Arc::clone(routes).call(request).await,
             _ => self.router.clone().call(request).await?,

@@ -167,6 +167,8 @@ struct Task {
 struct Proposed {
     ids: Vec<RequestId>,
     landed: Arc<Landed>,
+    /// No more would have gone into it.
+    is_full: bool,
     /// Of the bytes that may wait.
     _waiting: Vec<OwnedSemaphorePermit>,
 }
@@ -179,20 +181,24 @@ impl Task {
         // Runs from the moment on when an entry went.
         let mut pace = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            let may_follow = in_flight.is_empty() || (pace.is_elapsed() && in_flight.len() < BATCHES_IN_FLIGHT_MAX);
+            // Once: the time goes on.
+            let is_paced = pace.is_elapsed();
+            let may_follow = in_flight.is_empty() || (is_paced && in_flight.len() < BATCHES_IN_FLIGHT_MAX);
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => break,
-                Some(requests) = in_flight.next(), if !in_flight.is_empty() => gathering.done(requests, queue.len()),
+                Some(requests) = in_flight.next(), if !in_flight.is_empty() => {
+                    gathering.done(BATCH_REQUESTS_MAX.min(requests + queue.len()));
+                }
                 // openraft does not answer what a snapshot from another leader has overtaken: who waits asks again, under the same id.
                 () = leads_no_longer(&mut status), if !in_flight.is_empty() => {
                     in_flight.clear();
                     self.shared.waiters.close();
                     self.history = History::default();
                 }
-                () = pace.as_mut(), if !in_flight.is_empty() && !pace.is_elapsed() => {}
+                () = pace.as_mut(), if !in_flight.is_empty() && !is_paced => {}
                 Some(first) = next(&mut self.deferred, &mut queue), if may_follow => {
-                    if in_flight.is_empty() {
+                    if in_flight.is_empty() && first.0.request.body != Body::Mark {
                         gathering.wait(|| queue.len() + 1).await;
                     }
                     if let Some((proposed, result)) = self.propose(first, &mut queue).await {
@@ -202,7 +208,8 @@ impl Task {
                         in_flight.push(async move {
                             // All of it: the bytes are given back when this is done.
                             let proposed = proposed;
-                            let requests = proposed.ids.len();
+                            // Behind a full one there is no need to wait for more.
+                            let requests: usize = if proposed.is_full { 0 } else { proposed.ids.len() };
                             // Those who wait were answered by the writer thread when the batch was applied.
                             let error = match result.await {
                                 Ok(Ok(response)) => {
@@ -274,7 +281,8 @@ impl Task {
         if requests.is_empty() {
             return None;
         }
-        let proposed = Proposed { ids, landed, _waiting: permits };
+        let is_full = requests.len() >= BATCH_REQUESTS_MAX || bytes >= BATCH_BYTES_MAX;
+        let proposed = Proposed { ids, landed, is_full, _waiting: permits };
         let batch = Batch { requests };
         let sent = match batch.encode() {
             Ok(command) => self.raft.client_write_ff(command).await.ok(),

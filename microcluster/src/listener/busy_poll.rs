@@ -27,6 +27,8 @@ struct Shared {
     begun: AtomicU64,
     /// How many are being answered.
     running: AtomicUsize,
+    /// How many had begun when the last one was answered.
+    known: AtomicU64,
     /// Whether it is worth to look.
     backoff: Mutex<Backoff>,
     /// Told when the last one is answered and it is time for a look.
@@ -43,6 +45,7 @@ impl BusyPoll {
     /// A request is answered.
     pub fn end(&self) {
         if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.backoff(Backoff::is_time) {
+            self.0.known.store(self.0.begun.load(Ordering::Relaxed), Ordering::Relaxed);
             self.0.answered.notify_one();
         }
     }
@@ -62,8 +65,8 @@ impl BusyPoll {
 
     /// Keeps this thread of the runtime awake until a request has begun, at most for a moment. Others have the processor first.
     async fn look(&self) -> bool {
-        let (begun, until) = (self.0.begun.load(Ordering::Relaxed), Instant::now() + WINDOW);
-        while self.0.begun.load(Ordering::Relaxed) == begun {
+        let (known, until) = (self.0.known.load(Ordering::Relaxed), Instant::now() + WINDOW);
+        while self.0.begun.load(Ordering::Relaxed) == known {
             if Instant::now() > until {
                 return false;
             }
@@ -94,6 +97,8 @@ mod tests {
         };
         let (has_come, ()) = tokio::join!(biased; poll.look(), asking);
         assert!(has_come);
+        poll.begin();
+        assert!(poll.look().await, "it has come before it is looked");
     }
 
     #[tokio::test]

@@ -18,7 +18,6 @@ const TIME_MAX: Duration = Duration::from_millis(10);
 /// How many requests the next entry is to have, and how long they are waited for.
 #[derive(Debug)]
 pub(super) struct Gathering {
-    /// Those that were answered with the last entry, and those that waited then.
     expected: usize,
     /// When the last entry went.
     sent: Instant,
@@ -39,9 +38,9 @@ impl Gathering {
         self.sent = Instant::now();
     }
 
-    /// An entry with so many requests is done, while others wait.
-    pub fn done(&mut self, requests: usize, waiting: usize) {
-        (self.expected, self.done) = (requests + waiting, Instant::now());
+    /// An entry is done, and so many requests are expected: of those who were answered with it, and those that wait.
+    pub fn done(&mut self, expected: usize) {
+        (self.expected, self.done) = (expected, Instant::now());
     }
 
     /// Waits until as many wait as are expected, or no more come: for a moment, and never twice as long as the last entry took. On this
@@ -59,7 +58,8 @@ impl Gathering {
                 (there, since) = (waiting(), Instant::now());
             }
         }
-        self.backoff.note(there > first);
+        // Others come as well, whenever they like: worth it is a wait for those who were expected.
+        self.backoff.note((there - first) * 2 >= self.expected - first);
     }
 }
 
@@ -69,10 +69,10 @@ mod tests {
 
     use super::*;
 
-    /// Just after an entry of so many requests that took long.
-    fn after(requests: usize, waiting: usize) -> Gathering {
+    /// Just after an entry that took long.
+    fn after(expected: usize) -> Gathering {
         let mut gathering = Gathering::new();
-        gathering.done(requests, waiting);
+        gathering.done(expected);
         // However long the machine takes until it is looked.
         gathering.done += Duration::from_secs(3600);
         gathering
@@ -93,7 +93,7 @@ mod tests {
     async fn those_who_were_answered_together_are_waited_for() {
         // A stall of the machine is longer than the next request is waited for.
         for _ in 0..100 {
-            let (waiting, mut gathering) = (Cell::new(1), after(3, 2));
+            let (waiting, mut gathering) = (Cell::new(1), after(5));
             let come = async {
                 while waiting.get() < 5 {
                     waiting.set(waiting.get() + 1);
@@ -114,14 +114,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_lone_client_is_not_held_up() {
-        for (requests, waiting) in [(1, 0), (0, 0), (0, 1)] {
-            assert_eq!(looks(&mut after(requests, waiting)).await, 2);
+        for expected in [0, 1] {
+            assert_eq!(looks(&mut after(expected)).await, 2);
         }
     }
 
     #[tokio::test]
     async fn who_does_not_come_is_not_waited_for_again_and_again() {
-        let mut gathering = after(2, 0);
+        let mut gathering = after(2);
         gathering.backoff.note(false);
         assert_eq!(looks(&mut gathering).await, 2, "after a wait in vain");
         looks(&mut gathering).await;
@@ -130,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_while_nobody_is_waited_for() {
-        let mut gathering = after(2, 0);
+        let mut gathering = after(2);
         gathering.done = gathering.sent;
         assert_eq!(looks(&mut gathering).await, 2);
     }
