@@ -319,10 +319,10 @@ mod tests {
                 bytes[at] ^= change.1 | 1;
             }
             std::fs::write(&archive, &bytes).unwrap();
-            // The header of gzip has bytes that mean nothing.
+            // The header of gzip has bytes that mean nothing, and the same zeros can be copied from here or from there.
             if let Ok(found) = read(&archive, &target) {
                 prop_assert_eq!(found, Meta { state_bytes: content.len() as u64, ..meta() });
-                prop_assert!(at < 10 && std::fs::read(target).unwrap() == content, "byte {} of {}", at, bytes.len());
+                prop_assert!(std::fs::read(target).unwrap() == content, "byte {} of {}", at, bytes.len());
             }
         }
 
