@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use microcluster_client::Fingerprint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::caller::{Caller, PASSED_ON};
 use super::envelope::log_error;
@@ -130,21 +130,22 @@ impl PathRoutes {
         let Some(route) = self.routes.iter().find(is_meant) else {
             return self.other_method(&request);
         };
-        if !route.traced {
-            return self.check_and_run(route, request).await;
-        }
+        let span = if route.traced { self.span(&request) } else { Span::none() };
+        self.check_and_run(route, request).instrument(span).await
+    }
+
+    /// An error's, so that it is there whatever is logged: every line about the request names it.
+    fn span(&self, request: &Request) -> Span {
         let id = request.extensions().get::<RequestId>().copied().unwrap_or_default();
         let peer = request.extensions().get::<Arc<Connection>>().map(|connection| connection.peer);
-        // An error's, so that it is there whatever is logged: every line about the request names it.
-        let span = tracing::error_span!(
+        tracing::error_span!(
             "request",
             %id,
             peer = peer.map(tracing::field::display),
             member = self.state.name().as_ref().map(|name| name.as_str()),
             method = %request.method(),
             path = request.uri().path(),
-        );
-        self.check_and_run(route, request).instrument(span).await
+        )
     }
 
     async fn check_and_run(&self, route: &Route, mut request: Request) -> Response {
@@ -162,7 +163,7 @@ impl PathRoutes {
         if let Err(e) = checked {
             // Who waits to be asked for the body is answered instead, and a stranger's is not worth reading.
             if e.status() != StatusCode::FORBIDDEN && !request.headers().contains_key(EXPECT) {
-                drain(request.body_mut()).await;
+                Box::pin(drain(request.body_mut())).await;
             }
             return e.into_response();
         }
@@ -171,7 +172,7 @@ impl PathRoutes {
         request.extensions_mut().insert(BodyBounds { bytes: route.body_max, time });
         let mut place = None;
         if route.access == Access::Token {
-            (request, place) = match self.token_place(request).await {
+            (request, place) = match Box::pin(self.token_place(request)).await {
                 Ok((request, place)) => (request, Some(place)),
                 Err(e) => return e.into_response(),
             };
@@ -187,8 +188,9 @@ impl PathRoutes {
         let run = async move {
             let _place = place;
             let done = match (leader, target) {
-                (true, _) => forward::to_leader(&state, request).await,
-                (_, true) => proxy::to_target(&state, request).await,
+                // Boxed, here and below: what few requests need does not make the future of each larger.
+                (true, _) => Box::pin(forward::to_leader(&state, request)).await,
+                (_, true) => Box::pin(proxy::to_target(&state, request)).await,
                 (false, false) => Ok(Outcome::Here(request)),
             };
             match done {
@@ -198,7 +200,7 @@ impl PathRoutes {
             }
         };
         if route.detached {
-            let span = tracing::Span::current();
+            let span = Span::current();
             let done = self.tasks.detached("request", run.instrument(span)).await;
             return done.unwrap_or_else(|lost| Error::from(lost).into_response());
         }
@@ -235,7 +237,7 @@ impl PathRoutes {
                 || node.trust.trusted_as(&certificate) == Some(TrustedAs::Joiner))
         {
             // It may be a new member's; if the table cannot be read the certificate is nobody's that is known.
-            node.trusted_as(&certificate).await.ok();
+            Box::pin(node.trusted_as(&certificate)).await.ok();
         }
         let connected = Caller::of(&self.state, connection);
         let caller = match (connected, passed_on) {
@@ -310,7 +312,7 @@ impl PathRoutes {
                     return Ok(());
                 }
                 // It may be new: the table is looked at before anybody is refused.
-                match node.trusted_as(&certificate).await? {
+                match Box::pin(node.trusted_as(&certificate)).await? {
                     Some(trusted) if may(trusted) => Ok(()),
                     Some(_) => Err(Error::forbidden(
                         "this is for members of the cluster: you have joined it when your join is confirmed",
