@@ -14,6 +14,7 @@ use super::authorizer::{Guard, Mode, Touched};
 use super::command::Scope;
 use super::error::{Error, is_corruption};
 use super::executor::STATEMENTS_CACHED;
+use super::state_file;
 
 /// How many idle connections are kept.
 const IDLE_MAX: usize = 8;
@@ -245,8 +246,7 @@ fn damage_in(connection: &Connection) -> Option<String> {
 
 /// A connection that cannot write.
 pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let connection = state_file::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.execute_batch(
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON",
     )?;
