@@ -21,6 +21,7 @@ mod error;
 mod executor;
 mod forward;
 mod gate;
+mod gathering;
 mod janitor;
 mod log_store;
 mod membership;

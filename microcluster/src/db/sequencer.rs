@@ -6,12 +6,11 @@
 //! apply refuses it under another one. So the check stays true whoever leads later.
 
 mod analysis;
-mod gathering;
 mod history;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::authorizer::Touched;
 use super::command::{Batch, Body, Request, RequestId};
+use super::gathering::Gathering;
 use super::log_store::LogStore;
 use super::raft_types::{NodeId, Peer, Raft, TypeConfig};
 use super::status::Status;
@@ -28,7 +28,6 @@ use super::transaction::now_ms;
 use super::waiters::{Answer, AnswerSender, Landed};
 use super::writer::Shared;
 use analysis::Analyzer;
-use gathering::Gathering;
 use history::History;
 
 /// How many requests may wait to be sequenced.
@@ -188,7 +187,7 @@ impl Task {
                 biased;
                 () = cancelled.cancelled() => break,
                 Some(requests) = in_flight.next(), if !in_flight.is_empty() => {
-                    gathering.done(BATCH_REQUESTS_MAX.min(requests + queue.len()));
+                    gathering.done(BATCH_REQUESTS_MAX.min(requests + queue.len()), Instant::now());
                 }
                 // openraft does not answer what a snapshot from another leader has overtaken: who waits asks again, under the same id.
                 () = leads_no_longer(&mut status), if !in_flight.is_empty() => {

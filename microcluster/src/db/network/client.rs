@@ -16,6 +16,7 @@ use super::era::Era;
 use super::hearing::{Hearing, Patience};
 use super::message::{self, COMPANY_MAX, Call, Frame, Hello, MessageError, Reply, VERSION, Welcome, kind};
 use super::{NotTrusted, PeerConnector, PeerStream};
+use crate::db::gathering::Gathering;
 use crate::db::raft_types::NodeId;
 
 /// How long connecting, TLS and the greeting may take.
@@ -28,6 +29,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How many calls may wait for one peer.
 const CALLS_MAX: usize = 1_024;
+/// So few requests of this member's clients are waited for, to be sent on together.
+const FEW_MAX: usize = 16;
 /// How much is put together for one write to the socket.
 const WRITE_BYTES: usize = 256 << 10;
 
@@ -232,6 +235,9 @@ pub(crate) type Frames = FramedRead<ReadHalf<PeerStream>, tokio_util::codec::Len
 /// The calls that wait for a reply; `None` once the connection is broken.
 type InFlight = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Reply, CallError>>>>>>;
 
+/// How many requests of this member's clients were answered since some were sent last, and when the last of them was.
+type Answers = Arc<Mutex<Option<(usize, Instant)>>>;
+
 async fn run(
     connector: Arc<dyn PeerConnector>,
     era: Arc<Era>,
@@ -275,13 +281,16 @@ async fn converse(
     let heard = Arc::new(Mutex::new(Instant::now()));
     let mut silent = std::pin::pin!(silence(&in_flight, &heard));
     let is_silent = || format!("silent for {SILENCE_MAX:?}").into();
-    let reading = read_replies(frames, Arc::clone(&in_flight), Arc::clone(&heard), Arc::clone(hearing));
+    let answers = Answers::default();
+    let reading =
+        read_replies(frames, Arc::clone(&in_flight), Arc::clone(&answers), Arc::clone(&heard), Arc::clone(hearing));
     let mut reading = AbortOnDropHandle::new(tokio::spawn(reading));
     let mut number = 0;
     let mut buffer = Vec::new();
     // Since when something that is in no hurry waits in the buffer.
     let mut since = None;
     let mut next = Some(first);
+    let mut gathering = Gathering::new();
     let reason: Arc<str> = 'connection: loop {
         let mut pending = match next.take() {
             Some(pending) => Some(pending),
@@ -300,14 +309,18 @@ async fn converse(
             *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         let mut hurries = pending.is_none();
-        // Requests of this member's clients, which often come together: those that are ready to be sent on go with the first.
-        let mut is_alone = pending.as_ref().is_some_and(|pending| matches!(pending.call, Call::Submit(_)));
+        if pending.as_ref().is_some_and(|pending| matches!(pending.call, Call::Submit(_))) {
+            if let Some((count, at)) = answers.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                gathering.done(if count <= FEW_MAX { count } else { 0 }, at);
+            }
+            gathering.wait(|| calls.len() + 1).await;
+            gathering.sent();
+            // Of many some are ready to be sent on: they go with the first.
+            tokio::task::yield_now().await;
+        }
         while let Some(call) = pending {
             hurries |= !matches!(call.call, Call::News(_));
             enqueue(&mut buffer, &mut number, call, &in_flight);
-            if std::mem::take(&mut is_alone) {
-                tokio::task::yield_now().await;
-            }
             pending = if buffer.len() < WRITE_BYTES { calls.try_recv().ok() } else { None };
         }
         if !hurries {
@@ -376,6 +389,7 @@ fn is_waiting(in_flight: &InFlight) -> bool {
 async fn read_replies(
     mut frames: Frames,
     in_flight: InFlight,
+    answers: Answers,
     heard: Arc<Mutex<Instant>>,
     hearing: Arc<Hearing>,
 ) -> Arc<str> {
@@ -384,7 +398,8 @@ async fn read_replies(
             Ok(frame) => frame,
             Err(error) => return error.to_string().into(),
         };
-        *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let now = Instant::now();
+        *heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
         hearing.hear();
         let reply = match (frame.kind, frame.decode()) {
             (kind::REPLY, Ok(reply)) => reply,
@@ -396,6 +411,10 @@ async fn read_replies(
             .unwrap_or_else(PoisonError::into_inner)
             .as_mut()
             .and_then(|waiting| waiting.remove(&frame.number));
+        if matches!(reply, Reply::Submit(_)) {
+            let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+            *answers = Some((answers.map_or(0, |(count, _)| count) + 1, now));
+        }
         if let Some(waiting) = waiting {
             let _ = waiting.send(Ok(reply));
         }

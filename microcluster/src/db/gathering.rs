@@ -1,5 +1,5 @@
-//! Waiting a moment for company: clients that were answered together ask again together. Where the first of them has an entry to itself
-//! the others wait until that one is done, and half of the clients go on waiting for the other half.
+//! Waiting a moment for company: clients that were answered together ask again together. Where the first of them has a log entry, or a
+//! message to the leader, to itself the others wait until that one is done, and half of the clients go on waiting for the other half.
 //!
 //! It is the delay of a group commit (`commit_delay` and `commit_siblings` of PostgreSQL), as long as requests follow each other.
 
@@ -15,13 +15,13 @@ const GAP: Duration = Duration::from_micros(200);
 /// How long all of them are waited for.
 const TIME_MAX: Duration = Duration::from_millis(10);
 
-/// How many requests the next entry is to have, and how long they are waited for.
+/// How many requests are to go together next, and how long they are waited for.
 #[derive(Debug)]
-pub(super) struct Gathering {
+pub(crate) struct Gathering {
     expected: usize,
-    /// When the last entry went.
+    /// When the last ones went.
     sent: Instant,
-    /// When it was done.
+    /// When they were answered.
     done: Instant,
     backoff: Backoff,
 }
@@ -33,17 +33,17 @@ impl Gathering {
         Gathering { expected: 0, sent: now, done: now, backoff: Backoff::default() }
     }
 
-    /// An entry goes.
+    /// Those that wait go.
     pub fn sent(&mut self) {
         self.sent = Instant::now();
     }
 
-    /// An entry is done, and so many requests are expected: of those who were answered with it, and those that wait.
-    pub fn done(&mut self, expected: usize) {
-        (self.expected, self.done) = (expected, Instant::now());
+    /// The last ones were answered, and so many are expected: of those who got the answers, and those that wait.
+    pub fn done(&mut self, expected: usize, at: Instant) {
+        (self.expected, self.done) = (expected, at);
     }
 
-    /// Waits until as many wait as are expected, or no more come: for a moment, and never twice as long as the last entry took. On this
+    /// Waits until as many wait as are expected, or no more come: for a moment, and never twice as long as the last ones took. On this
     /// thread of the runtime, which goes on with all else meanwhile: timers are too coarse.
     pub async fn wait(&mut self, waiting: impl Fn() -> usize) {
         let until = self.done + (self.done - self.sent).saturating_mul(2).min(TIME_MAX);
@@ -69,12 +69,11 @@ mod tests {
 
     use super::*;
 
-    /// Just after an entry that took long.
+    /// Just after some that took long.
     fn after(expected: usize) -> Gathering {
         let mut gathering = Gathering::new();
-        gathering.done(expected);
         // However long the machine takes until it is looked.
-        gathering.done += Duration::from_secs(3600);
+        gathering.done(expected, Instant::now() + Duration::from_secs(3600));
         gathering
     }
 
