@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -49,7 +50,7 @@ impl Tasks {
 
     /// Starts a task. A panic in it is logged and ends it alone.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
-        drop(self.run(name, future));
+        drop(self.run(name, Box::pin(future)));
     }
 
     /// Starts a task and waits for its result. The task goes on when the caller is dropped.
@@ -58,7 +59,7 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskLost> {
-        self.run(name, future).await.unwrap_or(Err(TaskLost::CutOff { task: name }))
+        self.run(name, Box::pin(future)).await.unwrap_or(Err(TaskLost::CutOff { task: name }))
     }
 
     /// Done when the tasks are asked to end: each long one waits for this too.
@@ -93,10 +94,11 @@ impl Tasks {
         }
     }
 
+    /// The future is boxed, so that what is around each is there once, and holds no second place for it.
     fn run<T: Send + 'static>(
         &self,
         name: &'static str,
-        future: impl Future<Output = T> + Send + 'static,
+        future: Pin<Box<dyn Future<Output = T> + Send>>,
     ) -> JoinHandle<Result<T, TaskLost>> {
         let abort = self.abort.clone();
         self.tracker.spawn(async move {

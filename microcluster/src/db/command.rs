@@ -240,7 +240,8 @@ impl Batch {
     pub fn encode(&self) -> Result<Command, postcard::Error> {
         let is_mark = self.requests.iter().any(|request| request.body == Body::Mark);
         let buffer = vec![if is_mark { MARK_VERSION } else { BATCH_VERSION }];
-        Ok(Command(Bytes::from(postcard::to_extend(self, buffer)?)))
+        // The log's cache holds it: without the room that it has grown by.
+        Ok(Command(Bytes::from(postcard::to_extend(self, buffer)?.into_boxed_slice())))
     }
 
     /// Reads what [`Batch::encode`] wrote.

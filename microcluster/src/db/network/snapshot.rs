@@ -15,6 +15,8 @@ use crate::db::raft_types::{NodeId, Snapshot, SnapshotData, Vote};
 use crate::db::state_machine::IncomingSnapshot;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// After how much of it what arrives is brought onto stable storage: the disk must not find so much to write at once that logs wait.
+const SYNC_BYTES: u64 = 8 << 20;
 /// How long a member that has got a snapshot may take to get the entries behind it.
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// How long one chunk may take to be taken.
@@ -107,7 +109,7 @@ pub(crate) async fn receive(service: &Service, start: Frame, frames: &mut Frames
         return Err(io::Error::other("no place to receive a snapshot"));
     };
     let mut file = tokio::fs::File::create(incoming.path()).await?;
-    let (mut received, mut checksum) = (0_u64, 0);
+    let (mut received, mut synced, mut checksum) = (0_u64, 0_u64, 0);
     while received < start.size {
         let frame = bounded(CHUNK_TIMEOUT, next_frame(frames)).await?;
         if frame.kind != kind::CHUNK {
@@ -117,6 +119,10 @@ pub(crate) async fn receive(service: &Service, start: Frame, frames: &mut Frames
         received += frame.body.len() as u64;
         checksum = crc32c::crc32c_append(checksum, &frame.body);
         file.write_all(&frame.body).await?;
+        if received - synced >= SYNC_BYTES {
+            file.sync_data().await?;
+            synced = received;
+        }
     }
     file.sync_all().await?;
     drop(file);
