@@ -94,6 +94,7 @@ impl Database {
             early: Arc::clone(&early),
             dir: state_machine.dir().to_owned(),
             sending: sending.clone(),
+            heartbeat: timings.heartbeat,
         };
         let lanes = Arc::clone(&early);
         log.lead(node_id, Box::new(move |vote, previous, entries| lanes.send(vote, previous, entries)));

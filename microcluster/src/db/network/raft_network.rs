@@ -33,11 +33,14 @@ pub(crate) struct NetworkFactory {
     pub dir: std::path::PathBuf,
     /// Tells that a snapshot is on its way.
     pub sending: Sending,
+    /// How often a member has to hear of its leader.
+    pub heartbeat: Duration,
 }
 
 /// The replication's way to one member.
 pub(crate) struct Network {
     sending: Sending,
+    heartbeat: Duration,
     peers: Arc<Peers>,
     dir: std::path::PathBuf,
     target: NodeId,
@@ -68,6 +71,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     async fn new_client(&mut self, target: NodeId, node: &Peer) -> Network {
         Network {
             sending: self.sending.clone(),
+            heartbeat: self.heartbeat,
             peers: Arc::clone(&self.peers),
             dir: self.dir.clone(),
             target,
@@ -82,6 +86,22 @@ type RpcError<E = openraft::error::Infallible> = RPCError<NodeId, Peer, RaftErro
 impl Network {
     async fn call(&self, call: Call) -> Result<Reply, RpcError> {
         replied(self.peers.call(self.target, &self.peer.address, call).await)
+    }
+
+    /// Tells the member again and again that `vote` leads it, and returns the vote of another leader when it has heard of one. openraft
+    /// sends no heartbeats to a member while that gets a snapshot: it would stand for election, in vain and without an end.
+    async fn lead(&self, vote: Vote) -> Vote {
+        let mut beats = tokio::time::interval(self.heartbeat);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            let empty = AppendEntriesRequest { vote, prev_log_id: None, leader_commit: None, entries: Vec::new() };
+            // One that cannot be reached is told again; whether it still takes the snapshot shows elsewhere.
+            let told = tokio::time::timeout(self.heartbeat, self.call(Call::Append(empty))).await;
+            if let Ok(Ok(Reply::Append(AppendEntriesResponse::HigherVote(higher)))) = told {
+                return higher;
+            }
+        }
     }
 }
 
@@ -167,11 +187,82 @@ impl RaftNetwork<TypeConfig> for Network {
                 ))),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
             },
+            higher = self.lead(vote) => Ok(SnapshotResponse::new(higher)),
             closed = cancel => Err(StreamingError::Closed(closed)),
         }
     }
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(UNREACHABLE_PAUSE))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures_util::StreamExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio_util::codec::FramedRead;
+
+    use super::super::message::Frame;
+    use super::super::{PeerConnector, PeerStream, testing};
+    use super::*;
+    use crate::db::raft_types::{SnapshotData, SnapshotMeta};
+    use crate::db::state_machine::IncomingSnapshot;
+
+    const LEADER: Vote = Vote { leader_id: openraft::LeaderId { term: 7, node_id: 1 }, committed: true };
+    const HEARD_BEFORE_ANOTHER: u64 = 20;
+
+    /// A member that takes a snapshot and never says that it has installed it. It hears of its leader meanwhile, and in the end of
+    /// another one.
+    #[derive(Default)]
+    struct Slow(Arc<AtomicU64>);
+
+    impl PeerConnector for Slow {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let heard = Arc::clone(&self.0);
+            tokio::spawn(async move {
+                let (reader, mut writer) = tokio::io::split(theirs);
+                let mut frames = FramedRead::new(reader, testing::frames());
+                frames.next().await.unwrap().unwrap();
+                writer.write_all(&testing::welcome()).await.unwrap();
+                while let Some(Ok(frame)) = frames.next().await {
+                    let frame = frame.freeze();
+                    let Ok(Call::Append(heartbeat)) = Frame::parse(frame.clone()).unwrap().call() else { continue };
+                    assert_eq!(heartbeat.vote, LEADER);
+                    let response = match heard.fetch_add(1, Ordering::SeqCst) {
+                        HEARD_BEFORE_ANOTHER.. => AppendEntriesResponse::HigherVote(Vote::new(8, 3)),
+                        _ => AppendEntriesResponse::Success,
+                    };
+                    writer.write_all(&testing::reply(&frame, &Reply::Append(response))).await.unwrap();
+                }
+            });
+            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_gets_a_snapshot_hears_of_its_leader_all_the_time() {
+        let (dir, member) = (tempfile::tempdir().unwrap(), Slow::default());
+        let heard = Arc::clone(&member.0);
+        let mut factory = NetworkFactory {
+            peers: Arc::new(Peers::new(Arc::new(member), Arc::default())),
+            early: Arc::default(),
+            dir: dir.path().to_owned(),
+            sending: Sending::default(),
+            heartbeat: Duration::from_millis(1),
+        };
+        let peer = Peer { name: "c2".to_owned(), address: "127.0.0.1:2".to_owned() };
+        let mut network = factory.new_client(2, &peer).await;
+        let file = Arc::new(IncomingSnapshot::create(dir.path()).unwrap());
+        let snapshot = Snapshot { meta: SnapshotMeta::default(), snapshot: Box::new(SnapshotData::Incoming(file)) };
+        let sent = network.full_snapshot(LEADER, snapshot, std::future::pending(), RPCOption::new(Duration::MAX)).await;
+        assert_eq!(sent.unwrap().vote, Vote::new(8, 3), "of the leader that came then");
+        assert!(heard.load(Ordering::SeqCst) > HEARD_BEFORE_ANOTHER);
     }
 }
