@@ -68,6 +68,8 @@ pub(crate) async fn send(
     snapshot: Snapshot,
 ) -> io::Result<Result<Vote, String>> {
     let meta = snapshot.meta;
+    // Before the state is copied: a member that is down is tried again and again.
+    let (mut frames, mut writer) = peers.dedicated(target, address).await?;
     let file = copy(*snapshot.snapshot, dir.to_owned()).await?;
     let (size, checksum) = {
         let path = file.path().to_owned();
@@ -75,7 +77,6 @@ pub(crate) async fn send(
     };
     tracing::info!(peer = target, %address, size, snapshot = %meta.snapshot_id, "sending a snapshot");
 
-    let (mut frames, mut writer) = peers.dedicated(target, address).await?;
     let mut buffer = Vec::with_capacity(CHUNK_BYTES + 64);
     let start = SnapshotStart { vote, meta, size, checksum };
     message::put_frame(&mut buffer, kind::SNAPSHOT, 1, &start).map_err(io::Error::other)?;
@@ -165,4 +166,37 @@ async fn bounded<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) 
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no progress within {limit:?}"))))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::pin::Pin;
+
+    use super::*;
+    use crate::db::network::{PeerConnector, PeerStream};
+    use crate::db::raft_types::SnapshotMeta;
+    use crate::db::state_machine::PinnedSnapshot;
+    use crate::db::tests::kit::Cluster;
+
+    struct Nobody;
+
+    impl PeerConnector for Nobody {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            Box::pin(async { Err(io::Error::other("nobody is there")) })
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_state_is_not_copied_for_a_member_that_is_down() {
+        let cluster = Cluster::new(1).await;
+        let pinned = PinnedSnapshot::take(&cluster.db(1).inner.shared.readers).unwrap();
+        let snapshot =
+            Snapshot { meta: SnapshotMeta::default(), snapshot: Box::new(SnapshotData::Pinned(Arc::new(pinned))) };
+        let peers = Peers::new(Arc::new(Nobody), Arc::default());
+        // A copy could not be made there.
+        let dir = Path::new("/nowhere");
+        let error = send(&peers, 2, "127.0.0.1:2", dir, Vote::new(1, 1), snapshot).await.unwrap_err();
+        assert_eq!(error.to_string(), "nobody is there");
+    }
 }
