@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
+use super::PeerStream;
 use super::client::{Frames, Peers, next_frame};
 use super::message::{self, Frame, Reply, SnapshotStart, kind};
 use super::server::Service;
@@ -76,12 +77,24 @@ pub(crate) async fn send(
         tokio::task::spawn_blocking(move || measure(&path)).await.map_err(io::Error::other)??
     };
     tracing::info!(peer = target, %address, size, snapshot = %meta.snapshot_id, "sending a snapshot");
-
-    let mut buffer = Vec::with_capacity(CHUNK_BYTES + 64);
     let start = SnapshotStart { vote, meta, size, checksum };
-    message::put_frame(&mut buffer, kind::SNAPSHOT, 1, &start).map_err(io::Error::other)?;
+    let sent = transmit(&start, file.path(), &mut frames, &mut writer).await;
+    if let Some(copy) = Arc::into_inner(file) {
+        tokio::task::spawn_blocking(move || copy.remove()).await.map_err(io::Error::other)??;
+    }
+    sent
+}
+
+async fn transmit(
+    start: &SnapshotStart,
+    file: &Path,
+    frames: &mut Frames,
+    writer: &mut WriteHalf<PeerStream>,
+) -> io::Result<Result<Vote, String>> {
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES + 64);
+    message::put_frame(&mut buffer, kind::SNAPSHOT, 1, start).map_err(io::Error::other)?;
     writer.write_all(&buffer).await?;
-    let mut source = tokio::fs::File::open(file.path()).await?;
+    let mut source = tokio::fs::File::open(file).await?;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let length = source.read(&mut chunk).await?;
@@ -93,7 +106,7 @@ pub(crate) async fn send(
         bounded(CHUNK_TIMEOUT, writer.write_all(&buffer)).await?;
     }
     writer.flush().await?;
-    match bounded(INSTALL_TIMEOUT, next_frame(&mut frames)).await?.decode().map_err(io::Error::other)? {
+    match bounded(INSTALL_TIMEOUT, next_frame(frames)).await?.decode().map_err(io::Error::other)? {
         Reply::Snapshot(vote) => Ok(Ok(vote)),
         Reply::Failed(reason) => Ok(Err(reason)),
         reply => Err(io::Error::other(format!("unexpected reply: {reply:?}"))),
