@@ -198,7 +198,8 @@ impl Thread {
     fn open(&mut self, path: &Path) -> Result<&Open, WriterError> {
         if self.open.as_ref().is_none_or(|open| open.path != path) {
             self.open = None;
-            let connection = state_file::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(path, flags)?;
             connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0")?;
             // Without it SQLite's own sync does, later.
             let file = File::open(path).ok();

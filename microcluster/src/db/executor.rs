@@ -17,7 +17,6 @@ use super::authorizer::{Guard, Mode, Touched};
 use super::command::{Body, Failure, QueryResult, Request, Scope, Value};
 use super::determinism::{self, Surroundings};
 use super::error::Error;
-use super::state_file;
 use super::watch::{WriteNotes, Written};
 use closure::ConnectionState;
 
@@ -62,8 +61,8 @@ pub(crate) struct Executor {
 impl Executor {
     /// Opens the file, creating it if it is absent.
     pub fn open(path: &Path) -> rusqlite::Result<Executor> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let mut connection = state_file::connect(path, flags)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
         // WAL with synchronous=NORMAL: a crash may take the newest transactions, never half of one; the log has them.
         connection.execute_batch(

@@ -14,7 +14,6 @@ use super::authorizer::{Guard, Mode, Touched};
 use super::command::Scope;
 use super::error::{Error, is_corruption};
 use super::executor::STATEMENTS_CACHED;
-use super::state_file;
 
 /// How many idle connections are kept.
 const IDLE_MAX: usize = 8;
@@ -246,7 +245,8 @@ fn damage_in(connection: &Connection) -> Option<String> {
 
 /// A connection that cannot write.
 pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = state_file::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.execute_batch(
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON",
     )?;

@@ -3,12 +3,9 @@
 
 pub(crate) mod files;
 
-use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-use rusqlite::{Connection, OpenFlags};
 
 #[cfg(test)]
 use super::tests::power_loss::files as disk;
@@ -16,14 +13,6 @@ use super::tests::power_loss::files as disk;
 use files as disk;
 
 const POINTER: &str = "current";
-/// SQLite's own file layer for files that one process alone has open: it locks the file once, and the connections of the process
-/// agree on the write-ahead log in its memory. Otherwise each read and each commit would make several system calls for that.
-pub(crate) const ONE_PROCESS: &CStr = c"unix-excl";
-
-/// Opens a connection to the state file at `path`. The first one of the process must be one that can write.
-pub(crate) fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
-    Connection::open_with_flags_and_vfs(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX, ONE_PROCESS)
-}
 
 /// The state file in force; the first one if there is none yet.
 pub(crate) fn current(dir: &Path) -> io::Result<PathBuf> {

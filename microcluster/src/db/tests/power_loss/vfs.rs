@@ -1,5 +1,5 @@
-//! A SQLite VFS over that of state files that tells a [`Disk`] what SQLite writes, truncates, syncs and removes, and stops
-//! doing so when that has lost its power. Files outside of the mounted folders go straight to the one underneath.
+//! A SQLite VFS over the default one that tells a [`Disk`] what SQLite writes, truncates, syncs and removes, and stops
+//! doing so when that has lost its power. Files outside of the mounted folders go straight to the default VFS.
 //!
 //! The files themselves are real, so that locks and shared memory are the ones of production; what would be left of them after a
 //! power loss is what the disk in memory says.
@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rusqlite::ffi;
 
 use crate::db::log_store::{Disk, LogFile, Storage};
-use crate::db::state_file::ONE_PROCESS;
 
 /// The disks under the folders.
 static MOUNTED: Mutex<BTreeMap<PathBuf, Disk>> = Mutex::new(BTreeMap::new());
@@ -44,7 +43,7 @@ pub(crate) fn disk_in(folder: &Path) -> Option<Disk> {
     MOUNTED.lock().unwrap().get(folder).cloned()
 }
 
-/// A file as SQLite sees it. That of the VFS underneath comes right behind it, in memory that SQLite owns.
+/// A file as SQLite sees it. That of the default VFS comes right behind it, in memory that SQLite owns.
 #[repr(C)]
 struct File {
     base: ffi::sqlite3_file,
@@ -59,23 +58,25 @@ struct Record {
     syncs_folder: bool,
 }
 
-/// The VFS of state files as it was. Only its address: the struct is SQLite's and lives as long as the process.
+/// The default VFS as it was. Only its address: the struct is SQLite's and lives as long as the process.
 fn underneath() -> *mut ffi::sqlite3_vfs {
     static UNDERNEATH: OnceLock<usize> = OnceLock::new();
     *UNDERNEATH.get_or_init(|| {
-        let vfs = unsafe { ffi::sqlite3_vfs_find(ONE_PROCESS.as_ptr()) };
-        assert!(!vfs.is_null());
-        vfs as usize
+        let default = unsafe { ffi::sqlite3_vfs_find(std::ptr::null()) };
+        assert!(!default.is_null());
+        default as usize
     }) as *mut ffi::sqlite3_vfs
 }
 
-/// Makes this the VFS of state files in the test's process: SQLite takes the first one of a name.
+/// Makes this the default VFS of the test's process.
 fn install() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        let mut vfs = unsafe { *underneath() };
+        let default = underneath();
+        let mut vfs = unsafe { *default };
         vfs.szOsFile += size_of::<File>() as c_int;
         vfs.pNext = std::ptr::null_mut();
+        vfs.zName = c"power-loss".as_ptr();
         vfs.xOpen = Some(open);
         vfs.xDelete = Some(delete);
         let vfs = Box::leak(Box::new(vfs));
@@ -104,10 +105,10 @@ unsafe extern "C" fn open(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    let own = underneath();
-    let open = unsafe { (*own).xOpen }.unwrap();
+    let default = underneath();
+    let open = unsafe { (*default).xOpen }.unwrap();
     let Some((disk, short)) = path(name).and_then(disk_under) else {
-        return unsafe { open(own, name, file, flags, out) };
+        return unsafe { open(default, name, file, flags, out) };
     };
     unsafe { (*file).pMethods = std::ptr::null() };
     let is_new = !path(name).is_some_and(Path::exists);
@@ -115,7 +116,7 @@ unsafe extern "C" fn open(
         return ffi::SQLITE_CANTOPEN;
     }
     let Ok(found) = on_disk(&disk, &short, path(name).filter(|_| !is_new)) else { return ffi::SQLITE_IOERR };
-    let code = unsafe { open(own, name, inner(file), flags, out) };
+    let code = unsafe { open(default, name, inner(file), flags, out) };
     if code == ffi::SQLITE_OK {
         let journals = ffi::SQLITE_OPEN_WAL | ffi::SQLITE_OPEN_MAIN_JOURNAL;
         let record = Record { disk, file: found, syncs_folder: is_new && flags & journals != 0 };
@@ -138,16 +139,16 @@ fn on_disk(disk: &Disk, name: &str, existing: Option<&Path>) -> std::io::Result<
 }
 
 unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
-    let own = underneath();
-    let delete = unsafe { (*own).xDelete }.unwrap();
+    let default = underneath();
+    let delete = unsafe { (*default).xDelete }.unwrap();
     let Some((disk, short)) = path(name).and_then(disk_under) else {
-        return unsafe { delete(own, name, sync_folder) };
+        return unsafe { delete(default, name, sync_folder) };
     };
     match disk.remove(&short) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return ffi::SQLITE_IOERR_DELETE,
         _ => {}
     }
-    let code = unsafe { delete(own, name, 0) };
+    let code = unsafe { delete(default, name, 0) };
     if code == ffi::SQLITE_OK && sync_folder != 0 && disk.sync_dir().is_err() {
         return ffi::SQLITE_IOERR_DIR_FSYNC;
     }
@@ -189,7 +190,7 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _: c_int) -> c_int {
     ffi::SQLITE_OK
 }
 
-/// A method that goes to the VFS underneath as it is.
+/// A method that goes to the default VFS as it is.
 macro_rules! forward {
     ($name:ident, $method:ident ( $($argument:ident: $kind:ty),* )) => {
         unsafe extern "C" fn $name(file: *mut ffi::sqlite3_file $(, $argument: $kind)*) -> c_int {
