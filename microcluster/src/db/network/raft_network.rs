@@ -88,8 +88,9 @@ impl Network {
         replied(self.peers.call(self.target, &self.peer.address, call).await)
     }
 
-    /// Tells the member again and again that `vote` leads it, and returns the vote of another leader when it has heard of one. openraft
-    /// sends no heartbeats to a member while that gets a snapshot: it would stand for election, in vain and without an end.
+    /// Tells the member again and again that `vote` leads it, and returns the vote of another leader when it has heard of one. To a member that
+    /// gets a snapshot openraft sends no heartbeats, unless something is committed meanwhile: it would stand for election, in vain and
+    /// without an end.
     async fn lead(&self, vote: Vote) -> Vote {
         let mut beats = tokio::time::interval(self.heartbeat);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

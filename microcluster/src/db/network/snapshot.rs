@@ -80,7 +80,10 @@ pub(crate) async fn send(
     let start = SnapshotStart { vote, meta, size, checksum };
     let sent = transmit(&start, file.path(), &mut frames, &mut writer).await;
     if let Some(copy) = Arc::into_inner(file) {
-        tokio::task::spawn_blocking(move || copy.remove()).await.map_err(io::Error::other)??;
+        let removed = tokio::task::spawn_blocking(move || copy.remove()).await.map_err(io::Error::other)?;
+        // What is left of it is removed at once, or when the daemon is started next.
+        let _ = removed
+            .inspect_err(|error| tracing::debug!(%error, "the copy of a snapshot is not removed piece by piece"));
     }
     sent
 }
