@@ -94,10 +94,7 @@ mod tests {
     use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use futures_util::StreamExt;
     use futures_util::future::join_all;
-    use tokio::io::AsyncWriteExt;
-    use tokio_util::codec::FramedRead;
 
     use super::*;
     use crate::db::network::{PeerConnector, PeerStream, testing};
@@ -108,22 +105,12 @@ mod tests {
 
     impl PeerConnector for Leaders {
         fn connect(&self, address: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-            let (ours, theirs) = tokio::io::duplex(1 << 20);
             let asked = Arc::clone(&self.0);
-            tokio::spawn(async move {
-                let (reader, mut writer) = tokio::io::split(theirs);
-                let mut frames = FramedRead::new(reader, testing::frames());
-                frames.next().await.unwrap().unwrap();
-                writer.write_all(&testing::welcome()).await.unwrap();
-                while let Some(Ok(frame)) = frames.next().await {
-                    let index = asked.fetch_add(1, Ordering::SeqCst) as u64;
-                    if !address.ends_with(":1") {
-                        let reply = testing::reply(&frame.freeze(), &Reply::ReadIndex(Ok(index)));
-                        writer.write_all(&reply).await.unwrap();
-                    }
-                }
+            let stream = testing::member(move |_| {
+                let index = asked.fetch_add(1, Ordering::SeqCst) as u64;
+                (!address.ends_with(":1")).then_some(Reply::ReadIndex(Ok(index)))
             });
-            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+            Box::pin(async move { Ok(stream) })
         }
     }
 

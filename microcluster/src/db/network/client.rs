@@ -465,7 +465,7 @@ pub(crate) async fn next_frame(frames: &mut Frames) -> io::Result<Frame> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::future::Future;
     use std::pin::Pin;
@@ -474,8 +474,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, DuplexStream};
 
     use super::*;
+    use crate::db::command::{Body, Request, RequestId, Scope};
     use crate::db::network::testing;
     use crate::db::raft_types::Vote;
+    use crate::db::sequencer::{Submission, SubmitError};
 
     /// Gives the far end of each connection away once it was greeted.
     struct Far(mpsc::UnboundedSender<DuplexStream>);
@@ -522,5 +524,53 @@ mod tests {
         assert_eq!(read_write(&mut far).await, [kind::NEWS, kind::NEWS, kind::PING]);
         let _more = [start(Call::Ping), start(news())];
         assert_eq!(read_write(&mut far).await, [kind::PING, kind::NEWS]);
+    }
+
+    fn submit() -> Call {
+        let id = RequestId { origin: 1, sequence: 1 };
+        let (scope, body) = (Scope::User, Body::Script(String::new()));
+        let request = Request { id, answered_below: 0, time_ms: 0, seed: 0, only_in_term: None, scope, body };
+        Call::Submit(Submission { request, seen: None, resent: false })
+    }
+
+    /// What is written at once when so many callers ask, one after the other, after a leader that took its time has answered them together.
+    async fn asked_again(callers: u64) -> Vec<u8> {
+        let (sender, mut far) = mpsc::unbounded_channel();
+        let peers = Peers::new(Arc::new(Far(sender)), Arc::default());
+        let start = || peers.start(2, "127.0.0.1:2", submit()).unwrap();
+        let first: Vec<_> = (0..callers).map(|_| start()).collect();
+        let mut far = far.recv().await.unwrap();
+        read_write(&mut far).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut replies = Vec::new();
+        for number in 1..=callers {
+            message::put_frame(&mut replies, kind::REPLY, number, &Reply::Submit(Err(SubmitError::Busy))).unwrap();
+        }
+        far.write_all(&replies).await.unwrap();
+        for reply in first {
+            reply.await.unwrap().unwrap();
+        }
+        let asking = async {
+            let mut again = Vec::new();
+            for _ in 0..callers {
+                again.push(start());
+                for _ in 0..5 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            again
+        };
+        tokio::join!(read_write(&mut far), asking).0
+    }
+
+    #[tokio::test]
+    async fn what_few_ask_after_they_were_answered_together_is_sent_together() {
+        // A stall of the machine is longer than the next one is waited for.
+        for _ in 0..100 {
+            if asked_again(3).await == [kind::SUBMIT; 3] {
+                return;
+            }
+        }
+        panic!("they were not waited for");
     }
 }

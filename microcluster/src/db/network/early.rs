@@ -214,11 +214,8 @@ mod tests {
     use std::io;
     use std::pin::Pin;
 
-    use futures_util::StreamExt;
     use openraft::{CommittedLeaderId, EntryPayload};
-    use tokio::io::AsyncWriteExt;
     use tokio::sync::mpsc;
-    use tokio_util::codec::FramedRead;
 
     use super::*;
     use crate::db::network::message::{Frame, Reply};
@@ -229,25 +226,14 @@ mod tests {
 
     impl PeerConnector for Follower {
         fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-            let (ours, theirs) = tokio::io::duplex(1 << 20);
             let calls = self.0.clone();
-            tokio::spawn(async move {
-                let (reader, mut writer) = tokio::io::split(theirs);
-                let mut frames = FramedRead::new(reader, testing::frames());
-                frames.next().await.unwrap().unwrap();
-                writer.write_all(&testing::welcome()).await.unwrap();
-                while let Some(Ok(bytes)) = frames.next().await {
-                    let bytes = bytes.freeze();
-                    let call = Frame::parse(bytes.clone()).unwrap().call().unwrap();
-                    let (Call::Append(request) | Call::News(request)) = call else { panic!("another call") };
-                    calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
-                    let reply = testing::reply(&bytes, &Reply::Append(AppendEntriesResponse::Success));
-                    if writer.write_all(&reply).await.is_err() {
-                        return;
-                    }
-                }
+            let stream = testing::member(move |frame| {
+                let call = Frame::parse(frame.clone()).unwrap().call().unwrap();
+                let (Call::Append(request) | Call::News(request)) = call else { panic!("another call") };
+                calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
+                Some(Reply::Append(AppendEntriesResponse::Success))
             });
-            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+            Box::pin(async move { Ok(stream) })
         }
     }
 

@@ -205,10 +205,6 @@ mod tests {
     use std::pin::Pin;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use futures_util::StreamExt;
-    use tokio::io::AsyncWriteExt;
-    use tokio_util::codec::FramedRead;
-
     use super::super::message::Frame;
     use super::super::{PeerConnector, PeerStream, testing};
     use super::*;
@@ -225,25 +221,16 @@ mod tests {
 
     impl PeerConnector for Slow {
         fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-            let (ours, theirs) = tokio::io::duplex(1 << 20);
             let heard = Arc::clone(&self.0);
-            tokio::spawn(async move {
-                let (reader, mut writer) = tokio::io::split(theirs);
-                let mut frames = FramedRead::new(reader, testing::frames());
-                frames.next().await.unwrap().unwrap();
-                writer.write_all(&testing::welcome()).await.unwrap();
-                while let Some(Ok(frame)) = frames.next().await {
-                    let frame = frame.freeze();
-                    let Ok(Call::Append(heartbeat)) = Frame::parse(frame.clone()).unwrap().call() else { continue };
-                    assert_eq!(heartbeat.vote, LEADER);
-                    let response = match heard.fetch_add(1, Ordering::SeqCst) {
-                        HEARD_BEFORE_ANOTHER.. => AppendEntriesResponse::HigherVote(Vote::new(8, 3)),
-                        _ => AppendEntriesResponse::Success,
-                    };
-                    writer.write_all(&testing::reply(&frame, &Reply::Append(response))).await.unwrap();
-                }
+            let stream = testing::member(move |frame| {
+                let Ok(Call::Append(heartbeat)) = Frame::parse(frame.clone()).unwrap().call() else { return None };
+                assert_eq!(heartbeat.vote, LEADER);
+                Some(Reply::Append(match heard.fetch_add(1, Ordering::SeqCst) {
+                    HEARD_BEFORE_ANOTHER.. => AppendEntriesResponse::HigherVote(Vote::new(8, 3)),
+                    _ => AppendEntriesResponse::Success,
+                }))
             });
-            Box::pin(async move { Ok(Box::new(ours) as PeerStream) })
+            Box::pin(async move { Ok(stream) })
         }
     }
 

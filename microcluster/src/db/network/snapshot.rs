@@ -80,9 +80,10 @@ pub(crate) async fn send(
     let start = SnapshotStart { vote, meta, size, checksum };
     let sent = transmit(&start, file.path(), &mut frames, &mut writer).await;
     if let Some(copy) = Arc::into_inner(file) {
-        let removed = tokio::task::spawn_blocking(move || copy.remove()).await.map_err(io::Error::other)?;
+        let removing = tokio::task::spawn_blocking(move || copy.remove()).await;
         // What is left of it is removed at once, or when the daemon is started next.
-        let _ = removed
+        let _ = removing
+            .unwrap_or_else(|lost| Err(io::Error::other(lost)))
             .inspect_err(|error| tracing::debug!(%error, "the copy of a snapshot is not removed piece by piece"));
     }
     sent

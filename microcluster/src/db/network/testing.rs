@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use tokio_util::codec::LengthDelimitedCodec;
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
+use super::PeerStream;
 use super::message::{self, Frame, Reply, VERSION, Welcome, kind};
 
 /// The codec that cuts what is sent into frames.
@@ -25,4 +28,23 @@ pub(crate) fn reply(frame: &Bytes, reply: &Reply) -> Vec<u8> {
     let number = Frame::parse(frame.clone()).unwrap().number;
     message::put_frame(&mut buffer, kind::REPLY, number, reply).unwrap();
     buffer
+}
+
+/// A connection to a member that greets, and replies to each frame what `answer` says, or nothing. It ends with its test.
+pub(crate) fn member(mut answer: impl FnMut(&Bytes) -> Option<Reply> + Send + 'static) -> PeerStream {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    tokio::spawn(async move {
+        let (reader, mut writer) = tokio::io::split(theirs);
+        let mut frames = FramedRead::new(reader, frames());
+        frames.next().await.unwrap().unwrap();
+        writer.write_all(&welcome()).await.unwrap();
+        while let Some(Ok(frame)) = frames.next().await {
+            let frame = frame.freeze();
+            let Some(said) = answer(&frame) else { continue };
+            if writer.write_all(&reply(&frame, &said)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Box::new(ours)
 }
