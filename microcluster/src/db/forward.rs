@@ -66,7 +66,8 @@ impl Forwarder {
         timeout: Duration,
         cancelled: CancellationToken,
     ) -> (Forwarder, impl Future<Output = ()> + Send) {
-        let (questions, task) = Questions::new(Arc::clone(&peers), cancelled);
+        let asking = read_index.clone();
+        let (questions, task) = Questions::new(Arc::clone(&peers), move || asking.follower(), cancelled);
         let forwarder = Forwarder {
             origin: rand::random(),
             sequence: AtomicU64::new(0),

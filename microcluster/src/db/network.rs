@@ -27,7 +27,7 @@ pub(crate) use early::Early;
 pub(crate) use era::Era;
 pub(crate) use hearing::Patience;
 pub use message::Pong;
-pub(crate) use message::{Call, Reply};
+pub(crate) use message::{Call, Follower, Reply};
 #[cfg(feature = "bench")]
 pub(crate) use message::{Frame, put_call};
 pub(crate) use raft_network::NetworkFactory;

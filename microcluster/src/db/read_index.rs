@@ -5,6 +5,9 @@
 //! index known to be committed, and only then asks the voters whose vote they follow. Those who still follow it have not
 //! voted for a later leader, and a later leader has the votes of a majority: so when a majority confirms there was none when the
 //! question was asked, and nothing that this leader does not know of had been acknowledged by then.
+//!
+//! A follower that asks for reads of its own says along with that whose vote it follows. For its reads that is a confirmation: they had
+//! begun before it looked. Of three voters it and the leader are the majority, and nobody else is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::log_store::LogStore;
-use super::network::{Call, Peers, Reply};
+use super::network::{Call, Follower, Peers, Reply};
 use super::raft_types::{NodeId, Peer, Raft, Vote};
 use super::sequencer::SubmitError;
 use super::writer::Shared;
@@ -33,6 +36,7 @@ type Sender = oneshot::Sender<Result<u64, SubmitError>>;
 #[derive(Clone)]
 pub(crate) struct ReadIndex {
     waiting: mpsc::Sender<Sender>,
+    quorum: Arc<Quorum>,
     shared: Arc<Shared>,
 }
 
@@ -44,7 +48,9 @@ impl ReadIndex {
         cancelled: CancellationToken,
     ) -> (ReadIndex, impl Future<Output = ()> + Send) {
         let (waiting, receiver) = mpsc::channel(WAITING_MAX);
-        (ReadIndex { waiting, shared: Arc::clone(&shared) }, run(quorum, receiver, shared, cancelled))
+        let quorum = Arc::new(quorum);
+        let read_index = ReadIndex { waiting, quorum: Arc::clone(&quorum), shared: Arc::clone(&shared) };
+        (read_index, run(quorum, receiver, shared, cancelled))
     }
 
     /// On the leader: the index, confirmed by a quorum after this call began.
@@ -56,9 +62,34 @@ impl ReadIndex {
         self.waiting.try_send(answer).map_err(|_| SubmitError::Busy)?;
         receiver.await.unwrap_or(Err(SubmitError::Lost))
     }
+
+    /// What this member says of itself when it asks its leader.
+    pub fn follower(&self) -> Option<Follower> {
+        let Quorum { node_id, log, .. } = &*self.quorum;
+        log.vote().map(|vote| Follower { node_id: *node_id, vote })
+    }
+
+    /// On the leader, for reads of `follower` that had begun when it asked: the index, confirmed by a quorum after that.
+    pub async fn for_follower(&self, follower: Option<Follower>) -> Result<u64, SubmitError> {
+        if let Some(follower) = follower
+            && !self.shared.handing_over.load(Ordering::Acquire)
+            && let Ok(standing) = tokio::time::timeout(CONFIRM_TIMEOUT, self.quorum.standing()).await
+        {
+            let standing = standing?;
+            if standing.is_confirmed_by(self.quorum.node_id, follower) {
+                return Ok(standing.index);
+            }
+        }
+        self.on_leader().await
+    }
 }
 
-async fn run(quorum: Quorum, mut waiting: mpsc::Receiver<Sender>, shared: Arc<Shared>, cancelled: CancellationToken) {
+async fn run(
+    quorum: Arc<Quorum>,
+    mut waiting: mpsc::Receiver<Sender>,
+    shared: Arc<Shared>,
+    cancelled: CancellationToken,
+) {
     let mut round: Vec<Sender> = Vec::new();
     loop {
         tokio::select! {
@@ -90,6 +121,14 @@ struct Standing {
     /// The voters; two sets while the membership changes, each of which has to confirm.
     voters: Vec<BTreeSet<NodeId>>,
     addresses: BTreeMap<NodeId, String>,
+}
+
+impl Standing {
+    /// Whether `leader`, whose standing it is, and one that follows it are a majority.
+    fn is_confirmed_by(&self, leader: NodeId, follower: Follower) -> bool {
+        follower.vote.leader_id() == self.vote.leader_id()
+            && is_majority(&self.voters, &BTreeSet::from([leader, follower.node_id]))
+    }
 }
 
 impl Quorum {
@@ -158,5 +197,24 @@ mod tests {
         assert!(is_majority(&[set(&[1, 2, 3]), set(&[1, 4, 5])], &set(&[1, 2, 4])));
         // A leader that is no voter any more counts for nobody.
         assert!(!is_majority(&[set(&[2, 3])], &set(&[1, 2])));
+    }
+
+    #[test]
+    fn a_voter_that_follows_the_leader_confirms_what_it_asks_for_itself() {
+        let standing = |voters: &[&[NodeId]]| Standing {
+            vote: Vote::new_committed(3, 1),
+            index: 7,
+            voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
+            addresses: BTreeMap::new(),
+        };
+        let confirms = |voters, node_id, vote| standing(voters).is_confirmed_by(1, Follower { node_id, vote });
+        let (same, later) = (Vote::new_committed(3, 1), Vote::new(4, 2));
+        assert!(confirms(&[&[1, 2, 3]], 2, same));
+        assert!(confirms(&[&[1, 2, 3]], 2, Vote::new(3, 1)), "it has voted for it");
+        assert!(!confirms(&[&[1, 2, 3]], 2, later));
+        assert!(!confirms(&[&[1, 2, 3]], 2, Vote::new_committed(2, 1)), "it follows what this leader was before");
+        assert!(!confirms(&[&[1, 2, 3]], 4, same), "it has no vote");
+        assert!(!confirms(&[&[1, 2, 3, 5, 6]], 2, same), "of five");
+        assert!(!confirms(&[&[1, 2, 3], &[1, 4, 5]], 2, same), "of the new voters none");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::network::{Call, CallError, Peers, Reply};
+use crate::db::network::{Call, CallError, Follower, Peers, Reply};
 use crate::db::raft_types::{NodeId, Peer};
 use crate::db::sequencer::SubmitError;
 
@@ -26,13 +26,17 @@ struct Question {
 }
 
 impl Questions {
-    /// The handle and its task, to be spawned by the database.
-    pub fn new(peers: Arc<Peers>, cancelled: CancellationToken) -> (Questions, impl Future<Output = ()> + Send) {
+    /// The handle and its task, to be spawned by the database. `follower` tells what this member says of itself.
+    pub fn new(
+        peers: Arc<Peers>,
+        follower: impl Fn() -> Option<Follower> + Send,
+        cancelled: CancellationToken,
+    ) -> (Questions, impl Future<Output = ()> + Send) {
         let (questions, waiting) = mpsc::channel(WAITING_MAX);
         let run = async move {
             tokio::select! {
                 () = cancelled.cancelled() => {}
-                () = run(&peers, waiting) => {}
+                () = run(&peers, follower, waiting) => {}
             }
         };
         (Questions(questions), run)
@@ -47,7 +51,7 @@ impl Questions {
     }
 }
 
-async fn run(peers: &Peers, mut waiting: mpsc::Receiver<Question>) {
+async fn run(peers: &Peers, follower: impl Fn() -> Option<Follower>, mut waiting: mpsc::Receiver<Question>) {
     let mut next = Vec::new();
     loop {
         if next.is_empty() && waiting.recv_many(&mut next, WAITING_MAX).await == 0 {
@@ -58,7 +62,8 @@ async fn run(peers: &Peers, mut waiting: mpsc::Receiver<Question>) {
         };
         // Those who ask somebody else are told so by the end of their channel.
         let asked: Vec<_> = next.drain(..).filter(|question| question.leader == leader).collect();
-        let mut call = std::pin::pin!(peers.call(leader, &address, Call::ReadIndex));
+        // Looked at when all of these reads have begun.
+        let mut call = std::pin::pin!(peers.call(leader, &address, Call::ReadIndex(follower())));
         let answer = loop {
             tokio::select! {
                 reply = &mut call => break match reply {
@@ -118,7 +123,7 @@ mod tests {
         let leaders = Leaders::default();
         let asked = Arc::clone(&leaders.0);
         let peers = Arc::new(Peers::new(Arc::new(leaders), Arc::default()));
-        let (questions, task) = Questions::new(peers, CancellationToken::new());
+        let (questions, task) = Questions::new(peers, || None, CancellationToken::new());
         (questions, asked, task)
     }
 

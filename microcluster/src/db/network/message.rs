@@ -57,8 +57,8 @@ pub(crate) enum Call {
     Confirm(Vote),
     /// Sequence this request; only the leader does.
     Submit(Submission),
-    /// Up to which log index must a linearizable read have applied; only the leader knows.
-    ReadIndex,
+    /// Up to which log index must a linearizable read have applied; only the leader knows. Members of before say nothing of themselves.
+    ReadIndex(Option<Follower>),
     Ping,
     /// The digest of the state at a mark's log index.
     Digest(u64),
@@ -66,6 +66,13 @@ pub(crate) enum Call {
     Condemn(String),
     /// Stand for election now: the leader is about to leave.
     Campaign,
+}
+
+/// A member that asks its leader, and the vote that it followed after what it asks for had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Follower {
+    pub node_id: NodeId,
+    pub vote: Vote,
 }
 
 /// The start of a snapshot, on a connection of its own; `size` bytes follow in frames of [`kind::CHUNK`].
@@ -172,7 +179,8 @@ impl Frame {
             kind::VOTE => Call::Vote(self.decode()?),
             kind::CONFIRM => Call::Confirm(self.decode()?),
             kind::SUBMIT => Call::Submit(self.decode()?),
-            kind::READ_INDEX => Call::ReadIndex,
+            kind::READ_INDEX if self.body.is_empty() => Call::ReadIndex(None),
+            kind::READ_INDEX => Call::ReadIndex(Some(self.decode()?)),
             kind::PING => Call::Ping,
             kind::CAMPAIGN => Call::Campaign,
             kind::DIGEST => Call::Digest(self.decode()?),
@@ -210,7 +218,8 @@ pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result
         Call::Confirm(vote) => put_frame(buffer, kind::CONFIRM, number, vote),
         Call::Vote(request) => put_frame(buffer, kind::VOTE, number, request),
         Call::Submit(submission) => put_frame(buffer, kind::SUBMIT, number, submission),
-        Call::ReadIndex => put_frame(buffer, kind::READ_INDEX, number, &()),
+        Call::ReadIndex(None) => put_frame(buffer, kind::READ_INDEX, number, &()),
+        Call::ReadIndex(Some(follower)) => put_frame(buffer, kind::READ_INDEX, number, follower),
         Call::Ping => put_frame(buffer, kind::PING, number, &()),
         Call::Campaign => put_frame(buffer, kind::CAMPAIGN, number, &()),
         Call::Digest(index) => put_frame(buffer, kind::DIGEST, number, index),

@@ -187,9 +187,9 @@ async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> R
             let answer = tokio::time::timeout(SUBMIT_TIMEOUT, service.sequencer.submit(submission)).await;
             Reply::Submit(answer.unwrap_or(Err(SubmitError::Lost)))
         }
-        Call::ReadIndex => {
+        Call::ReadIndex(follower) => {
             let _asked = service.early.asked();
-            Reply::ReadIndex(service.read_index.on_leader().await)
+            Reply::ReadIndex(service.read_index.for_follower(follower).await)
         }
         Call::Ping => Reply::Pong(Pong { node_id: service.node_id, applied_index: *service.shared.applied.borrow() }),
         Call::Digest(index) => Reply::Digest(service.shared.digest(index)),

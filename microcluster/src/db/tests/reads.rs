@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::kit::{Cluster, address, until};
-use crate::db::network::{Call, Reply};
+use crate::db::network::{Call, Follower, Reply};
+use crate::db::raft_types::Vote;
 use crate::db::{Consistency, NodeId};
 
 /// Far below the time that a read waits for what it needs.
@@ -27,6 +28,40 @@ async fn linearizable_reads_that_arrive_together_share_a_round_of_the_quorum() {
     }
     let taken = rounds() - before;
     assert!((1..READS as u64 / 4).contains(&taken), "{READS} reads took {taken} rounds");
+}
+
+/// Of three voters it is a majority with the leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_reads_confirms_its_leader_itself() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    let id = (1..=3).find(|id| *id != leader).unwrap();
+    let (leader, follower) = (cluster.db(leader), cluster.db(id));
+    follower.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let vote = || (leader.inner.log.vote(), follower.inner.log.vote());
+    until("it follows", async || vote().0 == vote().1).await;
+    let rounds = || leader.inner.shared.read_rounds.load(Ordering::Relaxed);
+    let before = rounds();
+    for rows in 0..20 {
+        let count =
+            follower.query_row(Consistency::Linearizable, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0));
+        assert_eq!(count.await.unwrap(), Some(rows));
+        leader.execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+    }
+    assert_eq!(rounds(), before, "nobody else was asked");
+    // One of before says nothing of itself, and one that follows another leader nothing that helps: then the others are asked.
+    let node_id = leader.inner.service.node_id;
+    let ask = async |asking| match follower.inner.peers.call(node_id, &address(node_id), Call::ReadIndex(asking)).await
+    {
+        Ok(Reply::ReadIndex(index)) => index.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let said = follower.inner.service.read_index.follower().unwrap();
+    let applied = *leader.inner.shared.applied.borrow();
+    for (asking, more) in [(Some(said), 0), (None, 1), (Some(Follower { vote: Vote::new(99, id), ..said }), 2)] {
+        assert_eq!(ask(asking).await, applied);
+        assert_eq!(rounds(), before + more, "{asking:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

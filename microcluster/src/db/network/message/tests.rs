@@ -85,7 +85,7 @@ fn call() -> impl Strategy<Value = Call> {
         append,
         (vote(), option(log_id())).prop_map(|(vote, last)| Call::Vote(VoteRequest::new(vote, last))),
         submit,
-        Just(()).prop_map(|()| Call::ReadIndex),
+        option((any::<u64>(), vote()).prop_map(|(node_id, vote)| Follower { node_id, vote })).prop_map(Call::ReadIndex),
         Just(()).prop_map(|()| Call::Ping),
         Just(()).prop_map(|()| Call::Campaign),
         any::<u64>().prop_map(Call::Digest),
