@@ -226,6 +226,8 @@ fn checkpoint(connection: &Connection) -> rusqlite::Result<i32> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use crate::db::Consistency;
     use crate::db::tests::kit::Cluster;
 
@@ -258,5 +260,30 @@ mod tests {
         assert!(wal_bytes() < most, "{} bytes", wal_bytes());
         let count = db.query_row(Consistency::Local, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)).await;
         assert_eq!(count.unwrap(), Some(6 * ROWS as i64));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn reads_that_never_end_let_the_write_ahead_log_begin_anew() {
+        let cluster = Cluster::new(1).await;
+        let db = cluster.db(1);
+        db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+        let done = AtomicBool::new(false);
+        let read = async || {
+            while !done.load(Ordering::Relaxed) {
+                let read = db
+                    .query_row(Consistency::Local, "SELECT max(rowid) FROM t", (), |row| row.get::<_, Option<i64>>(0));
+                read.await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let write = async {
+            for _ in 0..6 * ROWS {
+                db.execute("INSERT INTO t VALUES (zeroblob(?1))", [ROW_BYTES.cast_signed()]).await.unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(write, read(), read());
+        let bytes = cluster.state_bytes(1, ".db-wal");
+        assert!(bytes < ROWS as u64 * ROW_BYTES, "{bytes} bytes");
     }
 }

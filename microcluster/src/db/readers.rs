@@ -1,5 +1,7 @@
 //! The pool of read-only connections. A read sees one consistent state and never waits for the writer.
 
+mod kept_view;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, InterruptHandle, OpenFlags};
 use tokio::sync::watch;
 
+use self::kept_view::KeptView;
 use super::apply::read_applied_index;
 use super::authorizer::{Guard, Mode, Touched};
 use super::command::Scope;
@@ -23,6 +26,7 @@ const STEPS_PER_LOOK: i32 = 4_000;
 /// Hands out read-only connections to the state file in force.
 pub(crate) struct Readers {
     pool: Mutex<Pool>,
+    kept_view: KeptView,
     epoch: Instant,
     /// Told when a read finds that the file is damaged.
     damage: watch::Sender<Option<String>>,
@@ -49,7 +53,7 @@ impl Readers {
     /// A pool over `path`; nothing is opened yet. `damage` is told when a read finds that the file is damaged.
     pub fn new(path: PathBuf, damage: watch::Sender<Option<String>>) -> Readers {
         let pool = Mutex::new(Pool { path, generation: 0, idle: Vec::new() });
-        Readers { pool, epoch: Instant::now(), damage, checking: Mutex::default() }
+        Readers { pool, kept_view: KeptView::default(), epoch: Instant::now(), damage, checking: Mutex::default() }
     }
 
     /// From here on connections are opened on `path`; reads that run go on with the file they began on.
@@ -58,11 +62,24 @@ impl Readers {
         pool.path = path;
         pool.generation += 1;
         pool.idle.clear();
+        drop(pool);
+        self.kept_view.close();
+    }
+
+    /// Runs a transaction of the writer thread's, which no view that is kept for reads is in the way of.
+    pub fn write<T, E>(&self, write: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        if let Some(reader) = self.kept_view.pause() {
+            self.put_back(reader);
+        }
+        let written = write();
+        self.kept_view.resume();
+        written
     }
 
     /// Closes the connections that nobody uses.
     pub fn close_idle(&self) {
         self.lock().idle.clear();
+        self.kept_view.close();
     }
 
     /// The state file that connections are opened on.
@@ -106,6 +123,7 @@ impl Readers {
         if reader.connection.is_autocommit() {
             self.put_back(reader);
         }
+        self.kept_view.note_read(|| self.take());
         result
     }
 
@@ -187,6 +205,14 @@ impl Reader {
         let result = read(&self.connection);
         self.engine("COMMIT")?;
         result
+    }
+
+    /// Begins a transaction on the state as it is now.
+    fn begin_view(&self) -> rusqlite::Result<()> {
+        self.deadline.store(u64::MAX, Ordering::Relaxed);
+        self.engine("BEGIN")?;
+        // SQLite looks at the file with the first statement.
+        self.engine_query(read_applied_index).map(drop)
     }
 
     /// What the statements that `prepare` prepares would touch; `None` if one cannot be prepared.

@@ -211,7 +211,7 @@ impl State {
         for group in entries.split_inclusive(is_mark) {
             let answered = {
                 let _entered = self.shared.gate.enter_as_writer();
-                self.applier.apply(group)?
+                self.shared.readers.write(|| self.applier.apply(group))?
             };
             if let Some(entry) = group.last() {
                 self.shared.tables.advance(entry.log_id.index, self.applier.take_written());

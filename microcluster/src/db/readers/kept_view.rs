@@ -1,0 +1,102 @@
+//! A view of the newest state that is kept open between reads.
+//!
+//! A read locks a mark in SQLite's write-ahead log: two system calls for a lock of the file, unless another connection of this process
+//! has locked the same mark already. While nothing is written, that is this view.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Reader;
+use crate::db::error::Error;
+
+/// After how many reads of the same state a view of it is worth its own locks.
+const READS_MIN: u32 = 8;
+/// So many reads are counted while something is written.
+const WRITING: u32 = u32::MAX / 2;
+
+/// At most one view, and none while something is written: so it holds up no checkpoint and no new beginning of the write-ahead log.
+#[derive(Default)]
+pub(super) struct KeptView {
+    /// Reads since the last write.
+    reads: AtomicU32,
+    /// Whether there is one, or will be at once.
+    is_kept: AtomicBool,
+    /// In a transaction.
+    reader: Mutex<Option<Reader>>,
+}
+
+impl KeptView {
+    /// A read is over. `take` gives the connection for a view.
+    pub fn note_read(&self, take: impl FnOnce() -> Result<Reader, Error>) {
+        if self.reads.fetch_add(1, Ordering::Relaxed) == READS_MIN
+            && let Err(error) = self.begin(take)
+        {
+            tracing::debug!(%error, "no view of the state is kept for reads");
+        }
+    }
+
+    fn begin(&self, take: impl FnOnce() -> Result<Reader, Error>) -> Result<(), Error> {
+        let mut kept = self.lock();
+        // Either this sees that a write has begun, or the write sees that there is a view to end.
+        self.is_kept.store(true, Ordering::SeqCst);
+        if kept.is_none() && self.reads.load(Ordering::SeqCst) < WRITING {
+            let reader = take()?;
+            reader.begin_view()?;
+            *kept = Some(reader);
+        }
+        Ok(())
+    }
+
+    /// A write begins: the view ends. Gives back its connection.
+    pub fn pause(&self) -> Option<Reader> {
+        self.reads.store(WRITING, Ordering::SeqCst);
+        if !self.is_kept.swap(false, Ordering::SeqCst) {
+            return None;
+        }
+        let reader = self.lock().take()?;
+        // One that cannot be ended is closed.
+        reader.engine("COMMIT").is_ok().then_some(reader)
+    }
+
+    /// A write is over.
+    pub fn resume(&self) {
+        self.reads.store(0, Ordering::SeqCst);
+    }
+
+    /// Closes the view's connection.
+    pub fn close(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Reader>> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::READS_MIN;
+    use crate::db::Consistency;
+    use crate::db::tests::kit::Cluster;
+
+    #[tokio::test]
+    async fn a_view_is_kept_while_nothing_is_written() {
+        let cluster = Cluster::new(1).await;
+        let db = cluster.db(1);
+        let kept = &db.inner.shared.readers.kept_view;
+        db.execute("CREATE TABLE t(a)", ()).await.unwrap();
+        for rows in 0..3 {
+            assert!(kept.lock().is_none(), "a write has ended it");
+            for _ in 0..=READS_MIN {
+                let count = db.query_row(Consistency::Local, "SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0));
+                assert_eq!(count.await.unwrap(), Some(rows));
+            }
+            assert!(kept.lock().is_some(), "it has been read often enough");
+            db.execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+        }
+        db.shutdown().await;
+        assert_eq!(cluster.state_bytes(1, ".db-wal"), 0, "all of the state is in its file");
+    }
+}
