@@ -23,6 +23,9 @@ pub(super) const ENTRY_BYTES_MAX: usize = 256 << 20;
 const PROLOGUE_MAGIC: &[u8; 8] = b"mc-raft\n";
 const GROUP_MAGIC: [u8; 4] = [0xa7, b'G', b'r', b'p'];
 const GROUP_HEADER_BYTES: usize = 24;
+/// The room for a group that is always kept.
+const ROOM_MIN: usize = 64 << 10;
+
 /// Builds the bytes of one group in a buffer that is kept for the next.
 #[derive(Default)]
 pub(super) struct GroupEncoder {
@@ -37,9 +40,10 @@ pub(super) struct GroupEncoder {
 impl GroupEncoder {
     /// Starts a group at `offset` of a segment; at 0 the segment's prologue goes before it.
     pub(super) fn start(&mut self, segment: u64, offset: u64) {
-        self.bytes.clear();
         // A rare large group must not hold its memory for good.
-        self.bytes.shrink_to(4 << 20);
+        let room = (2 * self.bytes.len()).max(ROOM_MIN);
+        self.bytes.clear();
+        self.bytes.shrink_to(room);
         self.segment = segment;
         self.offset = offset;
         if offset == 0 {
