@@ -135,6 +135,7 @@ pub(crate) struct Route {
     pub traced: bool,
     pub handler: Handler,
     /// The type of a handler of the Core API, for its name.
+    #[cfg(test)]
     pub handler_type: &'static str,
 }
 
@@ -168,6 +169,7 @@ impl Route {
             timeout: None,
             traced: true,
             handler: erase(handler),
+            #[cfg(test)]
             handler_type: std::any::type_name::<H>(),
         }
     }
@@ -178,6 +180,7 @@ impl Route {
     }
 
     /// The name of the handler's function.
+    #[cfg(test)]
     pub(super) fn handler_name(&self) -> &'static str {
         self.handler_type.rsplit("::").next().unwrap_or_default()
     }

@@ -368,6 +368,7 @@ impl Action {
             timeout: self.timeout,
             traced: true,
             handler: limited(Arc::clone(&self.handler), self.body_max),
+            #[cfg(test)]
             handler_type: "",
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 /// The whole reference.
 pub(super) fn reference(document: &Value) -> String {
     let mut out = String::from(
-        "# REST API\n\n<!-- Made from the code by a test, like doc/openapi.json, which says the same. -->\n\n",
+        "# REST API\n\n<!-- Made from the code by a test, like openapi.json, which says the same. -->\n\n",
     );
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     line(&mut out, &text(&document["info"]["description"]));
