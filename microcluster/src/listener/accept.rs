@@ -66,7 +66,7 @@ pub(super) async fn unix_loop(listener: UnixListener, limits: Limits, api: Api, 
             tracing::debug!(%peer, "control connection opened");
             let connection =
                 Connection { listener: ListenerKind::Unix, certificate: None, peer, body_timeout: limits.body };
-            serve(stream, Protocol::Either, connection, Manners::of_known(&limits), running, api, &own).await;
+            serve(Box::new(stream), Protocol::Either, connection, Manners::of_known(&limits), running, api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
@@ -112,7 +112,7 @@ pub(super) async fn tls_loop(
                 let listening = stream.get_ref().0.local_addr().ok();
                 super::partition::Divisible::new(stream, certificate, listening)
             };
-            serve(stream, protocol, connection, manners, Running::default(), api, &own).await;
+            serve(Box::new(stream), protocol, connection, manners, Running::default(), api, &own).await;
             drop::<OwnedSemaphorePermit>(place);
         });
     }
@@ -190,18 +190,21 @@ impl Manners {
     }
 }
 
+/// The two directions of a connection. Behind a pointer, so that a program has HTTP once and not for each kind of connection.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// Serves one connection until it ends; when the listener is closed the request that runs is finished.
-async fn serve<S>(
-    stream: S,
+async fn serve(
+    stream: Box<dyn Stream>,
     protocol: Protocol,
     connection: Connection,
     manners: Manners,
     running: Running,
     api: Api,
     tasks: &Tasks,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let connection = Arc::new(connection);
     let peer = connection.peer;
     let counting = running.clone();
