@@ -1,11 +1,12 @@
 //! The one place that spawns: every task has an owner that stops and joins it.
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -124,7 +125,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TaskLost> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| TaskLost::Panicked { task: name })
+    caught(work).await.map_err(|_| TaskLost::Panicked { task: name })
+}
+
+/// As [`blocking`], with the panic of the work, if that is what it came to. The work is boxed, so that what the runtime has around each is
+/// in the program once.
+pub(crate) async fn caught<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::thread::Result<T> {
+    let (done, result) = oneshot::channel();
+    // What the work held is dropped with it, so nobody sees a half-changed value.
+    let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(done.send(catch_unwind(AssertUnwindSafe(work)))));
+    drop(tokio::task::spawn_blocking(work));
+    result.await.unwrap_or_else(|_| Err(Box::new("the runtime has ended")))
 }
 
 /// The words of a panic.
@@ -144,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn shutdown_waits_for_a_task_that_finishes_its_work() {
         let tasks = Tasks::new("test");
-        let (done, wait) = tokio::sync::oneshot::channel();
+        let (done, wait) = oneshot::channel();
         let own = tasks.clone();
         tasks.spawn("worker", async move {
             own.stopping().await;
@@ -158,7 +169,7 @@ mod tests {
     #[tokio::test]
     async fn shutdown_drops_a_task_that_does_not_end() {
         let tasks = Tasks::new("test");
-        let (done, wait) = tokio::sync::oneshot::channel::<()>();
+        let (done, wait) = oneshot::channel::<()>();
         tasks.spawn("stuck", async move {
             std::future::pending::<()>().await;
             done.send(()).ok();
@@ -171,7 +182,7 @@ mod tests {
     async fn whoever_waits_for_a_task_that_is_cut_off_is_told() {
         let tasks = Tasks::new("test");
         let own = tasks.clone();
-        let (started, begun) = tokio::sync::oneshot::channel();
+        let (started, begun) = oneshot::channel();
         let waiting = tokio::spawn(async move {
             let task = async move {
                 started.send(()).ok();
@@ -195,9 +206,9 @@ mod tests {
     #[tokio::test]
     async fn a_detached_task_goes_on_without_its_caller() {
         let tasks = Tasks::new("test");
-        let (started, begun) = tokio::sync::oneshot::channel();
-        let (go, wait) = tokio::sync::oneshot::channel();
-        let (done, result) = tokio::sync::oneshot::channel();
+        let (started, begun) = oneshot::channel();
+        let (go, wait) = oneshot::channel();
+        let (done, result) = oneshot::channel();
         let call = tasks.detached("write", async move {
             started.send(()).ok();
             wait.await.ok();

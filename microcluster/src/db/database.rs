@@ -2,6 +2,7 @@
 
 mod open;
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use super::status::Status;
 use super::transaction::{Closures, Parameters, Transaction};
 use super::watch::Watch;
 use super::writer::{Shared, Writer};
+use crate::tasks;
 
 pub use open::OpenError;
 
@@ -460,5 +462,5 @@ impl Inner {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    tasks::caught(work).await.unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -1,5 +1,6 @@
 //! SQL as text: what only reads is answered from the local replica, the rest goes to the leader.
 
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -8,6 +9,7 @@ use super::command::{QueryResult, Scope, Value};
 use super::error::Error;
 use super::executor::{Queried, RESULT_BYTES_MAX, query};
 use super::readers::{Reader, Readers};
+use crate::tasks;
 
 /// How long a read may keep a thread of the runtime; a longer one is run again on a thread of its own.
 const INLINE_LIMIT: Duration = Duration::from_millis(2);
@@ -50,9 +52,9 @@ where
     W: Fn(Duration) -> Result<T, Error> + Send + Sync + 'static,
 {
     match work(INLINE_LIMIT) {
-        Err(Error::TooLong { .. }) => tokio::task::spawn_blocking(move || work(limit))
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        Err(Error::TooLong { .. }) => {
+            tasks::caught(move || work(limit)).await.unwrap_or_else(|panic| resume_unwind(panic))
+        }
         result => result,
     }
 }

@@ -16,6 +16,7 @@ use super::forward::{Closure, Forwarder};
 use super::gate::Preemptible;
 use super::sequencer::Seen;
 use super::writer::Shared;
+use crate::tasks;
 use closure::{Connections, Ran, Run, Start};
 
 pub use closure::Transaction;
@@ -114,7 +115,7 @@ impl Closures {
         let running = {
             let (run, body) = (Arc::clone(&run), Arc::clone(body));
             let (shared, connections) = (Arc::clone(&self.shared), Arc::clone(&self.connections));
-            tokio::task::spawn_blocking(move || {
+            tasks::caught(move || {
                 let ran = run.run(&start, &shared, &connections, &*body);
                 drop(permit);
                 ran
@@ -123,7 +124,7 @@ impl Closures {
         let ran = match tokio::time::timeout(CLOSURE_LIMIT, running).await {
             Ok(Ok(ran)) => ran.inspect_err(|error| self.note_damage(error))?,
             // The thread's transaction was rolled back when the panic unwound it.
-            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
             Err(_) => {
                 // It may hold the write lock; the next call that the closure makes fails. Not waited for: the closure may be in
                 // code of its own that never ends.
