@@ -63,20 +63,23 @@ impl Readers {
         pool.generation += 1;
         pool.idle.clear();
         drop(pool);
-        self.kept_view.close();
+        self.pause_view();
+        self.resume_view();
     }
 
-    /// Runs a transaction of the writer thread's, which no view that is kept for reads is in the way of.
-    pub fn write<T, E>(&self, write: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    /// Called by the writer thread before a transaction: no view that is kept for reads is in its way.
+    pub fn pause_view(&self) {
         if let Some(reader) = self.kept_view.pause() {
             self.put_back(reader);
         }
-        let written = write();
-        self.kept_view.resume();
-        written
     }
 
-    /// Closes the connections that nobody uses.
+    /// Called by the writer thread when it has committed, and moved what it has to move into the file.
+    pub fn resume_view(&self) {
+        self.kept_view.resume();
+    }
+
+    /// Closes the connections that nobody uses, and keeps no view any more.
     pub fn close_idle(&self) {
         self.lock().idle.clear();
         self.kept_view.close();

@@ -211,7 +211,8 @@ impl State {
         for group in entries.split_inclusive(is_mark) {
             let answered = {
                 let _entered = self.shared.gate.enter_as_writer();
-                self.shared.readers.write(|| self.applier.apply(group))?
+                self.shared.readers.pause_view();
+                self.applier.apply(group)?
             };
             if let Some(entry) = group.last() {
                 self.shared.tables.advance(entry.log_id.index, self.applier.take_written());
@@ -223,6 +224,7 @@ impl State {
             self.shared.waiters.answer(answered);
             let committed = self.applier.connection();
             self.checkpointer.after_commit(committed, &self.path)?;
+            self.shared.readers.resume_view();
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A read locks a mark in SQLite's write-ahead log: two system calls for a lock of the file, unless another connection of this process
 //! has locked the same mark already. While nothing is written, that is this view.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Reader;
@@ -11,14 +11,16 @@ use crate::db::error::Error;
 
 /// After how many reads of the same state a view of it is worth its own locks.
 const READS_MIN: u32 = 8;
-/// So many reads are counted while something is written.
-const WRITING: u32 = u32::MAX / 2;
+/// No view begins any more.
+const CLOSED: u64 = u64::MAX;
 
 /// At most one view, and none while something is written: so it holds up no checkpoint and no new beginning of the write-ahead log.
 #[derive(Default)]
 pub(super) struct KeptView {
     /// Reads since the last write.
     reads: AtomicU32,
+    /// Rises when a write begins and when it ends: an odd number while something is written.
+    writes: AtomicU64,
     /// Whether there is one, or will be at once.
     is_kept: AtomicBool,
     /// In a transaction.
@@ -36,12 +38,16 @@ impl KeptView {
     }
 
     fn begin(&self, take: impl FnOnce() -> Result<Reader, Error>) -> Result<(), Error> {
+        let writes = self.writes.load(Ordering::SeqCst);
+        if writes % 2 == 1 {
+            return Ok(());
+        }
+        let reader = take()?;
+        reader.begin_view()?;
         let mut kept = self.lock();
-        // Either this sees that a write has begun, or the write sees that there is a view to end.
+        // Either this sees that a write has begun since, or the write sees that there is a view to end.
         self.is_kept.store(true, Ordering::SeqCst);
-        if kept.is_none() && self.reads.load(Ordering::SeqCst) < WRITING {
-            let reader = take()?;
-            reader.begin_view()?;
+        if kept.is_none() && self.writes.load(Ordering::SeqCst) == writes {
             *kept = Some(reader);
         }
         Ok(())
@@ -49,7 +55,7 @@ impl KeptView {
 
     /// A write begins: the view ends. Gives back its connection.
     pub fn pause(&self) -> Option<Reader> {
-        self.reads.store(WRITING, Ordering::SeqCst);
+        self.writes.fetch_or(1, Ordering::SeqCst);
         if !self.is_kept.swap(false, Ordering::SeqCst) {
             return None;
         }
@@ -60,11 +66,15 @@ impl KeptView {
 
     /// A write is over.
     pub fn resume(&self) {
-        self.reads.store(0, Ordering::SeqCst);
+        self.reads.store(0, Ordering::Relaxed);
+        let next = |writes| (writes != CLOSED).then(|| (writes | 1) + 1);
+        // Nothing is changed when it is closed.
+        let _ = self.writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
     }
 
-    /// Closes the view's connection.
+    /// Closes the view's connection; there will be no other one.
     pub fn close(&self) {
+        self.writes.store(CLOSED, Ordering::SeqCst);
         *self.lock() = None;
     }
 
