@@ -73,9 +73,9 @@ impl ReadIndex {
     pub async fn for_follower(&self, follower: Option<Follower>) -> Result<u64, SubmitError> {
         if let Some(follower) = follower
             && !self.shared.handing_over.load(Ordering::Acquire)
-            && let Ok(standing) = tokio::time::timeout(CONFIRM_TIMEOUT, self.quorum.standing()).await
         {
-            let standing = standing?;
+            let standing = tokio::time::timeout(CONFIRM_TIMEOUT, self.quorum.standing()).await;
+            let standing = standing.unwrap_or(Err(SubmitError::NoQuorum))?;
             if standing.is_confirmed_by(self.quorum.node_id, follower) {
                 return Ok(standing.index);
             }
