@@ -98,6 +98,7 @@ impl Database {
         };
         let lanes = Arc::clone(&early);
         log.lead(node_id, Box::new(move |vote, previous, entries| lanes.send(vote, previous, entries)));
+        let (keeping, heartbeat) = (Arc::clone(&early), timings.heartbeat);
         let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
@@ -108,6 +109,13 @@ impl Database {
         }
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
+        let ended = cancelled.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = keeping.keep_heard(heartbeat) => {}
+            }
+        });
         let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard);
         let (status_sender, status) = watch::channel(now);
         tasks.spawn(status::watch_metrics(

@@ -8,13 +8,18 @@
 //! What is committed is told along with the next entries where these follow at once, and a moment later where they do not: a message for
 //! each write less. Only where another member waits for this one's answer, to look at what it wrote, it is told at once.
 //!
+//! While its own disk is at work openraft sends nothing, heartbeats neither. Followers whose disks are as slow hear of their leader from here then
+//! ([`Early::keep_heard`]), or they would stand for election one after the other: on a disk that is shared, and has a bad moment, in vain.
+//!
 //! A leader that stops meanwhile may have lost what a follower has got, under the same log ids. That is why it
 //! must not lead again in the same term: see [`LogStore::lead`](crate::db::log_store::LogStore::lead).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use tokio::sync::Notify;
 
 use super::client::{CallError, Peers, ReplyReceiver};
 use super::message::Call;
@@ -27,6 +32,8 @@ const BYTES_MAX: usize = 256 << 10;
 #[derive(Default)]
 pub(crate) struct Early {
     lanes: Mutex<Vec<Weak<Lane>>>,
+    /// Told when entries were sent.
+    sent: Notify,
     /// How many calls of other members are being answered.
     asked: Arc<AtomicUsize>,
 }
@@ -71,6 +78,9 @@ struct Appending {
     last: LogId,
     /// What the call says to be committed.
     committed: Option<LogId>,
+    /// openraft has waited for it in vain.
+    is_late: bool,
+    since: Instant,
     reply: ReplyReceiver,
 }
 
@@ -105,6 +115,38 @@ impl Early {
         for lane in lanes {
             lane.send(vote, previous, entries);
         }
+        self.sent.notify_one();
+    }
+
+    /// Tells followers every `heartbeat` that this member leads while its own disk is at work, for as long as it is polled.
+    pub async fn keep_heard(&self, heartbeat: Duration) {
+        loop {
+            self.sent.notified().await;
+            tokio::time::sleep(heartbeat).await;
+            while self.beat(heartbeat) {
+                tokio::time::sleep(heartbeat).await;
+            }
+        }
+    }
+
+    /// Says whether the log here is still syncing what was sent longer ago than `heartbeat`. Where most members have synced that already
+    /// their leader is the slow one, and they are told nothing: they get another one.
+    fn beat(&self, heartbeat: Duration) -> bool {
+        let lanes: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        let (mut waiting, mut answered) = (Vec::new(), 0);
+        for lane in &lanes {
+            let state = lane.lock();
+            let early = state.appending.as_ref().filter(|call| !call.is_late && call.since.elapsed() >= heartbeat);
+            if let Some(call) = early {
+                answered += usize::from(!call.reply.is_empty());
+                waiting.push((lane, call.vote));
+            }
+        }
+        let members = lanes.len() + 1;
+        if answered * 2 <= members {
+            waiting.iter().for_each(|(lane, vote)| lane.beat(*vote));
+        }
+        !waiting.is_empty()
     }
 
     /// Says that another member waits for an answer.
@@ -135,12 +177,21 @@ impl Lane {
         // A full queue is openraft's to report, when it sends the same.
         if let Ok(reply) = self.peers.start(self.target, &self.address, Call::Append(request)) {
             let committed = state.committed;
-            state.appending = Some(Appending { vote, previous: Some(previous), last, committed, reply });
+            state.appending = Some(Appending {
+                vote,
+                previous: Some(previous),
+                last,
+                committed,
+                is_late: false,
+                since: Instant::now(),
+                reply,
+            });
         }
     }
 
     /// The call that carries what openraft wants to send, or the first of it: one under way, else a new one. openraft gives a
-    /// call up after a heartbeat and sends the same again; large entries on a slow network take longer.
+    /// call up after a heartbeat and sends the same again; large entries on a slow network take longer, and so does a slow disk. The follower
+    /// hears of its leader meanwhile: openraft sends no heartbeats besides, and it would stand for election once its disk is done.
     pub fn append(&self, request: AppendEntriesRequest<TypeConfig>) -> Result<Option<Joined>, CallError> {
         let Some(last) = request.entries.last().map(|entry| entry.log_id) else { return Ok(None) };
         let mut state = self.lock();
@@ -150,8 +201,8 @@ impl Lane {
             && under_way.previous == request.prev_log_id
             && under_way.last <= last
         {
-            let Appending { vote, last: sent, committed, reply, .. } = under_way;
-            if request.leader_commit > committed {
+            let Appending { vote, last: sent, committed, is_late, reply, .. } = under_way;
+            if is_late || request.leader_commit > committed {
                 // openraft counts on this request to say so. The follower applies nothing that it does not know to be committed.
                 state.told = self.tell_committed(vote, sent, request.leader_commit);
             }
@@ -178,14 +229,23 @@ impl Lane {
         self.peers.start(self.target, &self.address, call).ok()
     }
 
+    /// Says that `vote` leads, and nothing else.
+    fn beat(&self, vote: Vote) {
+        let empty = AppendEntriesRequest { vote, prev_log_id: None, leader_commit: None, entries: Vec::new() };
+        if let Ok(told) = self.peers.start(self.target, &self.address, Call::Append(empty)) {
+            self.lock().told = Some(told);
+        }
+    }
+
     fn nobody_asks(&self) -> bool {
         self.asked.load(Ordering::Relaxed) == 0
     }
 
     /// Keeps a call that openraft has given up, for when it sends the same again.
     pub fn keep(&self, vote: Vote, previous: Option<LogId>, joined: Joined) {
-        self.lock().appending =
-            Some(Appending { vote, previous, last: joined.last, committed: joined.committed, reply: joined.reply });
+        let Joined { reply, last, committed, .. } = joined;
+        let since = Instant::now();
+        self.lock().appending = Some(Appending { vote, previous, last, committed, is_late: true, since, reply });
     }
 
     /// Notes how a call with entries, or without any, ended.
@@ -223,6 +283,23 @@ mod tests {
 
     /// A follower that takes everything, and tells which entries it was sent in each call.
     struct Follower(mpsc::UnboundedSender<Vec<u64>>);
+
+    /// One whose disk never gets done.
+    struct Slow(mpsc::UnboundedSender<Vec<u64>>);
+
+    impl PeerConnector for Slow {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let calls = self.0.clone();
+            let stream = testing::member(move |frame| {
+                let Ok(Call::Append(request)) = Frame::parse(frame.clone()).unwrap().call() else {
+                    panic!("another call")
+                };
+                calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
+                None
+            });
+            Box::pin(async move { Ok(stream) })
+        }
+    }
 
     impl PeerConnector for Follower {
         fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
@@ -285,6 +362,47 @@ mod tests {
         assert!(calls.try_recv().is_err());
     }
 
+    #[tokio::test]
+    async fn followers_hear_of_their_leader_while_all_disks_are_slow() {
+        let (sender, mut calls) = mpsc::unbounded_channel();
+        let early = Early::default();
+        let peers = Arc::new(Peers::new(Arc::new(Slow(sender)), Arc::default()));
+        let lane = early.lane(peers, 2, "127.0.0.1:2".to_owned());
+        assert!(!early.beat(Duration::ZERO), "nothing was sent");
+        lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        early.send(vote(), at(4), &entries(5..=5));
+        assert_eq!(calls.recv().await.unwrap(), [5]);
+        assert!(!early.beat(Duration::from_secs(3600)), "that was just now");
+        for _ in 0..3 {
+            assert!(early.beat(Duration::ZERO));
+            assert_eq!(calls.recv().await.unwrap(), [0_u64; 0]);
+        }
+        // The log here is durable: from now on openraft waits, and sends heartbeats.
+        let _joined = lane.append(request(5..=5)).unwrap().unwrap();
+        assert!(!early.beat(Duration::ZERO));
+        assert!(calls.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_leader_whose_own_disk_is_the_slow_one_is_not_kept() {
+        let (sender, mut calls) = mpsc::unbounded_channel();
+        let early = Early::default();
+        let peers = Arc::new(Peers::new(Arc::new(Follower(sender)), Arc::default()));
+        let lanes = [2, 3].map(|id| early.lane(Arc::clone(&peers), id, format!("127.0.0.1:{id}")));
+        for lane in &lanes {
+            lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
+        }
+        early.send(vote(), at(4), &entries(5..=5));
+        let is_answered = |lane: &Arc<Lane>| !lane.lock().appending.as_ref().unwrap().reply.is_empty();
+        while !lanes.iter().all(is_answered) {
+            tokio::task::yield_now().await;
+        }
+        assert!(early.beat(Duration::ZERO), "the log here is not done");
+        assert_eq!([calls.recv().await.unwrap(), calls.recv().await.unwrap()], [[5], [5]]);
+        tokio::task::yield_now().await;
+        assert!(calls.try_recv().is_err(), "they were told nothing");
+    }
+
     /// openraft says what is committed along with the entries: when these are under way already, it is said apart.
     #[tokio::test]
     async fn what_is_committed_is_told_also_when_the_entries_are_under_way() {
@@ -297,14 +415,18 @@ mod tests {
         assert_eq!(calls.recv().await.unwrap(), [0_u64; 0], "an empty one that says it");
     }
 
+    /// The follower, whose disk may be slow, hears of its leader all the same.
     #[tokio::test]
     async fn a_call_that_was_given_up_is_joined_by_its_repetition() {
         let (_early, lane, mut calls) = lane();
         let joined = lane.append(request(5..=6)).unwrap().unwrap();
         lane.keep(vote(), Some(at(4)), joined);
+        let joined = lane.append(request(5..=6)).unwrap().unwrap();
+        lane.keep(vote(), Some(at(4)), joined);
         succeeds(lane.append(request(5..=6)).unwrap().unwrap()).await;
         assert_eq!(calls.recv().await.unwrap(), [5, 6]);
-        assert!(calls.try_recv().is_err());
+        assert_eq!(calls.recv().await.unwrap(), [0_u64; 0], "with each repetition");
+        assert_eq!(lane.lock().committed, None);
     }
 
     #[tokio::test]
