@@ -20,6 +20,7 @@ use crate::error::Chain;
 use crate::extension::{self, Described};
 use crate::hooks::Runner;
 use crate::listener::{self, Listener, group_id, raise_files_max};
+use crate::memory::give_back_after_work;
 use crate::recovery::{self, TakeError};
 use crate::state::{InitError, Lifecycle, State};
 use crate::state_dir::{FileError, OpenError, StateDir, read_file};
@@ -89,6 +90,13 @@ pub(super) async fn start(product: Product) -> Result<Handle, StartError> {
     }
     shared.begin_on_start();
     shared.changes.spawn("server certificates", keep_certificates(shared.servers.clone()));
+    let changes = shared.changes.clone();
+    shared.changes.spawn("memory", async move {
+        tokio::select! {
+            () = changes.stopping() => {}
+            () = give_back_after_work() => {}
+        }
+    });
     // The one task without an owner above it: it owns everything else, and the handle waits for it.
     tokio::spawn(core.run(done));
     Ok(Handle { control, state, done: wait })
