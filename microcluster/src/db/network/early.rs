@@ -14,6 +14,7 @@
 //! A leader that stops meanwhile may have lost what a follower has got, under the same log ids. That is why it
 //! must not lead again in the same term: see [`LogStore::lead`](crate::db::log_store::LogStore::lead).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -142,7 +143,8 @@ impl Early {
                 waiting.push((lane, call.vote));
             }
         }
-        let members = lanes.len() + 1;
+        // openraft has more than one way to each.
+        let members = lanes.iter().map(|lane| lane.target).collect::<BTreeSet<_>>().len() + 1;
         if answered * 2 <= members {
             waiting.iter().for_each(|(lane, vote)| lane.beat(*vote));
         }
@@ -388,7 +390,8 @@ mod tests {
         let (sender, mut calls) = mpsc::unbounded_channel();
         let early = Early::default();
         let peers = Arc::new(Peers::new(Arc::new(Follower(sender)), Arc::default()));
-        let lanes = [2, 3].map(|id| early.lane(Arc::clone(&peers), id, format!("127.0.0.1:{id}")));
+        let to = |id| early.lane(Arc::clone(&peers), id, format!("127.0.0.1:{id}"));
+        let (lanes, _for_snapshots) = ([2, 3].map(to), [2, 3].map(to));
         for lane in &lanes {
             lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
         }
