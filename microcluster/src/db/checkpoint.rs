@@ -283,7 +283,8 @@ mod tests {
             done.store(true, Ordering::Relaxed);
         };
         tokio::join!(write, read(), read());
-        let bytes = cluster.state_bytes(1, ".db-wal");
-        assert!(bytes < ROWS as u64 * ROW_BYTES, "{bytes} bytes");
+        // A read that runs just then puts a new beginning off until the next move; a view that is kept would put all of them off.
+        let (bytes, written) = (cluster.state_bytes(1, ".db-wal"), 6 * ROWS as u64 * ROW_BYTES);
+        assert!(bytes < written / 2, "{bytes} bytes");
     }
 }
