@@ -283,34 +283,25 @@ mod tests {
     use crate::db::network::message::{Frame, Reply};
     use crate::db::network::{PeerConnector, PeerStream, testing};
 
-    /// A follower that takes everything, and tells which entries it was sent in each call.
-    struct Follower(mpsc::UnboundedSender<Vec<u64>>);
+    /// A follower that tells which entries it was sent in each call.
+    struct Follower {
+        calls: mpsc::UnboundedSender<Vec<u64>>,
+        /// What it answers: nothing as long as its disk is not done.
+        answer: fn() -> Option<Reply>,
+    }
 
-    /// One whose disk never gets done.
-    struct Slow(mpsc::UnboundedSender<Vec<u64>>);
-
-    impl PeerConnector for Slow {
-        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-            let calls = self.0.clone();
-            let stream = testing::member(move |frame| {
-                let Ok(Call::Append(request)) = Frame::parse(frame.clone()).unwrap().call() else {
-                    panic!("another call")
-                };
-                calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
-                None
-            });
-            Box::pin(async move { Ok(stream) })
-        }
+    fn takes_everything() -> Option<Reply> {
+        Some(Reply::Append(AppendEntriesResponse::Success))
     }
 
     impl PeerConnector for Follower {
         fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
-            let calls = self.0.clone();
+            let (calls, answer) = (self.calls.clone(), self.answer);
             let stream = testing::member(move |frame| {
                 let call = Frame::parse(frame.clone()).unwrap().call().unwrap();
                 let (Call::Append(request) | Call::News(request)) = call else { panic!("another call") };
                 calls.send(request.entries.iter().map(|entry| entry.log_id.index).collect()).unwrap();
-                Some(Reply::Append(AppendEntriesResponse::Success))
+                answer()
             });
             Box::pin(async move { Ok(stream) })
         }
@@ -336,7 +327,7 @@ mod tests {
     fn lane() -> (Early, Arc<Lane>, mpsc::UnboundedReceiver<Vec<u64>>) {
         let (sender, calls) = mpsc::unbounded_channel();
         let early = Early::default();
-        let peers = Peers::new(Arc::new(Follower(sender)), Arc::default());
+        let peers = Peers::new(Arc::new(Follower { calls: sender, answer: takes_everything }), Arc::default());
         let lane = early.lane(Arc::new(peers), 2, "127.0.0.1:2".to_owned());
         (early, lane, calls)
     }
@@ -368,7 +359,7 @@ mod tests {
     async fn followers_hear_of_their_leader_while_all_disks_are_slow() {
         let (sender, mut calls) = mpsc::unbounded_channel();
         let early = Early::default();
-        let peers = Arc::new(Peers::new(Arc::new(Slow(sender)), Arc::default()));
+        let peers = Arc::new(Peers::new(Arc::new(Follower { calls: sender, answer: || None }), Arc::default()));
         let lane = early.lane(peers, 2, "127.0.0.1:2".to_owned());
         assert!(!early.beat(Duration::ZERO), "nothing was sent");
         lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
@@ -389,7 +380,8 @@ mod tests {
     async fn a_leader_whose_own_disk_is_the_slow_one_is_not_kept() {
         let (sender, mut calls) = mpsc::unbounded_channel();
         let early = Early::default();
-        let peers = Arc::new(Peers::new(Arc::new(Follower(sender)), Arc::default()));
+        let peers =
+            Arc::new(Peers::new(Arc::new(Follower { calls: sender, answer: takes_everything }), Arc::default()));
         let to = |id| early.lane(Arc::clone(&peers), id, format!("127.0.0.1:{id}"));
         let (lanes, _for_snapshots) = ([2, 3].map(to), [2, 3].map(to));
         for lane in &lanes {
