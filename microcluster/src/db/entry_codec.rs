@@ -58,6 +58,14 @@ pub(crate) enum CodecError {
     Membership(#[source] postcard::Error),
 }
 
+/// How many bytes of a product's requests are in the entry.
+pub(crate) fn payload_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 /// Appends the binary form of `entry` to `out`.
 pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
     let kind = match &entry.payload {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::command::{Body, Outcome, QueryResult, Request, RequestId, Scope};
 use super::error::Error;
-use super::network::{Call, CallError, Met, Peers, Place, Reply};
+use super::network::{Call, CallError, Met, Peers, Place, Reply, Route};
 use super::raft_types::{NodeId, Peer};
 use super::read_index::ReadIndex;
 use super::sequencer::{Seen, Sequencer, Submission, SubmitError};
@@ -227,9 +227,9 @@ impl Forwarder {
     }
 
     /// Where many wait for the leader already, more of them wait here.
-    async fn place(&self, leader: NodeId, peer: &Peer) -> Result<Place, CallError> {
+    async fn place(&self, leader: NodeId, peer: &Peer, route: Route) -> Result<Place, CallError> {
         // A connection that ends meanwhile has sent nothing.
-        self.peers.place(leader, &peer.address).await.map_err(|error| CallError::Unreachable {
+        self.peers.place(leader, &peer.address, route).await.map_err(|error| CallError::Unreachable {
             address: peer.address.clone(),
             reason: error.to_string().into(),
             met: Met::Nobody,
@@ -329,7 +329,7 @@ impl Ask for Submitting {
         peer: &Peer,
         is_sent: &AtomicBool,
     ) -> Result<Reply, CallError> {
-        let place = forwarder.place(leader, peer).await?;
+        let place = forwarder.place(leader, peer, Route::of(self.0.request.size())).await?;
         is_sent.store(true, Ordering::Relaxed);
         place.call(Call::Submit(self.0.clone())).await
     }
@@ -359,7 +359,7 @@ impl Ask for AskingIndex {
         peer: &Peer,
         is_sent: &AtomicBool,
     ) -> Result<Reply, CallError> {
-        drop(forwarder.place(leader, peer).await?);
+        drop(forwarder.place(leader, peer, Route::Prompt).await?);
         is_sent.store(true, Ordering::Relaxed);
         forwarder.questions.ask(leader, peer).await.map(Reply::ReadIndex)
     }

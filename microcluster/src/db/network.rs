@@ -1,8 +1,9 @@
-//! How members talk Raft: one long-lived connection for each pair and direction, many calls on it at once,
-//! in a compact binary format with a version.
+//! How members talk Raft: one long-lived connection for each pair and direction, many calls on it at once, in a compact binary format with
+//! a version; and another one while something large is on its way.
 
 mod backlog;
 mod client;
+mod connection;
 mod early;
 mod era;
 mod hearing;
@@ -22,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub(crate) use backlog::Backlog;
 #[cfg(test)]
 pub(crate) use backlog::ENTRIES_MAX as BACKLOG_ENTRIES_MAX;
-pub(crate) use client::{CallError, Met, Peers, Place};
+pub(crate) use client::{CallError, Met, Peers, Place, Route};
 pub(crate) use early::Early;
 pub(crate) use era::Era;
 pub(crate) use hearing::Patience;

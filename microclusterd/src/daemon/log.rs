@@ -75,12 +75,13 @@ impl Log {
         }
     }
 
-    /// Raft's own log is a level quieter than ours: what it calls news is detail here.
+    /// Raft's own log is quieter than ours: what it calls news is detail here, and of a member that cannot be reached it writes forty lines
+    /// a second.
     fn levels(&self) -> &'static str {
         match (self.debug, self.verbose) {
             (true, _) => "debug,openraft=info,hyper=info,h2=info,rustls=info",
-            (false, true) => "info,openraft=warn",
-            (false, false) => "warn",
+            (false, true) => "info,openraft=error,openraft::replication=off",
+            (false, false) => "warn,openraft=error,openraft::replication=off",
         }
     }
 }

@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use openraft::EntryPayload;
 use openraft::error::RaftError;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 
+use crate::db::entry_codec::payload_bytes;
 use crate::db::raft_types::{Entry, NodeId, Raft, TypeConfig};
 use crate::db::writer::Shared;
 
@@ -117,7 +117,7 @@ impl Backlog {
                 state.entries.pop_back();
                 state.bytes -= bytes;
             }
-            let bytes = command_bytes(entry);
+            let bytes = payload_bytes(entry);
             state.entries.push_back((index, bytes));
             state.bytes += bytes;
         }
@@ -149,16 +149,9 @@ impl Backlog {
     }
 }
 
-fn command_bytes(entry: &Entry) -> usize {
-    match &entry.payload {
-        EntryPayload::Normal(command) => command.0.len(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use openraft::CommittedLeaderId;
+    use openraft::{CommittedLeaderId, EntryPayload};
 
     use super::*;
     use crate::db::raft_types::{Command, LogId};

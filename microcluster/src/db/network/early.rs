@@ -22,12 +22,10 @@ use std::time::{Duration, Instant};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use tokio::sync::Notify;
 
-use super::client::{CallError, Peers, ReplyReceiver};
+use super::client::{CallError, Peers, ReplyReceiver, Route};
 use super::message::Call;
+use crate::db::entry_codec::payload_bytes;
 use crate::db::raft_types::{Entry, LogId, NodeId, TypeConfig, Vote};
-
-/// Larger entries are not sent early: what openraft would send in the end might be something else, and they again.
-const BYTES_MAX: usize = 256 << 10;
 
 /// Sends entries early.
 #[derive(Default)]
@@ -109,7 +107,8 @@ impl Early {
 
     /// Sends entries, which follow `previous`, to every follower that has that one and nothing else on its way.
     pub fn send(&self, vote: Vote, previous: LogId, entries: &[Entry]) {
-        if entries.iter().map(command_bytes).sum::<usize>() > BYTES_MAX {
+        // What openraft would send of large ones in the end might be something else, and they again.
+        if Route::of(entries.iter().map(payload_bytes).sum()) == Route::Bulk {
             return;
         }
         let lanes: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
@@ -259,13 +258,6 @@ impl Lane {
     fn lock(&self) -> MutexGuard<'_, LaneState> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn command_bytes(entry: &Entry) -> usize {
-    match &entry.payload {
-        openraft::EntryPayload::Normal(command) => command.0.len(),
-        _ => 0,
     }
 }
 

@@ -68,6 +68,18 @@ pub(crate) enum Call {
     Campaign,
 }
 
+impl Call {
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        match self {
+            Call::Append(request) | Call::News(request) => request.entries.iter().map(entry_codec::payload_bytes).sum(),
+            Call::Submit(submission) => submission.request.size(),
+            Call::Condemn(reason) => reason.len(),
+            Call::Vote(_) | Call::Confirm(_) | Call::ReadIndex(_) | Call::Ping | Call::Digest(_) | Call::Campaign => 0,
+        }
+    }
+}
+
 /// A member that asks its leader, and the vote that it followed after what it asks for had begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Follower {

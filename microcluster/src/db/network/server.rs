@@ -13,7 +13,8 @@ use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
 use super::backlog::Backlog;
-use super::client::{alone, next_frame};
+use super::client::Route;
+use super::connection::{alone, next_frame};
 use super::early::Early;
 use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
@@ -153,6 +154,8 @@ fn put_reply(buffer: &mut Vec<u8>, answered: &Answered) -> io::Result<bool> {
 
 async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame) -> Answered {
     let (number, hurries) = (frame.number, frame.kind != kind::NEWS);
+    // What is large has a connection of its own, which ends while the leader goes on.
+    let followed = Some(followed).filter(|_| Route::of(frame.body.len()) == Route::Prompt);
     let reply = match frame.call() {
         Ok(call) => run(service, followed, call).await,
         Err(error) => Reply::Failed(error.to_string()),
@@ -160,7 +163,7 @@ async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame)
     Answered { number, reply, hurries }
 }
 
-async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> Reply {
+async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Call) -> Reply {
     match call {
         Call::Append(request) | Call::News(request) => {
             let vote = request.vote;
@@ -168,7 +171,9 @@ async fn run(service: &Service, followed: &Mutex<Option<Vote>>, call: Call) -> R
                 Ok(response) => {
                     if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                         service.shared.heard.note();
-                        *followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
+                        if let Some(followed) = followed {
+                            *followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
+                        }
                     }
                     Reply::Append(response)
                 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
 use super::PeerStream;
-use super::client::{Frames, Peers, next_frame};
+use super::client::Peers;
+use super::connection::{Frames, next_frame};
 use super::message::{self, Frame, Reply, SnapshotStart, kind};
 use super::server::Service;
 use crate::db::raft_types::{NodeId, Snapshot, SnapshotData, Vote};

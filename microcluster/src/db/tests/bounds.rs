@@ -276,3 +276,24 @@ async fn what_is_too_large_is_refused() {
         assert!(matches!(&none[0], QueryResult::Rows { rows, .. } if rows.is_empty()), "{none:?}");
     }
 }
+
+/// A large entry is on its way for longer than a leader is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_write_on_a_thin_network_takes_its_time_and_stops_nothing_else() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    cluster.throttle(1 << 20);
+    let leader = cluster.leader().await;
+    for id in [leader, leader % 3 + 1] {
+        let (db, other) = (cluster.db(id), cluster.db((leader + 1) % 3 + 1));
+        let text = "x".repeat(3 << 19);
+        let large = db.execute("INSERT INTO t VALUES (?1)", [text]);
+        // Whoever asks for the leader meanwhile has an answer.
+        let (written, read) =
+            tokio::join!(large, other.query_row(Consistency::Linearizable, "SELECT 1", (), |row| row.get::<_, i64>(0)));
+        assert_eq!(read.unwrap(), Some(1));
+        written.unwrap();
+    }
+    assert_eq!(count(&cluster, leader, "t").await, 2);
+    cluster.wait_same().await;
+}

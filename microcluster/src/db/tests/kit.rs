@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use crate::db::{Consistency, Database, NodeId, Options, Peer, PeerConnector, PeerStream, Timings};
 
@@ -18,6 +19,8 @@ struct Net {
     up: Mutex<BTreeMap<String, Database>>,
     isolated: Mutex<BTreeSet<String>>,
     pipes: Mutex<Vec<(String, String, tokio_util::sync::CancellationToken)>>,
+    /// How many bytes a second a new pipe carries each way; no bound where there is none.
+    rate: Mutex<Option<u32>>,
 }
 
 struct Connector {
@@ -31,7 +34,11 @@ impl PeerConnector for Connector {
         Box::pin(async move {
             let target = net.up.lock().unwrap().get(&address).cloned();
             let target = target.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+            let rate = *net.rate.lock().unwrap();
+            if let Some(bytes_per_second) = rate {
+                theirs = thin(theirs, bytes_per_second);
+            }
             let cut = tokio_util::sync::CancellationToken::new();
             {
                 let isolated = net.isolated.lock().unwrap();
@@ -52,6 +59,26 @@ impl PeerConnector for Connector {
             Ok(Box::new(ours) as PeerStream)
         })
     }
+}
+
+/// The end of a pipe that carries so much to and from the stream.
+fn thin(stream: DuplexStream, bytes_per_second: u32) -> DuplexStream {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let ((from, to), (back_from, back_to)) = (tokio::io::split(stream), tokio::io::split(near));
+    tokio::spawn(carry(from, back_to, bytes_per_second));
+    tokio::spawn(carry(back_from, to, bytes_per_second));
+    far
+}
+
+async fn carry(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, bytes_per_second: u32) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        tokio::time::sleep(Duration::from_secs(length as u64) / bytes_per_second).await;
+        if to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 pub struct Cluster {
@@ -154,6 +181,12 @@ impl Cluster {
 
     pub fn heal(&self) {
         self.net.isolated.lock().unwrap().clear();
+    }
+
+    /// From now on each connection carries so many bytes a second each way.
+    pub fn throttle(&self, bytes_per_second: u32) {
+        *self.net.rate.lock().unwrap() = Some(bytes_per_second);
+        self.cut_pipes();
     }
 
     /// Breaks all connections; new ones can be made at once.
