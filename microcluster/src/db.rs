@@ -16,6 +16,7 @@ mod damage;
 mod database;
 mod determinism;
 mod dump;
+mod elections;
 mod entry_codec;
 mod error;
 mod executor;
@@ -38,7 +39,6 @@ mod sessions;
 mod state_file;
 mod state_machine;
 mod status;
-mod succession;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 pub(crate) mod tests;

@@ -341,7 +341,6 @@ impl Database {
 
     /// Prepares this member to be rebuilt: remembers why on stable storage, and does not stand for election any more.
     pub(crate) async fn condemn_own(&self, reason: String) {
-        self.inner.raft.runtime_config().elect(false);
         let inner = Arc::clone(&self.inner);
         let _ = tokio::task::spawn_blocking(move || inner.condemn(&reason)).await;
     }

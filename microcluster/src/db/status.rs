@@ -35,7 +35,7 @@ pub struct Status {
     pub state: RaftState,
     /// The term it is in.
     pub term: u64,
-    /// Who leads, as far as it knows.
+    /// Who leads, as far as it knows: none once it has not heard of the leader for a while.
     pub leader: Option<NodeId>,
     /// The index of the last entry in its log.
     pub last_log_index: u64,
@@ -87,11 +87,13 @@ impl Status {
             (RaftState::Leader, None) => false,
             _ => metrics.current_leader.is_some() && heard.is_within(quorum_timeout),
         };
+        // One that is not heard of may lead no longer.
+        let leader = metrics.current_leader.filter(|_| has_quorum || state == RaftState::Leader);
         Status {
             node_id: metrics.id,
             state,
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader,
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
             has_quorum,

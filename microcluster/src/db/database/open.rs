@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::{Database, Inner};
 use crate::db::command::Scope;
 use crate::db::damage::{self, Standing, is_damage};
+use crate::db::elections::Elections;
 use crate::db::error::{Error, chain};
 use crate::db::forward::Forwarder;
 use crate::db::log_store::{LogError, LogOptions, LogStore};
@@ -25,7 +26,6 @@ use crate::db::schema::{Level, Upgrade};
 use crate::db::sequencer::Sequencer;
 use crate::db::state_machine::StateMachine;
 use crate::db::status::{self, Status};
-use crate::db::succession::Succession;
 use crate::db::transaction::Closures;
 use crate::db::{janitor, state_file};
 
@@ -103,10 +103,6 @@ impl Database {
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        if Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard).nodes.keys().eq([&node_id]) {
-            // Nobody else can lead, so nobody has to be waited for.
-            raft.trigger().elect().await.map_err(|error| OpenError::Raft(error.to_string()))?;
-        }
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
         let ended = cancelled.clone();
@@ -145,6 +141,21 @@ impl Database {
             cancelled.clone(),
         );
         tasks.spawn(task);
+        let elections = Arc::new(Elections::new(
+            node_id,
+            raft.clone(),
+            log.clone(),
+            Arc::clone(&peers),
+            Arc::clone(&shared),
+            &timings,
+        ));
+        let (standing, ended) = (Arc::clone(&elections), cancelled.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = standing.run() => {}
+            }
+        });
         let service = Arc::new(Service {
             node_id,
             dir: folder,
@@ -156,7 +167,7 @@ impl Database {
             shared: Arc::clone(&shared),
             era,
             backlog: Backlog::new(timings.heartbeat),
-            succession: Succession::new(&timings),
+            elections,
         });
         let closures = Closures::new(Arc::clone(&shared));
         let inner = Inner {
@@ -246,6 +257,8 @@ fn raft_config(timings: &Timings) -> Result<Config, String> {
         heartbeat_interval: millis(timings.heartbeat),
         election_timeout_min: millis(timings.election.0),
         election_timeout_max: millis(timings.election.1),
+        // `Elections` says when, after it has asked the others.
+        enable_elect: false,
         max_payload_entries: 64,
         // The janitor decides when the log is shortened: by its bytes, not by its entries.
         snapshot_policy: SnapshotPolicy::Never,

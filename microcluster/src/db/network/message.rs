@@ -53,6 +53,8 @@ pub(crate) enum Call {
     /// another call to be written with, and so does its reply.
     News(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<NodeId>),
+    /// Would you vote for me, whose log ends so?
+    PreVote(Option<LogId>),
     /// Is this the vote that you follow? Asked by the leader whose it is.
     Confirm(Vote),
     /// Sequence this request; only the leader does.
@@ -75,7 +77,13 @@ impl Call {
             Call::Append(request) | Call::News(request) => request.entries.iter().map(entry_codec::payload_bytes).sum(),
             Call::Submit(submission) => submission.request.size(),
             Call::Condemn(reason) => reason.len(),
-            Call::Vote(_) | Call::Confirm(_) | Call::ReadIndex(_) | Call::Ping | Call::Digest(_) | Call::Campaign => 0,
+            Call::Vote(_)
+            | Call::PreVote(_)
+            | Call::Confirm(_)
+            | Call::ReadIndex(_)
+            | Call::Ping
+            | Call::Digest(_)
+            | Call::Campaign => 0,
         }
     }
 }
@@ -121,6 +129,7 @@ pub(crate) enum Reply {
     Snapshot(Vote),
     /// The member could not do it, and says why.
     Failed(String),
+    WouldVote(bool),
 }
 
 /// What a frame is.
@@ -138,6 +147,7 @@ pub(crate) mod kind {
     pub const CONDEMN: u8 = 10;
     pub const NEWS: u8 = 11;
     pub const CONFIRM: u8 = 12;
+    pub const PRE_VOTE: u8 = 13;
     pub const REPLY: u8 = 128;
 }
 
@@ -189,6 +199,7 @@ impl Frame {
             kind::APPEND => Call::Append(decode_append(self.body)?),
             kind::NEWS => Call::News(decode_append(self.body)?),
             kind::VOTE => Call::Vote(self.decode()?),
+            kind::PRE_VOTE => Call::PreVote(self.decode()?),
             kind::CONFIRM => Call::Confirm(self.decode()?),
             kind::SUBMIT => Call::Submit(self.decode()?),
             kind::READ_INDEX if self.body.is_empty() => Call::ReadIndex(None),
@@ -229,6 +240,7 @@ pub(crate) fn put_call(buffer: &mut Vec<u8>, number: u64, call: &Call) -> Result
         Call::News(request) => put_append(buffer, kind::NEWS, number, request),
         Call::Confirm(vote) => put_frame(buffer, kind::CONFIRM, number, vote),
         Call::Vote(request) => put_frame(buffer, kind::VOTE, number, request),
+        Call::PreVote(last) => put_frame(buffer, kind::PRE_VOTE, number, last),
         Call::Submit(submission) => put_frame(buffer, kind::SUBMIT, number, submission),
         Call::ReadIndex(None) => put_frame(buffer, kind::READ_INDEX, number, &()),
         Call::ReadIndex(Some(follower)) => put_frame(buffer, kind::READ_INDEX, number, follower),

@@ -20,11 +20,11 @@ use super::era::Era;
 use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, kind};
 use super::snapshot;
 use crate::db::damage;
+use crate::db::elections::Elections;
 use crate::db::log_store::LogStore;
 use crate::db::raft_types::{NodeId, Raft, Vote};
 use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
-use crate::db::succession::Succession;
 use crate::db::writer::Shared;
 
 /// How many calls of one connection are run at once; reading waits when there are more.
@@ -48,8 +48,8 @@ pub(crate) struct Service {
     pub era: Arc<Era>,
     /// Holds entries back that this member cannot apply in time.
     pub backlog: Backlog,
-    /// When this member stands for election after a leader that is gone.
-    pub succession: Succession,
+    /// When this member stands for election.
+    pub elections: Arc<Elections>,
 }
 
 impl Service {
@@ -68,7 +68,7 @@ pub(crate) async fn serve(service: &Service, stream: PeerStream) -> io::Result<(
     let followed = Mutex::new(None);
     let ended = converse(service, stream, &followed).await;
     if let Some(vote) = followed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        service.succession.stand(service.node_id, &service.raft, &service.shared, vote).await;
+        service.elections.succeed(vote).await;
     }
     ended
 }
@@ -184,6 +184,7 @@ async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Ca
             Ok(response) => Reply::Vote(response),
             Err(error) => Reply::Failed(error.to_string()),
         },
+        Call::PreVote(last) => Reply::WouldVote(service.elections.would_vote(last)),
         Call::Confirm(vote) => {
             Reply::Confirmed(service.log.vote().is_some_and(|own| own.leader_id() == vote.leader_id()))
         }

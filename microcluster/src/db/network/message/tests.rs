@@ -88,6 +88,7 @@ fn call() -> impl Strategy<Value = Call> {
         option((any::<u64>(), vote()).prop_map(|(node_id, vote)| Follower { node_id, vote })).prop_map(Call::ReadIndex),
         Just(()).prop_map(|()| Call::Ping),
         Just(()).prop_map(|()| Call::Campaign),
+        option(log_id()).prop_map(Call::PreVote),
         any::<u64>().prop_map(Call::Digest),
         any::<String>().prop_map(Call::Condemn),
     ]
@@ -104,6 +105,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         (any::<u64>(), outcome).prop_map(|(index, outcome)| Reply::Submit(Ok(Answer { index, outcome }))),
         Just(()).prop_map(|()| Reply::Submit(Err(SubmitError::NoQuorum))),
         any::<String>().prop_map(Reply::Failed),
+        any::<bool>().prop_map(Reply::WouldVote),
     ]
 }
 
