@@ -56,6 +56,16 @@ enum Leader {
     There(NodeId, Peer),
 }
 
+impl Leader {
+    fn of(status: &Status) -> Option<Leader> {
+        if status.is_leader() {
+            return Some(Leader::Here);
+        }
+        let id = status.leader.filter(|id| *id != status.node_id)?;
+        Some(Leader::There(id, status.nodes.get(&id)?.clone()))
+    }
+}
+
 impl Forwarder {
     /// A forwarder of a new origin, and its task, to be spawned by the database.
     pub fn new(
@@ -139,7 +149,10 @@ impl Forwarder {
             if maybe_done {
                 ask.again();
             }
-            let leader = self.leader(&status);
+            let (leader, current) = {
+                let now = status.borrow_and_update();
+                (Leader::of(&now), now.leader)
+            };
             let is_sent = AtomicBool::new(false);
             let attempt = async {
                 match &leader {
@@ -152,7 +165,6 @@ impl Forwarder {
                 }
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            let current = status.borrow_and_update().leader;
             tokio::select! {
                 result = tokio::time::timeout(left, attempt) => match result {
                     Ok(Ok(answer)) => return Ok(answer),
@@ -188,18 +200,6 @@ impl Forwarder {
                 tokio::time::timeout(PAUSE.min(deadline.saturating_duration_since(Instant::now())), status.changed())
                     .await;
         }
-    }
-
-    fn leader(&self, status: &watch::Receiver<Status>) -> Option<Leader> {
-        let status = status.borrow();
-        if status.is_leader() {
-            return Some(Leader::Here);
-        }
-        let id = status.leader?;
-        if id == status.node_id {
-            return None;
-        }
-        Some(Leader::There(id, status.nodes.get(&id)?.clone()))
     }
 
     /// Sets `is_sent` as soon as it may be done.

@@ -167,6 +167,12 @@ struct Owner {
 }
 
 impl LogStore {
+    /// From now on each sync takes so much longer.
+    #[cfg(test)]
+    pub(crate) fn slow_down(&self, delay: Duration) {
+        *self.shared().delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
+    }
+
     /// Opens the log in the directory `dir`, which is created where it is missing. Blocks.
     ///
     /// # Errors

@@ -179,7 +179,8 @@ impl Quorum {
     }
 }
 
-fn is_majority(voters: &[BTreeSet<NodeId>], confirmed: &BTreeSet<NodeId>) -> bool {
+/// Whether these are a majority; while the voters change, of both the old and the new ones.
+pub(super) fn is_majority(voters: &[BTreeSet<NodeId>], confirmed: &BTreeSet<NodeId>) -> bool {
     voters.iter().all(|set| set.intersection(confirmed).count() * 2 > set.len())
 }
 

@@ -21,6 +21,9 @@ const ENTRY_OVERHEAD_BYTES: u64 = 64;
 pub(super) struct Shared {
     storage: Box<dyn Storage>,
     state: Mutex<State>,
+    /// How much longer than the disk's own time a sync takes.
+    #[cfg(test)]
+    pub(super) delay: Mutex<std::time::Duration>,
 }
 
 impl Shared {
@@ -38,7 +41,12 @@ impl Shared {
             fsyncs: 0,
             appended: 0,
         };
-        Self { storage, state: Mutex::new(state) }
+        Self {
+            storage,
+            state: Mutex::new(state),
+            #[cfg(test)]
+            delay: Mutex::default(),
+        }
     }
 
     /// The files.

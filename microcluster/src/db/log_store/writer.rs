@@ -245,6 +245,8 @@ impl Writer {
             bytes.resize((tail.allocated - tail.position) as usize, 0);
         }
         tail.file.write_at(bytes, tail.position).map_err(io("write"))?;
+        #[cfg(test)]
+        thread::sleep(*self.shared.delay.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         tail.file.sync().map_err(io("sync"))?;
         if matches!(place, Place::NewSegment) {
             storage.sync_dir().map_err(io("sync the directory of"))?;

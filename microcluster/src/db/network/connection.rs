@@ -69,15 +69,11 @@ impl Connection {
         while let Some(first) = calls.recv().await {
             let moved = Arc::new(Mutex::new(Instant::now()));
             let watch = |stream| -> PeerStream {
-                Box::new(Watched {
-                    stream,
-                    moved: Arc::clone(&moved),
-                    hearing: Arc::clone(hearing),
-                    counts_writes: is_bulk,
-                })
+                Box::new(Watched { stream, moved: Arc::clone(&moved), counts_writes: is_bulk })
             };
             match connect(&**connector, era, *id, address, watch).await {
                 Ok((frames, writer)) => {
+                    hearing.hear();
                     if std::mem::take(&mut is_lost) {
                         tracing::warn!(peer = id, %address, "this member is reached again");
                     }
@@ -87,7 +83,7 @@ impl Connection {
                 }
                 Err(error) => {
                     // It is tried again and again: that is said once.
-                    if !std::mem::replace(&mut is_lost, true) {
+                    if !is_bulk && !std::mem::replace(&mut is_lost, true) {
                         tracing::warn!(peer = id, %address, %error, "this member cannot be reached");
                     }
                     // Those who queued up behind this attempt share its end; nobody waits for a second one.
@@ -115,7 +111,7 @@ impl Connection {
         // Replies are read by a task of their own: reading must go on while writing waits, or both sides could wait for each other.
         let mut stalled = std::pin::pin!(self.stall(&in_flight, moved));
         let answers = Answers::default();
-        let reading = read_replies(frames, Arc::clone(&in_flight), Arc::clone(&answers));
+        let reading = read_replies(frames, Arc::clone(&in_flight), Arc::clone(&answers), Arc::clone(&self.hearing));
         let mut reading = AbortOnDropHandle::new(tokio::spawn(reading));
         let mut number = 0;
         let mut buffer = Vec::new();
@@ -255,12 +251,13 @@ fn is_waiting(in_flight: &InFlight) -> bool {
     in_flight.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|waiting| !waiting.is_empty())
 }
 
-async fn read_replies(mut frames: Frames, in_flight: InFlight, answers: Answers) -> Arc<str> {
+async fn read_replies(mut frames: Frames, in_flight: InFlight, answers: Answers, hearing: Arc<Hearing>) -> Arc<str> {
     loop {
         let frame = match next_frame(&mut frames).await {
             Ok(frame) => frame,
             Err(error) => return error.to_string().into(),
         };
+        hearing.hear();
         let reply = match (frame.kind, frame.decode()) {
             (kind::REPLY, Ok(reply)) => reply,
             (kind::REPLY, Err(error)) => return error.to_string().into(),
@@ -285,7 +282,6 @@ async fn read_replies(mut frames: Frames, in_flight: InFlight, answers: Answers)
 struct Watched {
     stream: PeerStream,
     moved: Arc<Mutex<Instant>>,
-    hearing: Arc<Hearing>,
     /// Whether what is taken counts too. Of small calls much fits into the buffers of a network that drops everything.
     counts_writes: bool,
 }
@@ -296,7 +292,6 @@ impl AsyncRead for Watched {
         let polled = Pin::new(&mut self.stream).poll_read(context, into);
         if into.filled().len() > before {
             note_now(&self.moved);
-            self.hearing.hear();
         }
         polled
     }

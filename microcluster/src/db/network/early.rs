@@ -92,6 +92,8 @@ pub(crate) struct Joined {
     committed: Option<LogId>,
     /// Whether these are all that openraft wants to send.
     pub is_all: bool,
+    /// Where the follower's answer to what it was told meanwhile arrives.
+    pub told: Option<ReplyReceiver>,
 }
 
 impl Early {
@@ -202,16 +204,22 @@ impl Lane {
             && under_way.previous == request.prev_log_id
             && under_way.last <= last
         {
-            let Appending { vote, last: sent, committed, is_late, reply, .. } = under_way;
-            if is_late || request.leader_commit > committed {
+            let Appending { last: sent, committed, is_late, reply, .. } = under_way;
+            let told = (is_late || request.leader_commit > committed)
                 // openraft counts on this request to say so. The follower applies nothing that it does not know to be committed.
-                state.told = self.tell_committed(vote, sent, request.leader_commit);
-            }
-            return Ok(Some(Joined { reply, last: sent, committed: request.leader_commit, is_all: sent == last }));
+                .then(|| self.tell_committed(&request))
+                .flatten();
+            return Ok(Some(Joined {
+                reply,
+                last: sent,
+                committed: request.leader_commit,
+                is_all: sent == last,
+                told,
+            }));
         }
         let committed = request.leader_commit;
         let reply = self.peers.start(self.target, &self.address, Call::Append(request))?;
-        Ok(Some(Joined { reply, last, committed, is_all: true }))
+        Ok(Some(Joined { reply, last, committed, is_all: true, told: None }))
     }
 
     /// Whether a call without entries can wait for one with entries: the follower has all that is in the log, or nearly, and nobody
@@ -222,10 +230,10 @@ impl Lane {
         request.prev_log_id.is_some() && state.matched == request.prev_log_id && self.nobody_asks()
     }
 
-    /// Says what is committed, behind the entries up to `last`.
-    fn tell_committed(&self, vote: Vote, last: LogId, committed: Option<LogId>) -> Option<ReplyReceiver> {
-        let request =
-            AppendEntriesRequest { vote, prev_log_id: Some(last), entries: Vec::new(), leader_commit: committed };
+    /// Says what is committed, without the entries. It may arrive before these: large ones go another way.
+    fn tell_committed(&self, request: &AppendEntriesRequest<TypeConfig>) -> Option<ReplyReceiver> {
+        let AppendEntriesRequest { vote, prev_log_id, leader_commit, .. } = *request;
+        let request = AppendEntriesRequest { vote, prev_log_id, leader_commit, entries: Vec::new() };
         let call = if self.nobody_asks() { Call::News(request) } else { Call::Append(request) };
         self.peers.start(self.target, &self.address, call).ok()
     }
@@ -244,9 +252,11 @@ impl Lane {
 
     /// Keeps a call that openraft has given up, for when it sends the same again.
     pub fn keep(&self, vote: Vote, previous: Option<LogId>, joined: Joined) {
-        let Joined { reply, last, committed, .. } = joined;
+        let Joined { reply, last, committed, told, .. } = joined;
         let since = Instant::now();
-        self.lock().appending = Some(Appending { vote, previous, last, committed, is_late: true, since, reply });
+        let mut state = self.lock();
+        state.told = told.or(state.told.take());
+        state.appending = Some(Appending { vote, previous, last, committed, is_late: true, since, reply });
     }
 
     /// Notes how a call with entries, or without any, ended.

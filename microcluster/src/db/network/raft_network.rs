@@ -14,7 +14,7 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{AnyError, OptionalSend};
 
-use super::client::{CallError, Peers};
+use super::client::{CallError, Peers, ReplyReceiver};
 use super::early::{Early, Joined, Lane};
 use super::message::{Call, Reply};
 use super::snapshot::{self, Sending};
@@ -129,6 +129,25 @@ fn appended(reply: Reply) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
     }
 }
 
+/// What a member answers while entries are on their way, or while its disk is at work on them, after `pause`: that it follows, and has
+/// `previous`. So openraft knows that the leader has a quorum.
+async fn meanwhile(
+    told: Option<ReplyReceiver>,
+    previous: Option<LogId>,
+    pause: Duration,
+) -> AppendEntriesResponse<NodeId> {
+    let paused = tokio::time::sleep(pause);
+    let Some(told) = told else { return std::future::pending().await };
+    match told.await {
+        Ok(Ok(Reply::Append(AppendEntriesResponse::Success))) => {
+            paused.await;
+            AppendEntriesResponse::PartialSuccess(previous)
+        }
+        Ok(Ok(Reply::Append(AppendEntriesResponse::HigherVote(vote)))) => AppendEntriesResponse::HigherVote(vote),
+        _ => std::future::pending().await,
+    }
+}
+
 fn unexpected(reply: &Reply) -> RpcError {
     RPCError::Network(NetworkError::new(&AnyError::error(format!("unexpected reply: {reply:?}"))))
 }
@@ -150,7 +169,11 @@ impl RaftNetwork<TypeConfig> for Network {
             return Err(RPCError::Network(NetworkError::new(&AnyError::error("no entries to send"))));
         };
         let (last, is_all) = (joined.last, joined.is_all);
-        let result = (&mut joined.reply).await;
+        let told = meanwhile(joined.told.take(), previous, self.heartbeat * 3 / 4);
+        let result = tokio::select! {
+            result = &mut joined.reply => result,
+            told = told => return Ok(told),
+        };
         waiting.joined = None;
         let response = appended(replied(result.unwrap_or_else(|_| {
             Err(CallError::Broken { address: self.peer.address.clone(), reason: "closed".into() })
@@ -208,7 +231,7 @@ mod tests {
     use super::super::message::Frame;
     use super::super::{PeerConnector, PeerStream, testing};
     use super::*;
-    use crate::db::raft_types::{SnapshotData, SnapshotMeta};
+    use crate::db::raft_types::{Entry, SnapshotData, SnapshotMeta};
     use crate::db::state_machine::IncomingSnapshot;
 
     const LEADER: Vote = Vote { leader_id: openraft::LeaderId { term: 7, node_id: 1 }, committed: true };
@@ -234,19 +257,55 @@ mod tests {
         }
     }
 
+    /// A member whose disk is at work on entries, and that follows.
+    struct Busy;
+
+    impl PeerConnector for Busy {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let stream = testing::member(|frame| match Frame::parse(frame.clone()).unwrap().call() {
+                Ok(Call::Append(told) | Call::News(told)) if told.entries.is_empty() => {
+                    Some(Reply::Append(AppendEntriesResponse::Success))
+                }
+                _ => None,
+            });
+            Box::pin(async move { Ok(stream) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_whose_disk_is_at_work_counts_for_the_quorum() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut network = network(Busy, dir.path()).await;
+        let id = |index| LogId::new(openraft::CommittedLeaderId::new(7, 1), index);
+        let entry = Entry { log_id: id(5), payload: openraft::EntryPayload::Blank };
+        let mut append = async || {
+            let (prev_log_id, entries) = (Some(id(4)), vec![entry.clone()]);
+            let request = AppendEntriesRequest { vote: LEADER, prev_log_id, entries, leader_commit: None };
+            let sent = network.append_entries(request, RPCOption::new(Duration::MAX));
+            // As openraft does.
+            tokio::time::timeout(Duration::from_millis(500), sent).await
+        };
+        append().await.unwrap_err();
+        let answer = append().await.unwrap().unwrap();
+        assert!(matches!(answer, AppendEntriesResponse::PartialSuccess(has) if has == Some(id(4))), "{answer:?}");
+    }
+
+    async fn network(connector: impl PeerConnector, dir: &std::path::Path) -> Network {
+        let mut factory = NetworkFactory {
+            peers: Arc::new(Peers::new(Arc::new(connector), Arc::default())),
+            early: Arc::default(),
+            dir: dir.to_owned(),
+            sending: Sending::default(),
+            heartbeat: Duration::from_millis(1),
+        };
+        factory.new_client(2, &Peer { name: "c2".to_owned(), address: "127.0.0.1:2".to_owned() }).await
+    }
+
     #[tokio::test]
     async fn a_member_that_gets_a_snapshot_hears_of_its_leader_all_the_time() {
         let (dir, member) = (tempfile::tempdir().unwrap(), Slow::default());
         let heard = Arc::clone(&member.0);
-        let mut factory = NetworkFactory {
-            peers: Arc::new(Peers::new(Arc::new(member), Arc::default())),
-            early: Arc::default(),
-            dir: dir.path().to_owned(),
-            sending: Sending::default(),
-            heartbeat: Duration::from_millis(1),
-        };
-        let peer = Peer { name: "c2".to_owned(), address: "127.0.0.1:2".to_owned() };
-        let mut network = factory.new_client(2, &peer).await;
+        let mut network = network(member, dir.path()).await;
         let file = Arc::new(IncomingSnapshot::create(dir.path()).unwrap());
         let snapshot = Snapshot { meta: SnapshotMeta::default(), snapshot: Box::new(SnapshotData::Incoming(file)) };
         let sent = network.full_snapshot(LEADER, snapshot, std::future::pending(), RPCOption::new(Duration::MAX)).await;

@@ -167,6 +167,10 @@ async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Ca
     match call {
         Call::Append(request) | Call::News(request) => {
             let vote = request.vote;
+            // Before Raft looks at it: that may be waiting for this member's disk.
+            if service.log.vote().is_none_or(|own| vote >= own) {
+                service.shared.heard.note();
+            }
             match service.backlog.append(&service.raft, &service.shared, request).await {
                 Ok(response) => {
                     if !matches!(response, AppendEntriesResponse::HigherVote(_)) {

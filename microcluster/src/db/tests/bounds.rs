@@ -297,3 +297,34 @@ async fn a_large_write_on_a_thin_network_takes_its_time_and_stops_nothing_else()
     assert_eq!(count(&cluster, leader, "t").await, 2);
     cluster.wait_same().await;
 }
+
+/// A disk that needs longer for a sync than a leader is waited for: of the followers, and of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_are_slow_together_make_writes_slow_and_cost_nobody_the_lead() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let slow_down = |but: Option<u64>, delay| {
+        for id in (1..=3).filter(|id| Some(*id) != but) {
+            cluster.db(id).inner.log.slow_down(delay);
+        }
+    };
+    // One attempt is spoiled where the machine stands still for as long.
+    for attempt in 1.. {
+        let leader = cluster.leader().await;
+        let term = cluster.db(leader).status().term;
+        let mut rounds = Vec::new();
+        for but in [Some(leader), None] {
+            slow_down(but, Duration::from_millis(900));
+            for _ in 0..2 {
+                cluster.db(leader % 3 + 1).execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+            }
+            slow_down(None, Duration::ZERO);
+            cluster.db(1).execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+            rounds.push(cluster.db(cluster.leader().await).status().term);
+        }
+        if rounds == [term; 2] {
+            return;
+        }
+        assert!(attempt < 4, "term {term}, then {rounds:?}");
+    }
+}
