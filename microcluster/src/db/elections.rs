@@ -82,7 +82,9 @@ impl Elections {
             self.note(vote);
             let due = async {
                 match state {
-                    ServerState::Follower | ServerState::Candidate => self.due(tried).await,
+                    ServerState::Follower => self.due(tried, Duration::ZERO).await,
+                    // Raft waits so long for the votes.
+                    ServerState::Candidate => self.due(tried, self.lease).await,
                     _ => std::future::pending().await,
                 }
             };
@@ -180,11 +182,12 @@ impl Elections {
         true
     }
 
-    /// Done when the lease is over and, since then and since it was `tried` last, a random time. The only voter does without that at first.
-    async fn due(&self, tried: Option<Instant>) {
+    /// Done when the lease is over and, since then and since it was `tried` last, `least` and a random time. The only voter does without
+    /// that at first.
+    async fn due(&self, tried: Option<Instant>, least: Duration) {
         let pause = match tried {
             None if self.is_alone() => Duration::ZERO,
-            _ => rand::random_range(self.pause.0..self.pause.1),
+            _ => least + rand::random_range(self.pause.0..self.pause.1),
         };
         loop {
             let ended = self.lease_ends();

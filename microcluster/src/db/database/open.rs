@@ -255,7 +255,8 @@ fn raft_config(timings: &Timings) -> Result<Config, String> {
     Config {
         cluster_name: "microcluster".to_owned(),
         heartbeat_interval: millis(timings.heartbeat),
-        election_timeout_min: millis(timings.election.0),
+        // The lease, and how long Raft waits for votes, which are synced before they are given: as long as it can.
+        election_timeout_min: millis(timings.election.1).saturating_sub(1),
         election_timeout_max: millis(timings.election.1),
         // `Elections` says when, after it has asked the others.
         enable_elect: false,
