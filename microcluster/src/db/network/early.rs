@@ -259,6 +259,11 @@ impl Lane {
         state.appending = Some(Appending { vote, previous, last, committed, is_late: true, since, reply });
     }
 
+    /// Keeps what waits for the follower's answer to what it was told: a call that nobody waits for is not sent.
+    pub fn keep_told(&self, told: ReplyReceiver) {
+        self.lock().told = Some(told);
+    }
+
     /// Notes how a call with entries, or without any, ended.
     pub fn note(&self, last: Option<LogId>, response: Option<&AppendEntriesResponse<NodeId>>) {
         let has_all = matches!(response, Some(AppendEntriesResponse::Success));

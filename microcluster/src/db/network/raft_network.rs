@@ -132,7 +132,7 @@ fn appended(reply: Reply) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
 /// What a member answers while entries are on their way, or while its disk is at work on them, after `pause`: that it follows, and has
 /// `previous`. So openraft knows that the leader has a quorum.
 async fn meanwhile(
-    told: Option<ReplyReceiver>,
+    told: Option<&mut ReplyReceiver>,
     previous: Option<LogId>,
     pause: Duration,
 ) -> AppendEntriesResponse<NodeId> {
@@ -169,12 +169,14 @@ impl RaftNetwork<TypeConfig> for Network {
             return Err(RPCError::Network(NetworkError::new(&AnyError::error("no entries to send"))));
         };
         let (last, is_all) = (joined.last, joined.is_all);
-        let told = meanwhile(joined.told.take(), previous, self.heartbeat * 3 / 4);
+        let told = meanwhile(joined.told.as_mut(), previous, self.heartbeat * 3 / 4);
         let result = tokio::select! {
             result = &mut joined.reply => result,
             told = told => return Ok(told),
         };
-        waiting.joined = None;
+        if let Some(Joined { told: Some(told), .. }) = waiting.joined.take() {
+            self.lane.keep_told(told);
+        }
         let response = appended(replied(result.unwrap_or_else(|_| {
             Err(CallError::Broken { address: self.peer.address.clone(), reason: "closed".into() })
         }))?);
@@ -255,6 +257,45 @@ mod tests {
             });
             Box::pin(async move { Ok(stream) })
         }
+    }
+
+    /// A member that follows and has all entries at once. It says what it hears to be committed without any.
+    struct Quick(tokio::sync::mpsc::UnboundedSender<Option<LogId>>);
+
+    impl PeerConnector for Quick {
+        fn connect(&self, _: String) -> Pin<Box<dyn Future<Output = io::Result<PeerStream>> + Send>> {
+            let heard = self.0.clone();
+            let stream = testing::member(move |frame| {
+                let call = Frame::parse(frame.clone()).unwrap().call();
+                let Ok(Call::Append(told) | Call::News(told)) = call else { return None };
+                if told.entries.is_empty() {
+                    heard.send(told.leader_commit).unwrap();
+                }
+                Some(Reply::Append(AppendEntriesResponse::Success))
+            });
+            Box::pin(async move { Ok(stream) })
+        }
+    }
+
+    /// Whose answer to the entries is there already: nobody waits for the one to what it is told.
+    #[tokio::test]
+    async fn what_is_committed_is_told_to_who_has_answered_already() {
+        let (dir, (sender, mut heard)) = (tempfile::tempdir().unwrap(), tokio::sync::mpsc::unbounded_channel());
+        let mut network = network(Quick(sender), dir.path()).await;
+        let id = |index| LogId::new(openraft::CommittedLeaderId::new(7, 1), index);
+        let entries = vec![Entry { log_id: id(5), payload: openraft::EntryPayload::Blank }];
+        let request =
+            AppendEntriesRequest { vote: LEADER, prev_log_id: Some(id(4)), entries, leader_commit: Some(id(4)) };
+        let early = AppendEntriesRequest { leader_commit: None, ..request.clone() };
+        let joined = network.lane.append(early).unwrap().unwrap();
+        while joined.reply.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        network.lane.keep(LEADER, Some(id(4)), joined);
+        let answer = network.append_entries(request, RPCOption::new(Duration::MAX)).await.unwrap();
+        assert!(matches!(answer, AppendEntriesResponse::Success), "{answer:?}");
+        let committed = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+        assert_eq!(committed.unwrap().unwrap(), Some(id(4)));
     }
 
     /// A member whose disk is at work on entries, and that follows.
