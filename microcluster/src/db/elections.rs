@@ -80,11 +80,11 @@ impl Elections {
                 (now.state, now.vote)
             };
             self.note(vote);
+            // Raft waits so long for the votes, and who is elected has to sync that before it is heard of.
+            let least = if vote.is_committed() { Duration::ZERO } else { self.lease };
             let due = async {
                 match state {
-                    ServerState::Follower => self.due(tried, Duration::ZERO).await,
-                    // Raft waits so long for the votes.
-                    ServerState::Candidate => self.due(tried, self.lease).await,
+                    ServerState::Follower | ServerState::Candidate => self.due(tried, least).await,
                     _ => std::future::pending().await,
                 }
             };

@@ -27,6 +27,9 @@ use super::message::Call;
 use crate::db::entry_codec::payload_bytes;
 use crate::db::raft_types::{Entry, LogId, NodeId, TypeConfig, Vote};
 
+/// For how long a leader is kept whose own disk does not end a sync.
+const BEAT_MAX: Duration = Duration::from_secs(5);
+
 /// Sends entries early.
 #[derive(Default)]
 pub(crate) struct Early {
@@ -138,7 +141,8 @@ impl Early {
         let (mut waiting, mut answered) = (Vec::new(), 0);
         for lane in &lanes {
             let state = lane.lock();
-            let early = state.appending.as_ref().filter(|call| !call.is_late && call.since.elapsed() >= heartbeat);
+            let is_kept = |call: &&Appending| !call.is_late && (heartbeat..BEAT_MAX).contains(&call.since.elapsed());
+            let early = state.appending.as_ref().filter(is_kept);
             if let Some(call) = early {
                 answered += usize::from(!call.reply.is_empty());
                 waiting.push((lane, call.vote));
