@@ -146,17 +146,40 @@ pub(crate) struct LogStore {
 /// What a leader's log does beside keeping the entries.
 struct Leading {
     node_id: NodeId,
-    on_append: OnAppend,
+    on_queued: OnQueued,
 }
 
-/// Hears of entries that were queued for the disk: the vote they were made under, the entry before them, and they themselves.
-pub(crate) type OnAppend = Box<dyn Fn(Vote, LogId, &[Entry]) + Send + Sync>;
+/// Hears of what was queued for the disk.
+pub(crate) type OnQueued = Box<dyn Fn(Queued<'_>) + Send + Sync>;
+
+/// What a leader has queued for its disk.
+#[derive(Clone, Copy)]
+pub(crate) struct Queued<'a> {
+    /// The vote of the leader.
+    pub(crate) vote: Vote,
+    /// The entry before them.
+    pub(crate) previous: LogId,
+    /// None where the log is purged.
+    pub(crate) entries: &'a [Entry],
+    /// For [`LogStore::is_writing`].
+    pub(crate) ticket: u64,
+}
 
 /// Reads entries. Cheap to clone, and does not keep the writer running.
 #[derive(Clone)]
 pub(crate) struct LogReader {
     shared: Arc<Shared>,
     read_bytes_max: u64,
+}
+
+/// Hears when a change is durable.
+struct Durable(oneshot::Receiver<Result<(), LogError>>);
+
+impl Durable {
+    async fn wait(self) -> Result<(), LogError> {
+        // A writer that is gone without an answer has not done it.
+        self.0.await.unwrap_or(Err(LogError::Closed))
+    }
 }
 
 /// The queue and the thread behind it.
@@ -224,9 +247,9 @@ impl LogStore {
     ///
     /// Others may then have entries that this log loses in a crash, and new ones of the same term would get the same log ids. So a
     /// node that led when it stopped does not find in its vote that it leads: it has to be elected, in another term.
-    pub(crate) fn lead(&self, node_id: NodeId, on_append: OnAppend) {
+    pub(crate) fn lead(&self, node_id: NodeId, on_queued: OnQueued) {
         // Once for all: a log is one node's.
-        let _ = self.leading.set(Leading { node_id, on_append });
+        let _ = self.leading.set(Leading { node_id, on_queued });
     }
 
     async fn wait_applied(&self, index: u64) -> Result<(), LogError> {
@@ -250,6 +273,11 @@ impl LogStore {
         self.shared().lock().ends()
     }
 
+    /// Whether the disk is still at work on what has this ticket. It is not when writing has failed, or the log is closed.
+    pub(crate) fn is_writing(&self, ticket: u64) -> bool {
+        !self.owner.requests.is_closed() && self.shared().lock().is_writing(ticket)
+    }
+
     /// The figures of now.
     pub(crate) fn stats(&self) -> LogStats {
         self.shared().lock().stats()
@@ -263,37 +291,45 @@ impl LogStore {
         self.reader.clone()
     }
 
-    /// Makes a change to the state and queues it, in the same order as all others. Nothing is queued
-    /// if `make` finds nothing to do: then the answer is `false`.
+    /// Makes a change to the state and queues it, in the same order as all others. Returns its ticket; none if `make` finds
+    /// nothing to do, then nothing is queued.
     async fn queue(
         &self,
         make: impl FnOnce(&mut State) -> Result<Option<(Change, u64, Done)>, LogError>,
-    ) -> Result<bool, LogError> {
+    ) -> Result<Option<u64>, LogError> {
         let place = self.owner.requests.reserve().await;
         let mut state = self.shared().lock();
         state.check()?;
         let place = place.map_err(|_| LogError::Closed)?;
         let Some((change, ticket, done)) = make(&mut state)? else {
-            return Ok(false);
+            return Ok(None);
         };
         place.send(Request::Change(change, ticket, done));
-        Ok(true)
+        Ok(Some(ticket))
     }
 
-    /// As [`queue`](Self::queue), and returns when the change is durable.
+    /// As [`queue`](Self::queue). What is returned with the ticket hears when the change is durable.
+    async fn queue_mark(
+        &self,
+        make: impl FnOnce(&mut State) -> Result<Option<(Mark, u64)>, LogError>,
+    ) -> Result<Option<(u64, Durable)>, LogError> {
+        let (sender, receiver) = oneshot::channel();
+        let queued = self.queue(|state| {
+            let made = make(state)?;
+            Ok(made.map(|(mark, ticket)| (Change::Mark(mark), ticket, Done::Reply(sender))))
+        });
+        Ok(queued.await?.map(|ticket| (ticket, Durable(receiver))))
+    }
+
+    /// Makes a change and returns when it is durable.
     async fn change(
         &self,
         make: impl FnOnce(&mut State) -> Result<Option<(Mark, u64)>, LogError>,
     ) -> Result<(), LogError> {
-        let (sender, receiver) = oneshot::channel();
-        let queued = self
-            .queue(|state| {
-                let made = make(state)?;
-                Ok(made.map(|(mark, ticket)| (Change::Mark(mark), ticket, Done::Reply(sender))))
-            })
-            .await?;
-        // A writer that is gone without an answer has not done it.
-        if queued { receiver.await.unwrap_or(Err(LogError::Closed)) } else { Ok(()) }
+        match self.queue_mark(make).await? {
+            Some((_, durable)) => durable.wait().await,
+            None => Ok(()),
+        }
     }
 
     /// Makes an empty log one that begins, and ends, behind a log id that a state has: with this vote.

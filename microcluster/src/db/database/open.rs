@@ -1,5 +1,6 @@
 //! Opens a member's database, makes it a cluster of one, and closes it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use crate::db::log_store::{LogError, LogOptions, LogStore};
 use crate::db::network::{Backlog, Early, Era, NetworkFactory, Peers, Sending, Service};
 use crate::db::options::{Options, Timings};
 use crate::db::raft_types::{NodeId, Peer, Raft};
-use crate::db::read_index::{Quorum, ReadIndex};
+use crate::db::read_index::{Quorum, ReadIndex, is_majority};
 use crate::db::schema::{Level, Upgrade};
 use crate::db::sequencer::Sequencer;
 use crate::db::state_machine::StateMachine;
@@ -97,19 +98,22 @@ impl Database {
             heartbeat: timings.heartbeat,
         };
         let lanes = Arc::clone(&early);
-        log.lead(node_id, Box::new(move |vote, previous, entries| lanes.send(vote, previous, entries)));
-        let (keeping, heartbeat) = (Arc::clone(&early), timings.heartbeat);
+        log.lead(node_id, Box::new(move |queued| lanes.send(queued)));
         let config = Arc::new(raft_config(&timings).map_err(OpenError::Raft)?);
         let raft = Raft::new(node_id, config, factory, log.clone(), state_machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
-        let ended = cancelled.clone();
+        let (keeping, heartbeat, ended) = (Arc::clone(&early), timings.heartbeat, cancelled.clone());
+        let (own_log, metrics) = (log.clone(), raft.server_metrics());
         tasks.spawn(async move {
+            let is_majority = |members: &BTreeSet<NodeId>| {
+                is_majority(metrics.borrow().membership_config.membership().get_joint_config(), members)
+            };
             tokio::select! {
                 () = ended.cancelled() => {}
-                () = keeping.keep_heard(heartbeat) => {}
+                () = keeping.keep_heard(heartbeat, &own_log, is_majority) => {}
             }
         });
         let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard);
@@ -194,7 +198,7 @@ impl Database {
     /// [`Error::Refused`] if the node is a member of a cluster already.
     pub(crate) async fn initialise(&self, me: Peer) -> Result<(), Error> {
         use openraft::error::{InitializeError, RaftError};
-        let members = std::collections::BTreeMap::from([(self.inner.service.node_id, me)]);
+        let members = BTreeMap::from([(self.inner.service.node_id, me)]);
         match self.inner.raft.initialize(members).await {
             Ok(()) => {}
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {

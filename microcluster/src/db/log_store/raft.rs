@@ -10,7 +10,7 @@ use super::error::LogError;
 use super::format::Mark;
 use super::state::State;
 use super::writer::{Change, Done};
-use super::{Leading, LogReader, LogStore};
+use super::{Leading, LogReader, LogStore, Queued};
 use crate::db::raft_types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote};
 
 impl RaftLogReader<TypeConfig> for LogReader {
@@ -81,9 +81,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let ticket = state.append(&mut entries)?;
             Ok(Some((Change::Append(entries), ticket, Done::Flushed(callback))))
         });
-        queue.await.map_err(write_error)?;
-        if let Some((leading, vote, previous, entries)) = made {
-            (leading.on_append)(vote, previous, &entries);
+        let queued = queue.await.map_err(write_error)?;
+        if let Some(((leading, vote, previous, entries), ticket)) = made.zip(queued) {
+            (leading.on_queued)(Queued { vote, previous, entries: &entries, ticket });
         }
         Ok(())
     }
@@ -96,13 +96,19 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // openraft asks for this while a snapshot is still being installed. A crash in between would leave neither the
         // entries nor the state that holds them.
         self.wait_applied(log_id.index).await.map_err(write_error)?;
-        let change = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
-        Ok(self.change(change).await.map_err(write_error)?)
+        let purge = |state: &mut State| Ok(state.purge(log_id).map(|ticket| (Mark::Purge(log_id), ticket)));
+        let Some((ticket, durable)) = self.queue_mark(purge).await.map_err(write_error)? else { return Ok(()) };
+        if let (Some(leading), Some(vote), Some(previous)) = (self.leading.get(), self.vote(), self.ends().1)
+            && leading.made(&vote, &[])
+        {
+            (leading.on_queued)(Queued { vote, previous, entries: &[], ticket });
+        }
+        Ok(durable.wait().await.map_err(write_error)?)
     }
 }
 
 impl Leading {
-    /// Whether the node has made these entries itself, as the leader of the term it is in.
+    /// Whether the node leads in the term it is in, and has made these entries itself.
     fn made(&self, vote: &Vote, entries: &[Entry]) -> bool {
         vote.is_committed()
             && vote.leader_id.node_id == self.node_id

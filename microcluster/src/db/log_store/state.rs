@@ -36,6 +36,7 @@ impl Shared {
             cache_bytes: 0,
             cache_bytes_max,
             issued: 0,
+            settled: 0,
             index,
             stopped: None,
             fsyncs: 0,
@@ -73,6 +74,8 @@ pub(super) struct State {
     cache_bytes_max: u64,
     /// The ticket of the last change queued.
     issued: u64,
+    /// The ticket of the last change that is in the index.
+    settled: u64,
     index: Index,
     stopped: Option<Arc<str>>,
     fsyncs: u64,
@@ -197,12 +200,18 @@ impl State {
     /// All changes up to that of `ticket` are in the index: shrinks the cache to its bound.
     pub(super) fn settle(&mut self, ticket: u64) -> Result<(), LogError> {
         self.check()?;
+        self.settled = ticket;
         while self.cache_bytes > self.cache_bytes_max
             && self.cache.front().is_some_and(|cached| cached.ticket <= ticket)
         {
             self.cache_pop_front();
         }
         Ok(())
+    }
+
+    /// Whether the disk is still at work on the change of `ticket`.
+    pub(super) fn is_writing(&self, ticket: u64) -> bool {
+        self.settled < ticket && self.stopped.is_none()
     }
 
     /// Finds the entries of `range` that there are, from the first on as far as `bytes_max` goes;

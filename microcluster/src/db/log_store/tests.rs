@@ -12,7 +12,7 @@ use bytes::Bytes;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader};
 
-use super::{LogError, LogOptions, LogStore};
+use super::{LogError, LogOptions, LogStore, Queued};
 use crate::db::raft_types::{Command, Entry, LogId, Vote};
 pub(crate) use disk::Disk;
 

@@ -96,6 +96,9 @@ impl Network {
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
+            if self.lane.hangs() {
+                continue;
+            }
             let empty = AppendEntriesRequest { vote, prev_log_id: None, leader_commit: None, entries: Vec::new() };
             // One that cannot be reached is told again; whether it still takes the snapshot shows elsewhere.
             let told = tokio::time::timeout(self.heartbeat, self.call(Call::Append(empty))).await;

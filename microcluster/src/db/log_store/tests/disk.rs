@@ -141,18 +141,18 @@ impl Disk {
     }
 
     /// Holds every sync until `release_syncs`.
-    pub(super) fn hold_syncs(&self) {
+    pub(crate) fn hold_syncs(&self) {
         self.lock().syncs_held = true;
     }
 
     /// Lets the syncs that are held go on.
-    pub(super) fn release_syncs(&self) {
+    pub(crate) fn release_syncs(&self) {
         self.lock().syncs_held = false;
         self.0.changed.notify_all();
     }
 
     /// Returns once a sync is held.
-    pub(super) fn wait_for_held_sync(&self) {
+    pub(crate) fn wait_for_held_sync(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut state = self.lock();
         while state.syncs_waiting == 0 {

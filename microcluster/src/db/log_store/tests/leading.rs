@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use futures_util::poll;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 
-use super::{Disk, LogStore, append, entry, log_id, open, tiny};
+use super::{Disk, LogStore, Queued, append, entry, log_id, open, tiny};
 use crate::db::raft_types::{Entry, LogId, Vote};
 
-type Told = Arc<Mutex<Vec<(Vote, LogId, Vec<Entry>)>>>;
+/// The vote, the entry before, the entries, and their ticket.
+type Told = Arc<Mutex<Vec<(Vote, LogId, Vec<Entry>, u64)>>>;
 
 /// The node that makes the entries of these tests.
 const LEADER: u64 = 7;
@@ -16,10 +17,10 @@ const LEADER: u64 = 7;
 fn lead(log: &LogStore, node_id: u64) -> Told {
     let told = Told::default();
     let hears = Arc::clone(&told);
-    log.lead(
-        node_id,
-        Box::new(move |vote, previous, entries| hears.lock().unwrap().push((vote, previous, entries.to_vec()))),
-    );
+    let hear = move |Queued { vote, previous, entries, ticket }: Queued<'_>| {
+        hears.lock().unwrap().push((vote, previous, entries.to_vec(), ticket));
+    };
+    log.lead(node_id, Box::new(hear));
     told
 }
 
@@ -38,9 +39,13 @@ async fn a_leaders_entries_are_told_before_they_are_durable() {
     let mut appended = Box::pin(store.blocking_append([entry(3, 1, 10)]));
     assert!(poll!(&mut appended).is_pending());
     disk.wait_for_held_sync();
-    assert_eq!(*told.lock().unwrap(), [(vote, log_id(3, 0), vec![entry(3, 1, 10)])]);
+    let told = told.lock().unwrap().clone();
+    let [(made_under, previous, entries, ticket)] = &told[..] else { panic!("not told once") };
+    assert_eq!((*made_under, *previous, &entries[..]), (vote, log_id(3, 0), &[entry(3, 1, 10)][..]));
+    assert!(log.is_writing(*ticket));
     disk.release_syncs();
     appended.await.unwrap();
+    assert!(!log.is_writing(*ticket));
 }
 
 #[tokio::test]
