@@ -215,14 +215,15 @@ impl Peers {
 
     fn new_peer(&self, id: NodeId, address: &str) -> Peer {
         let hearing = Arc::new(Hearing::default());
-        let calls = |prompt| {
+        let calls = |prompt: Option<&Calls>| {
             let (queue, receiver) = mpsc::channel(CALLS_MAX);
             let (connector, era, hearing) = (Arc::clone(&self.connector), Arc::clone(&self.era), Arc::clone(&hearing));
-            let connection = Connection { connector, era, id, address: address.to_owned(), hearing, prompt };
+            let (is_bulk, prompt) = (prompt.is_some(), prompt.map_or(&queue, |prompt| &prompt.queue).downgrade());
+            let connection = Connection { connector, era, id, address: address.to_owned(), hearing, prompt, is_bulk };
             Calls { queue, _task: AbortOnDropHandle::new(tokio::spawn(connection.run(receiver))) }
         };
         let prompt = calls(None);
-        let bulk = calls(Some(prompt.queue.clone()));
+        let bulk = calls(Some(&prompt));
         Peer { address: address.to_owned(), hearing, prompt, bulk }
     }
 

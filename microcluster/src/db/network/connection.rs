@@ -25,6 +25,8 @@ use crate::db::raft_types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How long a peer that was asked something may be silent before its connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How often it is looked whether it is, and after how long it is asked whether it is there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(750);
 /// How long what is large may stand still on its way, while the peer is heard elsewhere.
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long the connection for what is large is kept without any.
@@ -56,20 +58,21 @@ pub(super) struct Connection {
     pub id: NodeId,
     pub address: String,
     pub hearing: Arc<Hearing>,
-    /// Of the connection for large calls: the queue of the one for all others.
-    pub prompt: Option<mpsc::Sender<Pending>>,
+    /// The queue of the connection for small calls, which may be this one.
+    pub prompt: mpsc::WeakSender<Pending>,
+    /// Whether this is the connection for large calls.
+    pub is_bulk: bool,
 }
 
 impl Connection {
     /// Connects when there is a call, and again when there is one after it broke. Ends with the queue of calls.
     pub async fn run(self, mut calls: mpsc::Receiver<Pending>) {
-        let Connection { connector, era, id, address, hearing, .. } = &self;
-        let is_bulk = self.prompt.is_some();
+        let Connection { connector, era, id, address, hearing, is_bulk, .. } = &self;
         let mut is_lost = false;
         while let Some(first) = calls.recv().await {
             let moved = Arc::new(Mutex::new(Instant::now()));
             let watch = |stream| -> PeerStream {
-                Box::new(Watched { stream, moved: Arc::clone(&moved), counts_writes: is_bulk })
+                Box::new(Watched { stream, moved: Arc::clone(&moved), counts_writes: *is_bulk })
             };
             match connect(&**connector, era, *id, address, watch).await {
                 Ok((frames, writer)) => {
@@ -83,7 +86,7 @@ impl Connection {
                 }
                 Err(error) => {
                     // It is tried again and again: that is said once.
-                    if !is_bulk && !std::mem::replace(&mut is_lost, true) {
+                    if !*is_bulk && !std::mem::replace(&mut is_lost, true) {
                         tracing::warn!(peer = id, %address, %error, "this member cannot be reached");
                     }
                     // Those who queued up behind this attempt share its end; nobody waits for a second one.
@@ -130,7 +133,7 @@ impl Connection {
                     () = alone(since), if since.is_some() => None,
                     reason = &mut reading => break reason.unwrap_or_else(|error| error.to_string().into()),
                     reason = &mut stalled => break reason,
-                    () = tokio::time::sleep(IDLE_MAX), if self.prompt.is_some() => match is_waiting(&in_flight) {
+                    () = tokio::time::sleep(IDLE_MAX), if self.is_bulk => match is_waiting(&in_flight) {
                         true => continue,
                         false => break "idle".into(),
                     }
@@ -181,9 +184,9 @@ impl Connection {
     }
 
     /// Done when the peer was asked something and nothing has moved for long, and says so: a network that drops everything tells nobody.
-    /// On its own clock, however often the peer is asked meanwhile.
+    /// On its own clock, however often the peer is asked meanwhile. A peer that takes long over a call answers besides whether it is there.
     async fn stall(&self, in_flight: &InFlight, moved: &Mutex<Instant>) -> Arc<str> {
-        let mut looks = tokio::time::interval(SILENCE_MAX / 4);
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
         // A call whose answer nobody waits for is not sent.
         let mut _asked = None;
         loop {
@@ -192,17 +195,20 @@ impl Connection {
                 continue;
             }
             let quiet = moved.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-            let is_over = match &self.prompt {
-                None => quiet > SILENCE_MAX,
-                // The last of it may be on its way for long, and the peer cannot answer before. Whether it is there is asked elsewhere.
-                Some(prompt) => {
-                    let (reply, receiver) = oneshot::channel();
-                    self.hearing.ask(Instant::now());
-                    if prompt.try_send(Pending { call: Call::Ping, reply }).is_ok() {
-                        _asked = Some(receiver);
-                    }
-                    quiet > STALL_MAX || quiet > SILENCE_MAX && self.hearing.is_silent(SILENCE_MAX, Instant::now())
+            if quiet >= LOOK_INTERVAL
+                && let Some(prompt) = self.prompt.upgrade()
+            {
+                let (reply, receiver) = oneshot::channel();
+                self.hearing.ask(Instant::now());
+                if prompt.try_send(Pending { call: Call::Ping, reply }).is_ok() {
+                    _asked = Some(receiver);
                 }
+            }
+            let is_over = if self.is_bulk {
+                // The last of it may be on its way for long, and the peer cannot answer before. Whether it is there is asked elsewhere.
+                quiet > STALL_MAX || quiet > SILENCE_MAX && self.hearing.is_silent(SILENCE_MAX, Instant::now())
+            } else {
+                quiet > SILENCE_MAX
             };
             if is_over {
                 return format!("nothing has moved for {quiet:?}").into();
@@ -370,7 +376,7 @@ mod tests {
 
     use super::*;
     use crate::db::command::{Body, Request, RequestId, Scope};
-    use crate::db::network::{Peers, testing};
+    use crate::db::network::{Peers, Pong, testing};
     use crate::db::raft_types::Vote;
     use crate::db::sequencer::{Submission, SubmitError};
 
@@ -432,11 +438,6 @@ mod tests {
         let small = start(Call::Ping);
         let mut prompt = ends.recv().await.unwrap();
         assert_eq!(read_write(&mut prompt).await, [kind::PING]);
-        let answer = |number, reply| {
-            let mut frame = Vec::new();
-            message::put_frame(&mut frame, kind::REPLY, number, &reply).unwrap();
-            frame
-        };
         prompt.write_all(&answer(1, Reply::Campaigning)).await.unwrap();
         assert!(matches!(small.await.unwrap(), Ok(Reply::Campaigning)));
         assert!(large.try_recv().is_err(), "it is on its way");
@@ -444,6 +445,31 @@ mod tests {
         assert_eq!(Frame::parse(frame.freeze()).unwrap().kind, kind::SUBMIT);
         bulk.write_all(&answer(1, Reply::Submit(Err(SubmitError::Busy)))).await.unwrap();
         assert!(matches!(large.await.unwrap(), Ok(Reply::Submit(Err(SubmitError::Busy)))));
+    }
+
+    fn answer(number: u64, reply: Reply) -> Vec<u8> {
+        let mut frame = Vec::new();
+        message::put_frame(&mut frame, kind::REPLY, number, &reply).unwrap();
+        frame
+    }
+
+    /// A leader whose disk is slow, or a large write: the connection stays.
+    #[tokio::test]
+    async fn an_answer_that_takes_long_is_waited_for_while_the_peer_is_there() {
+        let (sender, mut far) = mpsc::unbounded_channel();
+        let peers = Peers::new(Arc::new(Far(sender)), Arc::default());
+        let reply = peers.start(2, "127.0.0.1:2", submit(String::new())).unwrap();
+        let mut far = far.recv().await.unwrap();
+        assert_eq!(read_write(&mut far).await, [kind::SUBMIT]);
+        let (mut pings, begun) = (1, Instant::now());
+        while begun.elapsed() < SILENCE_MAX + LOOK_INTERVAL {
+            let asked = tokio::time::timeout(SILENCE_MAX, read_write(&mut far)).await;
+            assert_eq!(asked.unwrap(), [kind::PING]);
+            pings += 1;
+            far.write_all(&answer(pings, Reply::Pong(Pong { node_id: 2, applied_index: 0 }))).await.unwrap();
+        }
+        far.write_all(&answer(1, Reply::Submit(Err(SubmitError::Busy)))).await.unwrap();
+        assert!(matches!(reply.await.unwrap(), Ok(Reply::Submit(Err(SubmitError::Busy)))));
     }
 
     fn submit(script: String) -> Call {

@@ -163,8 +163,10 @@ impl Early {
         }
         for lane in self.lanes() {
             let mut state = lock(&lane.state);
-            state.next = Some(Next { vote, previous, last, entries: entries.to_vec() });
-            lane.send_next(&mut state);
+            if state.matched.is_some() {
+                state.next = Some(Next { vote, previous, last, entries: entries.to_vec() });
+                lane.send_next(&mut state);
+            }
         }
     }
 
@@ -229,7 +231,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Lane {
     /// Sends what is to be sent next, where the follower has what is before it and nothing else is on its way.
     fn send_next(&self, state: &mut LaneState) {
-        if state.appending.is_some() || state.matched.is_none() {
+        if state.appending.is_some() {
             return;
         }
         let (matched, committed) = (state.matched, state.committed);
