@@ -58,9 +58,11 @@ struct Waiter {
 pub(crate) struct Waiters(Mutex<HashMap<RequestId, Waiter>>);
 
 impl Waiters {
-    /// Registers before the request is proposed. A resend replaces the one before it.
+    /// Registers before the request is proposed. A resend replaces the one before it; a copy that was sent before and comes late, it.
     pub fn register(&self, id: RequestId, answer: AnswerSender, landed: Arc<Landed>, resent: bool) {
-        self.lock().insert(id, Waiter { answer, landed, resent });
+        let mut waiters = self.lock();
+        let resent = resent || waiters.contains_key(&id);
+        waiters.insert(id, Waiter { answer, landed, resent });
     }
 
     /// Tells those of a batch that was not taken into the log why.
@@ -100,5 +102,34 @@ impl Waiters {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Waiter>> {
         // What the mutex holds is valid at every moment, also if a holder panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Where a batch is decides what a transaction conflicts with.
+    #[test]
+    fn only_the_copy_that_was_applied_says_where_its_batch_is() {
+        let (id, waiters) = (RequestId { origin: 1, sequence: 1 }, Waiters::default());
+        let answer_at = |index| waiters.answer(vec![(id, index, Outcome::Done(Vec::new()))]);
+        let register = |resent| {
+            let ((sender, receiver), landed) = (oneshot::channel(), Arc::<Landed>::default());
+            waiters.register(id, sender, Arc::clone(&landed), resent);
+            (receiver, landed)
+        };
+        let (mut receiver, landed) = register(false);
+        answer_at(10);
+        assert_eq!((landed.index(), receiver.try_recv().unwrap().unwrap().index), (Some(10), 10));
+        // Two copies, whichever was sent first: either may have been applied.
+        for first_is_resent in [false, true] {
+            let (_, first) = register(first_is_resent);
+            let (mut receiver, second) = register(!first_is_resent);
+            answer_at(20);
+            assert_eq!((first.index(), second.index()), (None, None));
+            assert_eq!(receiver.try_recv().unwrap().unwrap().index, 20);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
@@ -106,14 +107,15 @@ impl Database {
 
         let (tasks, cancelled) = (TaskTracker::new(), CancellationToken::new());
         let (keeping, heartbeat, ended) = (Arc::clone(&early), timings.heartbeat, cancelled.clone());
-        let (own_log, metrics) = (log.clone(), raft.server_metrics());
+        let (own_log, metrics, state) = (log.clone(), raft.server_metrics(), Arc::clone(&shared));
         tasks.spawn(async move {
-            let is_majority = |members: &BTreeSet<NodeId>| {
-                is_majority(metrics.borrow().membership_config.membership().get_joint_config(), members)
+            let may_replace = |members: &BTreeSet<NodeId>| {
+                state.handing_over.load(Ordering::Acquire)
+                    || is_majority(metrics.borrow().membership_config.membership().get_joint_config(), members)
             };
             tokio::select! {
                 () = ended.cancelled() => {}
-                () = keeping.keep_heard(heartbeat, &own_log, is_majority) => {}
+                () = keeping.keep_heard(heartbeat, &own_log, may_replace) => {}
             }
         });
         let now = Status::from_metrics(&raft.metrics().borrow(), timings.quorum(), &shared.heard);

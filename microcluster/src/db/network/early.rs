@@ -129,6 +129,10 @@ pub(crate) struct Joined {
 impl Appending {
     /// Whether the follower has said that it has the entries.
     fn has_succeeded(&mut self) -> bool {
+        // Asked first: a receiver that has found its channel closed must not be waited on any more.
+        if self.reply.is_empty() {
+            return false;
+        }
         let Ok(reply) = self.reply.try_recv() else { return false };
         let is_success = matches!(reply, Ok(Reply::Append(AppendEntriesResponse::Success)));
         // Whoever waits for it finds it as before.
@@ -171,12 +175,12 @@ impl Early {
     }
 
     /// Tells followers every `heartbeat` that this member leads while the disk of its `log` is at work, for as long as it is polled.
-    /// `is_majority` says whether these members are one, without this one.
+    /// `may_replace` says whether these members, which have synced what this one has not, get another leader by themselves, or are to.
     pub async fn keep_heard(
         &self,
         heartbeat: Duration,
         log: &LogStore,
-        is_majority: impl Fn(&BTreeSet<NodeId>) -> bool,
+        may_replace: impl Fn(&BTreeSet<NodeId>) -> bool,
     ) {
         loop {
             self.given.notified().await;
@@ -185,7 +189,7 @@ impl Early {
                 let own = lock(&self.own).filter(|own| log.is_writing(own.ticket));
                 self.hangs.store(own.is_some_and(|own| own.since.elapsed() >= SYNC_MAX), Ordering::Relaxed);
                 match own {
-                    Some(own) if own.since.elapsed() >= heartbeat => self.beat(own, &is_majority),
+                    Some(own) if own.since.elapsed() >= heartbeat => self.beat(own, &may_replace),
                     Some(_) => {}
                     None => break,
                 }
@@ -195,19 +199,19 @@ impl Early {
 
     /// Tells followers that this member leads, unless its disk hangs. Where the others have synced without it what it has not, their
     /// leader is the slow one, and they are told nothing: they get another one.
-    fn beat(&self, own: Own, is_majority: impl FnOnce(&BTreeSet<NodeId>) -> bool) {
+    fn beat(&self, own: Own, may_replace: impl FnOnce(&BTreeSet<NodeId>) -> bool) {
         let lanes = self.lanes();
         let has_synced = |lane: &&Arc<Lane>| {
             let mut state = lock(&lane.state);
             state.appending.as_mut().is_some_and(|call| Some(call.last) == own.last && call.has_succeeded())
         };
         let synced = lanes.iter().filter(has_synced).map(|lane| lane.target).collect();
-        if self.hangs.load(Ordering::Relaxed) || is_majority(&synced) {
+        if self.hangs.load(Ordering::Relaxed) || may_replace(&synced) {
             return;
         }
         let mut told = BTreeSet::new();
-        // openraft has more than one way to each.
-        for lane in lanes.iter().filter(|lane| told.insert(lane.target)) {
+        // openraft has more than one way to each, the newest at its address of now.
+        for lane in lanes.iter().rev().filter(|lane| told.insert(lane.target)) {
             lane.beat(own.vote);
         }
     }

@@ -163,6 +163,20 @@ async fn a_leader_whose_own_disk_is_the_slow_one_is_not_kept() {
     }
 }
 
+/// As a connection does whose member has another address now.
+#[tokio::test]
+async fn a_call_that_was_dropped_is_openrafts_to_report() {
+    let (early, lane, _calls) = lane();
+    let (sender, reply) = oneshot::channel();
+    let previous = Some(at(4));
+    let call = Appending { vote: vote(), previous, last: at(5), committed: None, is_late: false, reply };
+    lock(&lane.state).appending = Some(call);
+    drop(sender);
+    let own = Own { vote: vote(), last: Some(at(5)), ticket: 1, since: Instant::now() };
+    early.beat(own, |synced| !synced.is_empty());
+    assert!(lane.append(request(5..=5)).unwrap().unwrap().reply.await.is_err());
+}
+
 /// It has not said that it has them.
 #[tokio::test]
 async fn a_follower_that_cannot_be_asked_is_not_one_that_has_synced() {
