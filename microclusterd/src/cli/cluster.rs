@@ -71,12 +71,16 @@ impl Command {
                 let found = client.timeout(TIMEOUT_INIT).verify_database().await?;
                 print(&output.format.render(Look::of_stdout(), &found, verdicts)?)?;
                 let bad = |member: &&MemberVerdict| matches!(member.verdict, Verdict::Different | Verdict::Damaged);
-                if let Some(member) = found.members.iter().find(bad) {
+                let bad: Vec<_> = found.members.iter().filter(bad).map(|member| &*member.name).collect();
+                if !bad.is_empty() {
                     bail!(
-                        "{} does not hold what the others hold; remove it with `microctl cluster remove {} --force`, \
-                         empty its state directory and let it join again",
-                        member.name,
-                        member.name
+                        "{} not hold what the others hold. One that is rebuilt, as its detail says, is the same again in a moment. Otherwise \
+                         decide who is right, remove the others with `microctl cluster remove NAME --force`, empty their state \
+                         directories and let them join again",
+                        match &bad[..] {
+                            [one] => format!("{one} does"),
+                            several => format!("{} do", several.join(", ")),
+                        }
                     );
                 }
                 Ok(())
