@@ -157,9 +157,9 @@ pub(crate) type OnQueued = Box<dyn Fn(Queued<'_>) + Send + Sync>;
 pub(crate) struct Queued<'a> {
     /// The vote of the leader.
     pub(crate) vote: Vote,
-    /// The entry before them.
+    /// The entry before these.
     pub(crate) previous: LogId,
-    /// None where the log is purged.
+    /// The entries; none where the log is purged.
     pub(crate) entries: &'a [Entry],
     /// For [`LogStore::is_writing`].
     pub(crate) ticket: u64,
