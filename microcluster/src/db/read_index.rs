@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openraft::{RaftMetrics, ServerState};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,7 @@ const WAITING_MAX: usize = 4_096;
 /// How long the quorum may take to confirm the leader.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
+type Metrics = RaftMetrics<NodeId, Peer>;
 type Sender = oneshot::Sender<Result<u64, SubmitError>>;
 
 /// A handle on the task that asks the quorum.
@@ -111,9 +113,10 @@ pub(crate) struct Quorum {
     pub raft: Raft,
     pub log: LogStore,
     pub peers: Arc<Peers>,
+    pub shared: Arc<Shared>,
 }
 
-/// What Raft knows when a round begins.
+/// What is known when a round begins.
 struct Standing {
     vote: Vote,
     /// What a read must have seen.
@@ -152,31 +155,32 @@ impl Quorum {
         Ok(standing.index)
     }
 
-    /// Looks inside Raft's own loop, where all of it belongs together.
+    /// As this member leads, from what Raft has last said of itself: its task is not asked, which waits for the disk at times. A leader that has applied
+    /// nothing of its own term yet is waited for, since it cannot know what was acknowledged before it.
     async fn standing(&self) -> Result<Standing, SubmitError> {
-        let log = self.log.clone();
-        let look = move |state: &openraft::RaftState<NodeId, Peer, openraft::TokioInstant>| {
-            let vote = *state.vote_ref();
-            let committed = state.committed.filter(|log_id| log_id.leader_id == *vote.leader_id());
-            let membership = state.membership_state.effective();
-            let voters = membership.membership().get_joint_config().clone();
-            let is_voter = |id: &NodeId| voters.iter().any(|set| set.contains(id));
-            let nodes = membership.nodes().filter(|(id, _)| is_voter(id));
-            let addresses = nodes.map(|(id, peer)| (*id, peer.address.clone())).collect();
-            // Before a leader has committed an entry of its own term it does not know what others have committed: its last entry
-            // is behind all of that.
-            let index = committed.or_else(|| log.ends().1).map_or(0, |log_id| log_id.index);
-            Standing { vote, index, voters, addresses }
-        };
-        let standing = self.raft.with_raft_state(look).await;
-        let standing = standing.map_err(|_| SubmitError::NotLeader { leader: None })?;
-        let leader = standing.vote.leader_id();
-        if standing.vote.is_committed() && leader.voted_for() == Some(self.node_id) {
-            Ok(standing)
-        } else {
-            Err(SubmitError::NotLeader { leader: None })
+        let no_leader = SubmitError::NotLeader { leader: None };
+        let mut metrics = self.raft.metrics();
+        let known = metrics.wait_for(|now| !leads(now) || applies_its_own(now)).await.map_err(|_| no_leader.clone())?;
+        // Of those that were known to be committed: the last is behind all that was acknowledged, or read anywhere.
+        let index = self.shared.visible.load(Ordering::Acquire);
+        if !leads(&known) || self.log.vote() != Some(known.vote) {
+            return Err(no_leader);
         }
+        let membership = known.membership_config.membership();
+        let voters = membership.get_joint_config().clone();
+        let is_voter = |id: &NodeId| voters.iter().any(|set| set.contains(id));
+        let nodes = membership.nodes().filter(|(id, _)| is_voter(id));
+        let addresses = nodes.map(|(id, peer)| (*id, peer.address.clone())).collect();
+        Ok(Standing { vote: known.vote, index, voters, addresses })
     }
+}
+
+fn leads(metrics: &Metrics) -> bool {
+    metrics.running_state.is_ok() && metrics.state == ServerState::Leader && metrics.vote.is_committed()
+}
+
+fn applies_its_own(metrics: &Metrics) -> bool {
+    metrics.last_applied.is_some_and(|applied| applied.leader_id == *metrics.vote.leader_id())
 }
 
 /// Whether these are a majority; while the voters change, of both the old and the new ones.

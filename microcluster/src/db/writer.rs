@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,6 +35,9 @@ pub(crate) struct Shared {
     pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
+    /// Up to which index the log may have been seen applied somewhere: this member applies it, or has told others that it is committed.
+    /// Never behind `applied`.
+    pub visible: Arc<AtomicU64>,
     /// This member hands the leadership over, and takes nothing in that would show its followers that it leads.
     pub handing_over: AtomicBool,
     /// How often the quorum was asked for what linearizable reads need.
@@ -102,6 +105,7 @@ impl Writer {
             digests: Digests::default(),
             tables: Arc::default(),
             applied: watch::Sender::new(applied),
+            visible: Arc::new(AtomicU64::new(applied)),
             handing_over: AtomicBool::new(false),
             read_rounds: AtomicU64::new(0),
             heard: Heard::default(),
@@ -209,6 +213,9 @@ impl State {
     fn apply(&mut self, entries: &[Entry]) -> Result<(), WriterError> {
         // A mark ends a transaction, so that the state can be pinned as it is there.
         for group in entries.split_inclusive(is_mark) {
+            if let Some(entry) = group.last() {
+                self.shared.visible.fetch_max(entry.log_id.index, Ordering::AcqRel);
+            }
             let answered = {
                 let _entered = self.shared.gate.enter_as_writer();
                 self.shared.readers.pause_view();
@@ -237,6 +244,7 @@ impl State {
     }
 
     fn install(&mut self, file: &Path, snapshot: u64) -> Result<Position, WriterError> {
+        self.shared.visible.fetch_max(snapshot, Ordering::AcqRel);
         let _entered = self.shared.gate.enter_as_writer();
         let path = state_file::install(&self.dir, file, snapshot)?;
         self.applier = Applier::open(&path)?;

@@ -97,6 +97,7 @@ impl Database {
             dir: state_machine.dir().to_owned(),
             sending: sending.clone(),
             heartbeat: timings.heartbeat,
+            visible: Arc::clone(&shared.visible),
         };
         let lanes = Arc::clone(&early);
         log.lead(node_id, Box::new(move |queued| lanes.send(queued)));
@@ -131,7 +132,13 @@ impl Database {
             Sequencer::new(raft.clone(), log.clone(), Arc::clone(&shared), status.clone(), cancelled.clone());
         tasks.spawn(task);
         let (read_index, task) = ReadIndex::new(
-            Quorum { node_id, raft: raft.clone(), log: log.clone(), peers: Arc::clone(&peers) },
+            Quorum {
+                node_id,
+                raft: raft.clone(),
+                log: log.clone(),
+                peers: Arc::clone(&peers),
+                shared: Arc::clone(&shared),
+            },
             Arc::clone(&shared),
             cancelled.clone(),
         );

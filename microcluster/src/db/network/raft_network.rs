@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::error::{
@@ -35,12 +36,15 @@ pub(crate) struct NetworkFactory {
     pub sending: Sending,
     /// How often a member has to hear of its leader.
     pub heartbeat: Duration,
+    /// Up to which index others were told that the log is committed, and may apply it before this member does.
+    pub visible: Arc<AtomicU64>,
 }
 
 /// The replication's way to one member.
 pub(crate) struct Network {
     sending: Sending,
     heartbeat: Duration,
+    visible: Arc<AtomicU64>,
     peers: Arc<Peers>,
     dir: std::path::PathBuf,
     target: NodeId,
@@ -72,6 +76,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
         Network {
             sending: self.sending.clone(),
             heartbeat: self.heartbeat,
+            visible: Arc::clone(&self.visible),
             peers: Arc::clone(&self.peers),
             dir: self.dir.clone(),
             target,
@@ -161,6 +166,8 @@ impl RaftNetwork<TypeConfig> for Network {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
         let (vote, previous) = (rpc.vote, rpc.prev_log_id);
+        // Before anything that says so can leave.
+        self.visible.fetch_max(rpc.leader_commit.map_or(0, |committed| committed.index), Ordering::AcqRel);
         if rpc.entries.is_empty() {
             let call = if self.lane.can_wait(&rpc) { Call::News(rpc) } else { Call::Append(rpc) };
             return appended(self.call(call).await?);
@@ -233,7 +240,6 @@ impl RaftNetwork<TypeConfig> for Network {
 mod tests {
     use std::io;
     use std::pin::Pin;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::super::message::Frame;
     use super::super::{PeerConnector, PeerStream, testing};
@@ -343,6 +349,7 @@ mod tests {
             dir: dir.to_owned(),
             sending: Sending::default(),
             heartbeat: Duration::from_millis(1),
+            visible: Arc::default(),
         };
         factory.new_client(2, &Peer { name: "c2".to_owned(), address: "127.0.0.1:2".to_owned() }).await
     }

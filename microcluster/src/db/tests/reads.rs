@@ -86,6 +86,73 @@ async fn reads_and_transactions_that_only_read_wait_for_no_writer() {
     write.await.unwrap().unwrap();
 }
 
+/// While the leader syncs an entry, Raft's task there does nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linearizable_reads_wait_for_no_disk() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let slow_down = |delay| (1..=3).for_each(|id| cluster.db(id).inner.log.slow_down(delay));
+    // One attempt is spoiled where the machine stands still for as long.
+    for attempt in 1.. {
+        let leader = cluster.leader().await;
+        slow_down(Duration::from_secs(2));
+        let writing = cluster.db(leader).clone();
+        let log = || (writing.inner.log.ends().1, writing.inner.log.stats().fsyncs);
+        let (last, syncs) = log();
+        let write = {
+            let db = writing.clone();
+            tokio::spawn(async move { db.execute("INSERT INTO t VALUES (1)", ()).await })
+        };
+        until("the log is given the entry", async || log().0 != last).await;
+        let reads = (1..=3).map(|id| {
+            let db = cluster.db(id).clone();
+            async move { db.query(Consistency::Linearizable, "SELECT a FROM t", (), |_| Ok(())).await }
+        });
+        let reads = join_all(reads).await;
+        let is_synced = log().1 != syncs;
+        slow_down(Duration::ZERO);
+        write.await.unwrap().unwrap();
+        assert!(reads.iter().all(Result::is_ok), "{reads:?}");
+        if !is_synced {
+            return;
+        }
+        assert!(attempt < 4, "the reads waited for the leader's disk");
+    }
+}
+
+/// What is committed a follower may have applied, and shown, before its leader has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_linearizable_read_sees_what_was_seen_before_on_another_member() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    let (leader, follower) = (cluster.db(leader), cluster.db(leader % 3 + 1));
+    leader.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let shared = &leader.inner.shared;
+    let busy = shared.gate.enter_as_writer();
+    let write = || {
+        let db = leader.clone();
+        tokio::spawn(async move { db.execute("INSERT INTO t VALUES (1)", ()).await })
+    };
+    // The first is on its way into the leader's state. The second waits behind it there, and nowhere else.
+    let mut writes = Vec::new();
+    for rows in 1..=2 {
+        writes.push(write());
+        until("the follower applies it", async || {
+            let sql = "SELECT count(*) FROM t";
+            let count = follower.query_row(Consistency::Local, sql, (), |row| row.get::<_, i64>(0)).await;
+            count.is_ok_and(|count| count == Some(rows))
+        })
+        .await;
+    }
+    let seen = *follower.inner.shared.applied.borrow();
+    assert!(*shared.applied.borrow() < seen, "the leader has applied it");
+    assert!(leader.inner.service.read_index.on_leader().await.unwrap() >= seen);
+    drop(busy);
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+}
+
 /// A leader that was replaced may not know of it. A voter that follows another vote does not confirm that it leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_confirms_the_vote_that_it_follows_and_no_other() {
