@@ -32,6 +32,8 @@ const ATTEMPTS_MAX: u32 = 64;
 const CLOSURE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a transaction may take with all its runs.
 const TRANSACTION_LIMIT: Duration = Duration::from_secs(30);
+/// How long a transaction waits at most for what was answered on its member before.
+const OWN_LIMIT: Duration = Duration::from_secs(1);
 /// The longest pause between two runs.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 
@@ -63,6 +65,7 @@ impl Closures {
         let mut confirmed = false;
         loop {
             attempts += 1;
+            self.see_own(forwarder).await;
             // After a few lost races the closure takes the write lock from its start, so that it cannot be overtaken on this member.
             let eager = attempts > 2;
             let error = match self.attempt(forwarder, scope, &body, eager).await {
@@ -159,13 +162,25 @@ impl Closures {
     /// already, or if nobody can tell.
     async fn catch_up(&self, forwarder: &Forwarder, index: u64) -> bool {
         match forwarder.read_index().await {
-            Ok(newest) if newest > index => {
-                let mut applied = self.shared.applied.subscribe();
-                let reached = applied.wait_for(|applied| *applied >= newest);
-                matches!(tokio::time::timeout(CLOSURE_LIMIT, reached).await, Ok(Ok(_)))
-            }
+            Ok(newest) if newest > index => self.applied(newest, CLOSURE_LIMIT).await,
             _ => false,
         }
+    }
+
+    /// Waits until what was answered on this member shows here too. A follower hears a moment after the answer that it is committed;
+    /// a closure that runs before that would conflict with the one before it. One that is cut off goes on with what it has.
+    async fn see_own(&self, forwarder: &Forwarder) {
+        let answered = forwarder.answered_index();
+        if *self.shared.applied.borrow() < answered {
+            self.applied(answered, OWN_LIMIT).await;
+        }
+    }
+
+    /// Whether this member has applied the log up to `index` in time.
+    async fn applied(&self, index: u64, limit: Duration) -> bool {
+        let mut applied = self.shared.applied.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
 }
 

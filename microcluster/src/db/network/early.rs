@@ -6,7 +6,7 @@
 //! the reply to the call that is under way, never before its own log is durable. So it counts nobody early; it is only answered sooner.
 //!
 //! What is committed is told along with the next entries where these follow at once, and a moment later where they do not: a message for
-//! each write less. Only where another member waits for this one's answer, to look at what it wrote, it is told at once.
+//! each write less. Only where another member waits for this one's answer, or has just got it, to look at what it wrote, it is told at once.
 //!
 //! While its own disk is at work openraft sends nothing, heartbeats neither. Followers hear of their leader from here then
 //! ([`Early::keep_heard`]), or they would stand for election one after the other: on a disk that is shared, and has a bad moment, in vain.
@@ -31,6 +31,8 @@ use crate::db::raft_types::{Entry, LogId, NodeId, TypeConfig, Vote};
 
 /// For how long a leader is kept whose own disk does not end a sync.
 const SYNC_MAX: Duration = Duration::from_secs(5);
+/// For how long a member that was answered may want to look at what it wrote: its own log may be the last to have that.
+const LOOKS_ON: Duration = Duration::from_millis(20);
 
 /// Sends entries early.
 #[derive(Default)]
@@ -42,8 +44,7 @@ pub(crate) struct Early {
     given: Notify,
     /// Whether the disk here has been at work on it for too long.
     hangs: Arc<AtomicBool>,
-    /// How many calls of other members are being answered.
-    asked: Arc<AtomicUsize>,
+    asking: Arc<Asking>,
 }
 
 /// What the log of this member, the leader, was given last, and perhaps still syncs: openraft does nothing else meanwhile.
@@ -56,12 +57,22 @@ struct Own {
     since: Instant,
 }
 
+/// What other members ask of this one.
+#[derive(Default)]
+struct Asking {
+    /// How many of their calls are being answered.
+    now: AtomicUsize,
+    /// When the last one was.
+    answered: Mutex<Option<Instant>>,
+}
+
 /// Another member waits for an answer, for as long as this is held.
-pub(crate) struct Asked(Arc<AtomicUsize>);
+pub(crate) struct Asked(Arc<Asking>);
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        *lock(&self.0.answered) = Some(Instant::now());
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -71,7 +82,7 @@ pub(crate) struct Lane {
     target: NodeId,
     address: String,
     state: Mutex<LaneState>,
-    asked: Arc<AtomicUsize>,
+    asking: Arc<Asking>,
     hangs: Arc<AtomicBool>,
 }
 
@@ -146,8 +157,8 @@ impl Appending {
 impl Early {
     /// A lane to a follower, for as long as it is held.
     pub fn lane(&self, peers: Arc<Peers>, target: NodeId, address: String) -> Arc<Lane> {
-        let (asked, hangs) = (Arc::clone(&self.asked), Arc::clone(&self.hangs));
-        let lane = Arc::new(Lane { peers, target, address, state: Mutex::default(), asked, hangs });
+        let (asking, hangs) = (Arc::clone(&self.asking), Arc::clone(&self.hangs));
+        let lane = Arc::new(Lane { peers, target, address, state: Mutex::default(), asking, hangs });
         let mut lanes = lock(&self.lanes);
         lanes.retain(|lane| lane.strong_count() > 0);
         lanes.push(Arc::downgrade(&lane));
@@ -218,8 +229,8 @@ impl Early {
 
     /// Says that another member waits for an answer.
     pub fn asked(&self) -> Asked {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        Asked(Arc::clone(&self.asked))
+        self.asking.now.fetch_add(1, Ordering::Relaxed);
+        Asked(Arc::clone(&self.asking))
     }
 
     fn lanes(&self) -> Vec<Arc<Lane>> {
@@ -308,7 +319,8 @@ impl Lane {
     }
 
     fn nobody_asks(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) == 0
+        let looks_on = || lock(&self.asking.answered).is_some_and(|answered| answered.elapsed() < LOOKS_ON);
+        self.asking.now.load(Ordering::Relaxed) == 0 && !looks_on()
     }
 
     /// Keeps a call that openraft has given up, for when it sends the same again.
