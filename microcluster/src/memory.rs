@@ -4,8 +4,10 @@
 //! what a daemon had resident. And of the program itself all that has ever run stays in the page tables, 64 KiB around each piece of it: of an idle
 //! daemon's a fifth is code that only its start has run.
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod code;
+
 use std::future::Future;
-use std::ops::Range;
 use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -51,53 +53,18 @@ fn processor_time() -> Duration {
     Duration::new(tv_sec.cast_unsigned(), u32::try_from(tv_nsec).unwrap_or(0))
 }
 
-/// Has the C library give back all pages that nothing lies in, and unmaps the code of the program and its libraries. What still runs comes back
-/// from the page cache as it is run. It takes a few milliseconds.
-#[allow(unsafe_code)]
+/// Has the C library give back all pages that nothing lies in, and unmaps the program's code and that of its libraries. What still runs comes
+/// back from the page cache as it is run. It takes a few milliseconds.
 fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        // Without this file, as in a sandbox, the code stays where it is.
-        for code in code(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
-            // SAFETY: the pages are those of a file that is mapped read-only, and none has been changed: they are read from there again.
-            unsafe {
-                libc::madvise(code.start as *mut libc::c_void, code.len(), libc::MADV_DONTNEED);
-            }
-        }
+        code::give_back();
+        #[allow(unsafe_code)]
         // SAFETY: it takes the allocator's own locks and moves nothing that is in use.
         unsafe {
             libc::malloc_trim(0);
         }
     }
-}
-
-/// Where the code of files is mapped, by the text of `/proc/PID/smaps`. One that has pages of its own is left out: a debugger has set a
-/// breakpoint there.
-#[cfg(any(test, all(target_os = "linux", target_env = "gnu")))]
-fn code(smaps: &str) -> Vec<Range<usize>> {
-    let mut found: Vec<Range<usize>> = Vec::new();
-    let mut is_code = false;
-    for line in smaps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        match (words.next(), words.next()) {
-            (Some("Anonymous:" | "Swap:"), Some(size)) if is_code && size != "0" => {
-                is_code = false;
-                found.pop();
-            }
-            (Some(field), _) if field.ends_with(':') => {}
-            (Some(range), Some(permissions)) => {
-                let (start, end) = range.split_once('-').unwrap_or_default();
-                let ends = [start, end].map(|end| usize::from_str_radix(end, 16).ok());
-                let is_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
-                is_code = permissions == "r-xp" && is_file;
-                if let ([Some(start), Some(end)], true) = (ends, is_code) {
-                    found.push(start..end);
-                }
-            }
-            _ => {}
-        }
-    }
-    found
 }
 
 #[cfg(test)]
@@ -135,48 +102,6 @@ mod tests {
         assert_eq!(given_back_at(&[150, 152, 900, 1900, 1950, 1955]).await, [1, 4], "not while it works");
         assert_eq!(given_back_at(&[10, 12, 14]).await, [0_usize; 0], "it has done next to nothing");
         assert_eq!(given_back_at(&[150, 160, 210, 260, 262]).await, [1, 3], "little by little");
-    }
-
-    #[test]
-    fn code_is_what_is_mapped_from_files_and_unchanged() {
-        let smaps = "\
-            1000-3000 r--p 00000000 fe:00 27 /usr/bin/d\nRss: 8 kB\nAnonymous: 0 kB\nSwap: 0 kB\n\
-            3000-6000 r-xp 00002000 fe:00 27 /usr/bin/d\nRss: 12 kB\nAnonymous: 0 kB\nSwap: 0 kB\nVmFlags: rd ex mr\n\
-            6000-7000 rw-p 00005000 fe:00 27 /usr/bin/d\nAnonymous: 4 kB\nSwap: 0 kB\n\
-            7000-8000 r-xp 00000000 00:00 0 \nAnonymous: 0 kB\nSwap: 0 kB\n\
-            9000-b000 r-xp 00000000 fe:00 28 /usr/lib/with a breakpoint.so\nAnonymous: 4 kB\nSwap: 4 kB\n\
-            c000-d000 r-xp 00000000 fe:00 29 /usr/lib/with one swapped out.so\nAnonymous: 0 kB\nSwap: 4 kB\n\
-            d000-f000 r-xp 00001000 fe:00 30 /usr/lib/libc.so.6 (deleted)\nAnonymous: 0 kB\nSwap: 0 kB\n\
-            ff00-ff80 r-xp 00000000 00:00 0 [vdso]\nAnonymous: 0 kB\nSwap: 0 kB\n";
-        assert_eq!(code(smaps), [0x3000..0x6000, 0xd000..0xf000]);
-        assert_eq!(code("not\na-b r-xp\n1000-xyz r-xp 0 0 0 /a\nAnonymous: 4 kB\n"), []);
-    }
-
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[test]
-    #[allow(unsafe_code)]
-    fn code_that_does_not_run_is_not_resident() {
-        const BYTES: usize = 1 << 20;
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        std::io::Write::write_all(&mut file, &[7; BYTES]).unwrap();
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(file.as_file());
-        let protection = libc::PROT_READ | libc::PROT_EXEC;
-        // SAFETY: a new mapping, of which nothing but the slice below is made.
-        let mapped = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, libc::MAP_PRIVATE, descriptor, 0) };
-        assert_ne!(mapped, libc::MAP_FAILED);
-        // SAFETY: it is as long as that, readable, and stays mapped.
-        let bytes = unsafe { std::slice::from_raw_parts(mapped.cast::<u8>(), BYTES) };
-        let is_resident = || {
-            let path = file.path().to_str().unwrap();
-            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-            let own = smaps.split_once(path).unwrap().1;
-            !own.split_once("Rss:").unwrap().1.trim_start().starts_with("0 kB")
-        };
-        let is_whole = || bytes.iter().all(|byte| *byte == 7);
-        assert!(is_whole() && is_resident());
-        give_back();
-        assert!(!is_resident());
-        assert!(is_whole());
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -1,8 +1,8 @@
 //! Linearizable reads: up to which log index must have been applied here before a read may be answered.
 //! Reads that arrive together share one confirmation by the quorum.
 //!
-//! This is the read index of section 6.4 of Ongaro's dissertation "Consensus: Bridging Theory and Practice". The leader takes the last
-//! index known to be committed, and only then asks the voters whose vote they follow. Those who still follow it have not
+//! This is the read index of section 6.4 of Ongaro's dissertation "Consensus: Bridging Theory and Practice". The leader takes the highest
+//! index that may have been seen applied anywhere, and only then asks the voters whose vote they follow. Those who still follow it have not
 //! voted for a later leader, and a later leader has the votes of a majority: so when a majority confirms there was none when the
 //! question was asked, and nothing that this leader does not know of had been acknowledged by then.
 //!
@@ -160,23 +160,30 @@ impl Quorum {
     async fn standing(&self) -> Result<Standing, SubmitError> {
         let no_leader = SubmitError::NotLeader { leader: None };
         let mut metrics = self.raft.metrics();
-        let known = metrics.wait_for(|now| !leads(now) || applies_its_own(now)).await.map_err(|_| no_leader.clone())?;
-        // Of those that were known to be committed: the last is behind all that was acknowledged, or read anywhere.
+        let (leads, vote, membership) = {
+            let known = metrics.wait_for(|now| !leads(now) || applies_its_own(now)).await;
+            // Raft's task waits for as long as this is held.
+            let known = known.map_err(|_| no_leader.clone())?;
+            (leads(&known), known.vote, Arc::clone(&known.membership_config))
+        };
+        // What was acknowledged, or read anywhere, is not behind it.
         let index = self.shared.visible.load(Ordering::Acquire);
-        if !leads(&known) || self.log.vote() != Some(known.vote) {
+        debug_assert!(index >= *self.shared.applied.borrow(), "what is applied is visible");
+        if !leads || self.log.vote() != Some(vote) {
             return Err(no_leader);
         }
-        let membership = known.membership_config.membership();
+        let membership = membership.membership();
         let voters = membership.get_joint_config().clone();
         let is_voter = |id: &NodeId| voters.iter().any(|set| set.contains(id));
         let nodes = membership.nodes().filter(|(id, _)| is_voter(id));
         let addresses = nodes.map(|(id, peer)| (*id, peer.address.clone())).collect();
-        Ok(Standing { vote: known.vote, index, voters, addresses })
+        Ok(Standing { vote, index, voters, addresses })
     }
 }
 
 fn leads(metrics: &Metrics) -> bool {
-    metrics.running_state.is_ok() && metrics.state == ServerState::Leader && metrics.vote.is_committed()
+    let is_own = metrics.vote.is_committed() && metrics.vote.leader_id().voted_for() == Some(metrics.id);
+    metrics.running_state.is_ok() && metrics.state == ServerState::Leader && is_own
 }
 
 fn applies_its_own(metrics: &Metrics) -> bool {

@@ -6,6 +6,7 @@ mod named;
 mod parameters;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
@@ -32,7 +33,7 @@ const ATTEMPTS_MAX: u32 = 64;
 const CLOSURE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a transaction may take with all its runs.
 const TRANSACTION_LIMIT: Duration = Duration::from_secs(30);
-/// How long a transaction waits at most for what was answered on its member before.
+/// How long a transaction waits at most, with all its runs, for what was answered on its member before.
 const OWN_LIMIT: Duration = Duration::from_secs(1);
 /// The longest pause between two runs.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -43,6 +44,8 @@ pub(crate) struct Closures {
     connections: Arc<Connections>,
     running: Arc<Semaphore>,
     running_core: Arc<Semaphore>,
+    /// Where the state stood when what was answered here had not arrived in time.
+    stood: AtomicU64,
 }
 
 impl Closures {
@@ -50,7 +53,7 @@ impl Closures {
     pub fn new(shared: Arc<Shared>) -> Closures {
         let connections = Arc::new(Connections::default());
         let [running, running_core] = [(); 2].map(|()| Arc::new(Semaphore::new(CLOSURES_MAX)));
-        Closures { shared, connections, running, running_core }
+        Closures { shared, connections, running, running_core, stood: AtomicU64::new(u64::MAX) }
     }
 
     /// Runs `body` until it gets through, and answers what it returned in that run.
@@ -63,9 +66,12 @@ impl Closures {
         let started = Instant::now();
         let mut attempts = 0;
         let mut confirmed = false;
+        let mut own_limit = OWN_LIMIT;
         loop {
             attempts += 1;
-            self.see_own(forwarder).await;
+            let waited = Instant::now();
+            self.see_own(forwarder, own_limit).await;
+            own_limit = own_limit.saturating_sub(waited.elapsed());
             // After a few lost races the closure takes the write lock from its start, so that it cannot be overtaken on this member.
             let eager = attempts > 2;
             let error = match self.attempt(forwarder, scope, &body, eager).await {
@@ -168,11 +174,14 @@ impl Closures {
     }
 
     /// Waits until what was answered on this member shows here too. A follower hears a moment after the answer that it is committed;
-    /// a closure that runs before that would conflict with the one before it. One that is cut off goes on with what it has.
-    async fn see_own(&self, forwarder: &Forwarder) {
+    /// a closure that runs before that would conflict with the one before it. One that is cut off goes on with what it has, and waits
+    /// again only when something has arrived.
+    async fn see_own(&self, forwarder: &Forwarder, limit: Duration) {
         let answered = forwarder.answered_index();
-        if *self.shared.applied.borrow() < answered {
-            self.applied(answered, OWN_LIMIT).await;
+        let stands = *self.shared.applied.borrow();
+        let is_stuck = stands == self.stood.load(Ordering::Relaxed);
+        if stands < answered && !is_stuck && !self.applied(answered, limit).await {
+            self.stood.store(*self.shared.applied.borrow(), Ordering::Relaxed);
         }
     }
 

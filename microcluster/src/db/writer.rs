@@ -35,8 +35,8 @@ pub(crate) struct Shared {
     pub tables: Arc<TableClock>,
     /// The index of the last applied entry, told after its transaction was committed.
     pub applied: watch::Sender<u64>,
-    /// Up to which index the log may have been seen applied somewhere: this member applies it, or has told others that it is committed.
-    /// Never behind `applied`.
+    /// Up to which index the log may have been seen applied somewhere: this member applies it, or has told others that it is committed. Never
+    /// behind `applied`. What an earlier leader has told is in it once a leader has applied an entry of its own.
     pub visible: Arc<AtomicU64>,
     /// This member hands the leadership over, and takes nothing in that would show its followers that it leads.
     pub handing_over: AtomicBool,

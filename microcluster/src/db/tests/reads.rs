@@ -153,6 +153,18 @@ async fn a_linearizable_read_sees_what_was_seen_before_on_another_member() {
     }
 }
 
+/// What was answered counts, whether or not anybody else was told of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_linearizable_read_of_the_only_member_sees_what_was_answered() {
+    let cluster = Cluster::new(1).await;
+    let db = cluster.db(1);
+    for sql in ["CREATE TABLE t(a)", "INSERT INTO t VALUES (1)"] {
+        db.execute(sql, ()).await.unwrap();
+        let seen = db.seen_index();
+        assert!(db.inner.service.read_index.on_leader().await.unwrap() >= seen);
+    }
+}
+
 /// A leader that was replaced may not know of it. A voter that follows another vote does not confirm that it leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_confirms_the_vote_that_it_follows_and_no_other() {
