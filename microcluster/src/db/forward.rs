@@ -21,7 +21,7 @@ use super::status::Status;
 use questions::Questions;
 
 /// How many requests of this member may be in flight: the sessions of the replicated state remember as many.
-const IN_FLIGHT_MAX: u64 = 4_096;
+pub(crate) const IN_FLIGHT_MAX: usize = 4_096;
 /// The largest request.
 pub(crate) const REQUEST_BYTES_MAX: usize = 16 << 20;
 /// How long to wait for news of a leader before asking again.
@@ -240,7 +240,7 @@ impl Forwarder {
         let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = self.sequence.load(Ordering::Relaxed) + 1;
         let oldest = in_flight.first().copied().unwrap_or(sequence);
-        if sequence - oldest >= IN_FLIGHT_MAX {
+        if sequence - oldest >= IN_FLIGHT_MAX as u64 {
             return Err(Error::Busy { detail: "too many writes of this member wait for their answers" });
         }
         self.sequence.store(sequence, Ordering::Relaxed);

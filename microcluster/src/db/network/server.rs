@@ -21,14 +21,16 @@ use super::message::{self, Call, Frame, Hello, Pong, Reply, VERSION, Welcome, ki
 use super::snapshot;
 use crate::db::damage;
 use crate::db::elections::Elections;
+use crate::db::forward::IN_FLIGHT_MAX;
 use crate::db::log_store::LogStore;
 use crate::db::raft_types::{NodeId, Raft, Vote};
 use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
 use crate::db::writer::Shared;
 
-/// How many calls of one connection are run at once; reading waits when there are more.
-const CALLS_MAX: usize = 1_024;
+/// How many calls of one connection are run at once; reading waits when there are more. A member has no more on their way, those
+/// included that it has given up: it is read on, and answered when it asks whether this one is there.
+const CALLS_MAX: usize = 3 * IN_FLIGHT_MAX;
 /// How much is put together for one write to the socket.
 const WRITE_BYTES: usize = 256 << 10;
 /// How long a write of another member may wait here; that member has given it up by then.

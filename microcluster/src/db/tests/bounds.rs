@@ -8,9 +8,9 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
 use super::count;
-use super::kit::{Cluster, until};
+use super::kit::{Cluster, address, until};
 use crate::db::command::{Body, Request, RequestId, Scope};
-use crate::db::network::BACKLOG_ENTRIES_MAX;
+use crate::db::network::{BACKLOG_ENTRIES_MAX, Call, CallError, Reply};
 use crate::db::sequencer::{Submission, SubmitError};
 use crate::db::{Consistency, Error, QueryResult, Statement, Value, Verdict};
 
@@ -141,6 +141,37 @@ async fn what_comes_behind_an_entry_shares_the_next_one_which_does_not_wait_for_
         result.unwrap();
     }
     assert_eq!(last_index(), before + 3);
+}
+
+/// Nothing is applied meanwhile. Who waits for long asks whether the leader is there, behind all its writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_thousands_of_writes_on_their_way_is_still_answered() {
+    const WRITES: usize = 2_000;
+    let cluster = Cluster::new(2).await;
+    let id = cluster.leader().await;
+    let (leader, follower, address) = (cluster.db(id), cluster.db(3 - id), address(id));
+    leader.execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let peers = &follower.inner.peers;
+    let entered = leader.inner.shared.gate.enter_as_writer();
+    let mut writes = Vec::new();
+    while writes.len() < WRITES {
+        let write = Call::Submit(insertion(writes.len() as u64 + 1, Value::Integer(1)));
+        match peers.start(id, &address, write) {
+            Ok(reply) => writes.push(reply),
+            // Until some of those before it are sent.
+            Err(CallError::Full { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let asked = peers.call(id, &address, Call::Ping);
+    let answer = tokio::time::timeout(Duration::from_secs(10), asked).await;
+    assert!(matches!(answer, Ok(Ok(Reply::Pong(_)))), "{answer:?}");
+    drop(entered);
+    for write in writes {
+        let answer = write.await.unwrap();
+        assert!(matches!(answer, Ok(Reply::Submit(Ok(_)))), "{answer:?}");
+    }
+    assert_eq!(count(&cluster, id, "t").await, WRITES as i64);
 }
 
 /// A write of another member.
