@@ -1,14 +1,14 @@
 //! How this member's database is, from Raft's own metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::raft_types::{NodeId, Peer, Raft};
+use super::raft_types::{NodeId, Peer, Raft, Vote};
 use super::writer::Shared;
 
 /// What this member is in Raft's eyes.
@@ -69,7 +69,8 @@ impl Status {
     }
 
     /// The status in openraft's metrics. A leader that no majority has answered for `quorum_timeout` has no quorum, and
-    /// neither has who has not heard of the leader for so long: one that does not vote goes on naming a leader for ever.
+    /// neither has who has not heard of the leader for so long: one that does not vote goes on naming a leader for ever. And Raft's task,
+    /// which waits for the disk, may not have looked yet at what a later leader has said: that one leads.
     pub(crate) fn from_metrics(metrics: &RaftMetrics<NodeId, Peer>, quorum_timeout: Duration, heard: &Heard) -> Status {
         let membership = metrics.membership_config.membership();
         let state = match metrics.state {
@@ -80,19 +81,27 @@ impl Status {
             ServerState::Learner => RaftState::Learner,
             ServerState::Shutdown => RaftState::Shutdown,
         };
+        let later = heard.leader().filter(|vote| *vote > metrics.vote && !metrics.running_state.is_err());
+        let (state, current_leader, term) = match (later, state) {
+            (None, state) => (state, metrics.current_leader, metrics.current_term),
+            (Some(vote), RaftState::Learner) => {
+                (RaftState::Learner, vote.leader_id().voted_for(), vote.leader_id().term)
+            }
+            (Some(vote), _) => (RaftState::Follower, vote.leader_id().voted_for(), vote.leader_id().term),
+        };
         let alone = membership.voter_ids().eq([metrics.id]);
         let has_quorum = match (state, metrics.millis_since_quorum_ack) {
             (RaftState::Leader, _) if alone => true,
             (RaftState::Leader, Some(millis)) => Duration::from_millis(millis) <= quorum_timeout,
             (RaftState::Leader, None) => false,
-            _ => metrics.current_leader.is_some() && heard.is_within(quorum_timeout),
+            _ => current_leader.is_some() && heard.is_within(quorum_timeout),
         };
         // One that is not heard of may lead no longer.
-        let leader = metrics.current_leader.filter(|_| has_quorum || state == RaftState::Leader);
+        let leader = current_leader.filter(|_| has_quorum || state == RaftState::Leader);
         Status {
             node_id: metrics.id,
             state,
-            term: metrics.current_term,
+            term,
             leader,
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
@@ -105,27 +114,40 @@ impl Status {
     }
 }
 
-/// When this member has last heard of its leader.
+/// When this member has last heard of its leader, and of which one.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
-    last: Mutex<Option<Instant>>,
-    /// Told when it is heard of for the first time, or again.
+    last: Mutex<Option<(Instant, Vote)>>,
+    /// Told when one is heard of for the first time, or again.
     again: Notify,
 }
 
 impl Heard {
-    /// It hears of it now.
-    pub fn note(&self) {
+    /// It hears now of the one that `vote` has elected, unless it has heard of a later one.
+    pub fn note(&self, vote: Vote) {
         let now = Instant::now();
-        let before = self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
-        if before.is_none_or(|before| now.duration_since(before) > LOOK) {
+        let mut last = self.lock();
+        if last.is_some_and(|(_, of)| of > vote) {
+            return;
+        }
+        let before = last.replace((now, vote));
+        if before.is_none_or(|(at, of)| of != vote || now.duration_since(at) > LOOK) {
             self.again.notify_one();
         }
     }
 
     /// When that was.
     pub fn last(&self) -> Option<Instant> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().map(|(at, _)| at)
+    }
+
+    fn leader(&self) -> Option<Vote> {
+        self.lock().map(|(_, vote)| vote).filter(Vote::is_committed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Vote)>> {
+        // What the mutex holds is valid at every moment, also if a holder panicked.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_within(&self, time: Duration) -> bool {

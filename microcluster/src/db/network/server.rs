@@ -171,12 +171,12 @@ async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Ca
             let vote = request.vote;
             // Before Raft looks at it: that may be waiting for this member's disk.
             if service.log.vote().is_none_or(|own| vote >= own) {
-                service.shared.heard.note();
+                service.shared.heard.note(vote);
             }
             match service.backlog.append(&service.raft, &service.shared, request).await {
                 Ok(response) => {
                     if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-                        service.shared.heard.note();
+                        service.shared.heard.note(vote);
                         if let Some(followed) = followed {
                             *followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
                         }

@@ -120,6 +120,29 @@ async fn linearizable_reads_wait_for_no_disk() {
     }
 }
 
+/// Its own Raft hears of the next leader only when its disk is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_replaced_for_its_slow_disk_sends_its_clients_on_at_once() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    // One attempt is spoiled where the machine stands still for as long.
+    for attempt in 1.. {
+        let leader = cluster.leader().await;
+        let old = cluster.db(leader).clone();
+        let syncs = || old.inner.log.stats().fsyncs;
+        old.inner.log.slow_down(Duration::from_secs(4));
+        let before = syncs();
+        let written = old.execute("INSERT INTO t VALUES (1)", ()).await;
+        let is_synced = syncs() != before;
+        old.inner.log.slow_down(Duration::ZERO);
+        written.unwrap();
+        if !is_synced {
+            return;
+        }
+        assert!(attempt < 4, "it was answered when the disk was done");
+    }
+}
+
 /// What is committed a follower may have applied, and shown, before its leader has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_linearizable_read_sees_what_was_seen_before_on_another_member() {
