@@ -166,9 +166,10 @@ impl Quorum {
             let known = known.map_err(|_| no_leader.clone())?;
             (leads(&known), known.vote, Arc::clone(&known.membership_config))
         };
+        let applied = *self.shared.applied.borrow();
         // What was acknowledged, or read anywhere, is not behind it.
         let index = self.shared.visible.load(Ordering::Acquire);
-        debug_assert!(index >= *self.shared.applied.borrow(), "what is applied is visible");
+        debug_assert!(index >= applied, "what is applied is visible");
         if !leads || self.log.vote() != Some(vote) {
             return Err(no_leader);
         }

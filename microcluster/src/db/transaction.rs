@@ -180,8 +180,11 @@ impl Closures {
         let answered = forwarder.answered_index();
         let stands = *self.shared.applied.borrow();
         let is_stuck = stands == self.stood.load(Ordering::Relaxed);
-        if stands < answered && !is_stuck && !self.applied(answered, limit).await {
-            self.stood.store(*self.shared.applied.borrow(), Ordering::Relaxed);
+        if stands >= answered || is_stuck || limit.is_zero() || self.applied(answered, limit).await {
+            return;
+        }
+        if limit == OWN_LIMIT && *self.shared.applied.borrow() == stands {
+            self.stood.store(stands, Ordering::Relaxed);
         }
     }
 

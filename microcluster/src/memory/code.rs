@@ -23,11 +23,13 @@ pub(super) fn give_back() {
 
 /// Called for the program and for each of its libraries.
 unsafe extern "C" fn each(object: *mut libc::dl_phdr_info, _size: usize, pagemap: *mut c_void) -> i32 {
-    // SAFETY: the C library says where it is, and how many segments it has; the file is the one of above.
-    let (object, segments, pagemap) = unsafe {
-        let segments = std::slice::from_raw_parts((*object).dlpi_phdr, usize::from((*object).dlpi_phnum));
-        (&*object, segments, &*pagemap.cast::<File>())
-    };
+    // SAFETY: the C library says where it is; the file is the one of above.
+    let (object, pagemap) = unsafe { (&*object, &*pagemap.cast::<File>()) };
+    if object.dlpi_phdr.is_null() {
+        return 0;
+    }
+    // SAFETY: it has so many segments.
+    let segments = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
     // SAFETY: it only answers.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(usize::MAX);
     for segment in segments {
@@ -36,7 +38,7 @@ unsafe extern "C" fn each(object: *mut libc::dl_phdr_info, _size: usize, pagemap
         // Whole pages alone: what is beside it is not code.
         let (first, end) = (from.div_ceil(page), (from + segment.p_memsz as usize) / page);
         if is_code && first < end && is_as_in_its_file(pagemap, first, end - first) {
-            // SAFETY: these pages are mapped from the object's file and nobody writes to them: they are read from there again.
+            // SAFETY: these pages are mapped from the object's file, or are the kernel's own, and nobody writes to them: they are mapped again.
             unsafe {
                 libc::madvise((first * page) as *mut c_void, (end - first) * page, libc::MADV_DONTNEED);
             }

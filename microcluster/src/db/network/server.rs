@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::raft::AppendEntriesResponse;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio_util::codec::FramedRead;
 
 use super::PeerStream;
@@ -28,9 +29,13 @@ use crate::db::read_index::ReadIndex;
 use crate::db::sequencer::{Sequencer, SubmitError};
 use crate::db::writer::Shared;
 
-/// How many calls of one connection are run at once; reading waits when there are more. A member has no more on their way, those
+/// How many calls of one connection are run at once; reading waits when there are more. A member has seldom more on their way, those
 /// included that it has given up: it is read on, and answered when it asks whether this one is there.
 const CALLS_MAX: usize = 3 * IN_FLIGHT_MAX;
+/// How many bytes of calls; reading waits when there are more.
+const CALL_BYTES_MAX: usize = 64 << 20;
+/// How many writes of one connection the sequencer is given at once. The others wait: it sends away what is too much for it.
+const SUBMITS_MAX: usize = 1_024;
 /// How much is put together for one write to the socket.
 const WRITE_BYTES: usize = 256 << 10;
 /// How long a write of another member may wait here; that member has given it up by then.
@@ -101,7 +106,9 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
         return Ok(());
     }
 
+    let submits = Semaphore::new(SUBMITS_MAX);
     let mut running = FuturesUnordered::new();
+    let mut bytes = 0;
     // Whether somebody waits for what is in the buffer; if nobody does, since when it is there.
     let (mut hurries, mut since) = (false, None);
     loop {
@@ -109,16 +116,18 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
             biased;
             Some(answered) = running.next(), if !running.is_empty() => {
                 hurries |= put_reply(&mut buffer, &answered)?;
+                bytes -= answered.bytes;
             }
             () = alone(since), if since.is_some() => hurries = true,
-            frame = next_frame(&mut frames), if running.len() < CALLS_MAX => {
+            frame = next_frame(&mut frames), if running.len() < CALLS_MAX && bytes < CALL_BYTES_MAX => {
                 let frame = frame?;
                 if frame.kind == kind::SNAPSHOT {
                     let number = frame.number;
                     let reply = snapshot::receive(service, frame, &mut frames).await?;
-                    hurries |= put_reply(&mut buffer, &Answered { number, reply, hurries: true })?;
+                    hurries |= put_reply(&mut buffer, &Answered { number, reply, hurries: true, bytes: 0 })?;
                 } else {
-                    running.push(answer(service, followed, frame));
+                    bytes += frame.body.len();
+                    running.push(answer(service, &submits, followed, frame));
                 }
             }
         }
@@ -127,6 +136,7 @@ async fn converse(service: &Service, stream: PeerStream, followed: &Mutex<Option
             && let Some(Some(answered)) = futures_util::FutureExt::now_or_never(running.next())
         {
             hurries |= put_reply(&mut buffer, &answered)?;
+            bytes -= answered.bytes;
         }
         if !buffer.is_empty() && !hurries && !running.is_empty() {
             since.get_or_insert_with(Instant::now);
@@ -146,6 +156,8 @@ struct Answered {
     reply: Reply,
     /// Whether somebody waits for the reply.
     hurries: bool,
+    /// What the call took.
+    bytes: usize,
 }
 
 /// Says whether somebody waits for it.
@@ -154,18 +166,18 @@ fn put_reply(buffer: &mut Vec<u8>, answered: &Answered) -> io::Result<bool> {
     Ok(answered.hurries)
 }
 
-async fn answer(service: &Service, followed: &Mutex<Option<Vote>>, frame: Frame) -> Answered {
-    let (number, hurries) = (frame.number, frame.kind != kind::NEWS);
+async fn answer(service: &Service, submits: &Semaphore, followed: &Mutex<Option<Vote>>, frame: Frame) -> Answered {
+    let (number, hurries, bytes) = (frame.number, frame.kind != kind::NEWS, frame.body.len());
     // What is large has a connection of its own, which ends while the leader goes on.
     let followed = Some(followed).filter(|_| Route::of(frame.body.len()) == Route::Prompt);
     let reply = match frame.call() {
-        Ok(call) => run(service, followed, call).await,
+        Ok(call) => run(service, submits, followed, call).await,
         Err(error) => Reply::Failed(error.to_string()),
     };
-    Answered { number, reply, hurries }
+    Answered { number, reply, hurries, bytes }
 }
 
-async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Call) -> Reply {
+async fn run(service: &Service, submits: &Semaphore, followed: Option<&Mutex<Option<Vote>>>, call: Call) -> Reply {
     match call {
         Call::Append(request) | Call::News(request) => {
             let vote = request.vote;
@@ -196,7 +208,12 @@ async fn run(service: &Service, followed: Option<&Mutex<Option<Vote>>>, call: Ca
         }
         Call::Submit(submission) => {
             let _asked = service.early.asked();
-            let answer = tokio::time::timeout(SUBMIT_TIMEOUT, service.sequencer.submit(submission)).await;
+            let submitted = async {
+                // It is never closed.
+                let _place = submits.acquire().await;
+                service.sequencer.submit(submission).await
+            };
+            let answer = tokio::time::timeout(SUBMIT_TIMEOUT, submitted).await;
             Reply::Submit(answer.unwrap_or(Err(SubmitError::Lost)))
         }
         Call::ReadIndex(follower) => {

@@ -134,7 +134,9 @@ pub(crate) async fn receive(service: &Service, start: Frame, frames: &mut Frames
         if frame.kind != kind::CHUNK {
             return Err(io::Error::other(message::MessageError::Kind(frame.kind)));
         }
-        service.shared.heard.note(start.vote);
+        if service.log.vote().is_none_or(|own| start.vote >= own) {
+            service.shared.heard.note(start.vote);
+        }
         received += frame.body.len() as u64;
         checksum = crc32c::crc32c_append(checksum, &frame.body);
         file.write_all(&frame.body).await?;

@@ -131,15 +131,14 @@ async fn a_leader_that_is_replaced_for_its_slow_disk_sends_its_clients_on_at_onc
         let old = cluster.db(leader).clone();
         let syncs = || old.inner.log.stats().fsyncs;
         old.inner.log.slow_down(Duration::from_secs(4));
-        let before = syncs();
+        let (before, led) = (syncs(), old.status().is_leader());
         let written = old.execute("INSERT INTO t VALUES (1)", ()).await;
-        let is_synced = syncs() != before;
+        let (is_synced, leads) = (syncs() != before, old.status().is_leader());
         old.inner.log.slow_down(Duration::ZERO);
-        written.unwrap();
-        if !is_synced {
+        if written.is_ok() && led && !leads && !is_synced {
             return;
         }
-        assert!(attempt < 4, "it was answered when the disk was done");
+        assert!(attempt < 4, "{written:?}: it is answered when the disk is done");
     }
 }
 
