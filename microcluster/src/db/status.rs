@@ -81,7 +81,7 @@ impl Status {
             ServerState::Learner => RaftState::Learner,
             ServerState::Shutdown => RaftState::Shutdown,
         };
-        let later = heard.leader().filter(|vote| *vote > metrics.vote && !metrics.running_state.is_err());
+        let later = heard.leader().filter(|vote| *vote > metrics.vote && metrics.running_state.is_ok());
         let (state, current_leader, term) = match (later, state) {
             (None, state) => (state, metrics.current_leader, metrics.current_term),
             (Some(vote), RaftState::Learner) => {
