@@ -81,13 +81,13 @@ impl Status {
             ServerState::Learner => RaftState::Learner,
             ServerState::Shutdown => RaftState::Shutdown,
         };
-        let later = heard.leader().filter(|vote| *vote > metrics.vote && metrics.running_state.is_ok());
-        let (state, current_leader, term) = match (later, state) {
-            (None, state) => (state, metrics.current_leader, metrics.current_term),
-            (Some(vote), RaftState::Learner) => {
-                (RaftState::Learner, vote.leader_id().voted_for(), vote.leader_id().term)
+        let later = heard.leader().filter(|vote| *vote > metrics.vote && state != RaftState::Shutdown);
+        let (state, current_leader, term) = match later {
+            Some(vote) => {
+                let state = if state == RaftState::Learner { state } else { RaftState::Follower };
+                (state, vote.leader_id().voted_for(), vote.leader_id().term)
             }
-            (Some(vote), _) => (RaftState::Follower, vote.leader_id().voted_for(), vote.leader_id().term),
+            None => (state, metrics.current_leader, metrics.current_term),
         };
         let alone = membership.voter_ids().eq([metrics.id]);
         let has_quorum = match (state, metrics.millis_since_quorum_ack) {
