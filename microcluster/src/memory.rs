@@ -1,8 +1,8 @@
 //! Gives memory back to the system once work is done.
 //!
 //! The C library keeps what a burst of clients has freed where something above it is still in use: after 256 clients that was a quarter of
-//! what a daemon had resident. And of the program itself all that has ever run stays in the page tables, 64 KiB around each piece of it: of an idle
-//! daemon's a fifth is code that only its start has run.
+//! what a daemon had resident. And of the program itself all that has ever run stays in the page tables, 64 KiB around each piece of it:
+//! some of that only the start of a daemon has run.
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod code;

@@ -137,6 +137,7 @@ impl Database {
     ///
     /// The closure runs on this member, and **may run more than once**, so it should do nothing but use its
     /// [`Transaction`]. What it returned in the run that got through is returned; if it returns an error, nothing is changed.
+    /// It sees what was answered on this member before; where that has not arrived within a second, it goes on without.
     ///
     /// # Errors
     /// The closure's own (see [`Error::other`]); [`Error::Conflict`] when others kept changing what it touched;
