@@ -295,11 +295,13 @@ impl Lane {
     }
 
     /// Whether a call without entries can wait for one with entries: the follower has all that is in the log, or nearly, and nobody
-    /// there waits for what the call says.
+    /// there waits for what the call says. One that says nothing new is a heartbeat: where there is nothing to do, no entries come that
+    /// it could go with, and waiting for them would only wake this process once more.
     pub fn can_wait(&self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
         let mut state = lock(&self.state);
+        let is_news = request.leader_commit > state.committed;
         state.committed = state.committed.max(request.leader_commit);
-        request.prev_log_id.is_some() && state.matched == request.prev_log_id && self.nobody_asks()
+        is_news && request.prev_log_id.is_some() && state.matched == request.prev_log_id && self.nobody_asks()
     }
 
     /// Says what is committed, without the entries. It may arrive before these: large ones go another way.

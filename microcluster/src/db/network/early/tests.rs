@@ -283,18 +283,24 @@ async fn what_is_committed_can_wait_unless_another_member_asks() {
     let (early, lane, _calls) = lane();
     let news =
         |committed| AppendEntriesRequest { leader_commit: Some(at(committed)), entries: Vec::new(), ..request(5..=5) };
-    assert!(!lane.can_wait(&news(4)), "what the follower has is not known");
+    assert!(!lane.can_wait(&news(1)), "what the follower has is not known");
     lane.note(Some(at(4)), Some(&AppendEntriesResponse::Success));
-    assert!(lane.can_wait(&news(4)));
+    assert!(lane.can_wait(&news(2)));
+    assert!(!lane.can_wait(&news(2)), "a heartbeat");
     let asked = early.asked();
-    assert!(!lane.can_wait(&news(4)));
+    assert!(!lane.can_wait(&news(3)));
     let begun = Instant::now();
     drop(asked);
     assert!(!lane.can_wait(&news(4)) || begun.elapsed() >= LOOKS_ON, "who was answered looks at what it wrote");
-    while !lane.can_wait(&news(4)) {
+    // The next entries say it too.
+    assert_eq!(lock(&lane.state).committed, Some(at(4)));
+    let mut committed = 4;
+    let mut is_news = || {
+        committed += 1;
+        news(committed)
+    };
+    while !lane.can_wait(&is_news()) {
         assert!(begun.elapsed() < Duration::from_secs(10), "it does so for ever");
         tokio::task::yield_now().await;
     }
-    // The next entries say it too.
-    assert_eq!(lock(&lane.state).committed, Some(at(4)));
 }
