@@ -155,8 +155,25 @@ impl Heard {
     }
 }
 
-/// How often the quorum is looked at; nothing tells when it is lost, only when the leader is heard of again.
+/// How often a quorum is looked for where there is none; only that the leader is heard of again is told.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// After which time a look may show another quorum than `status` does, of which nothing tells. Nothing tells when it is lost either, but it is
+/// not before the last answer or the last word of the leader is older than `quorum_timeout`.
+fn changes_after(
+    status: &Status,
+    metrics: &RaftMetrics<NodeId, Peer>,
+    quorum_timeout: Duration,
+    heard: &Heard,
+) -> Duration {
+    let since = match status.state {
+        _ if !status.has_quorum => return LOOK,
+        RaftState::Leader => metrics.millis_since_quorum_ack.map_or(Duration::ZERO, Duration::from_millis),
+        _ => heard.last().map_or(Duration::ZERO, |last| last.elapsed()),
+    };
+    // What is just as old is not too old yet.
+    quorum_timeout.checked_sub(since).map_or(LOOK, |left| left + Duration::from_millis(1))
+}
 
 /// Keeps `status` up to date until cancelled. Who leads, who is a member and whether there is a quorum is told at once;
 /// indices alone would wake everybody at each write, so they are read from [`super::Database::status`] instead.
@@ -177,7 +194,12 @@ pub(crate) async fn watch_metrics(
                 && metrics.membership_config == server.membership_config
         });
         let _ = tokio::time::timeout(LOOK, caught_up).await.map(|_| ());
-        let now = Status::from_metrics(&metrics.borrow(), quorum_timeout, &shared.heard);
+        let (now, changes_after) = {
+            let metrics = metrics.borrow();
+            let now = Status::from_metrics(&metrics, quorum_timeout, &shared.heard);
+            let after = changes_after(&now, &metrics, quorum_timeout, &shared.heard);
+            (now, after)
+        };
         let stopped = now.is_shut_down();
         status.send_if_modified(|before| {
             let tell = (before.state, before.term, before.leader, before.has_quorum)
@@ -199,7 +221,7 @@ pub(crate) async fn watch_metrics(
                 return;
             },
             () = shared.heard.again.notified() => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(changes_after) => {}
         }
     }
 }

@@ -139,6 +139,24 @@ async fn without_a_quorum_writes_fail_and_local_reads_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_is_told_that_the_quorum_is_lost_and_found_again() {
+    let cluster = Cluster::new(3).await;
+    let told = async |has_quorum| {
+        for id in 1..=3 {
+            let mut watch = cluster.db(id).status_watch();
+            let told = watch.wait_for(|status| status.has_quorum == has_quorum);
+            let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+            assert!(told.is_ok(), "member {id} is not told that it has a quorum: {has_quorum}");
+        }
+    };
+    told(true).await;
+    (1..=3).for_each(|id| cluster.isolate(id));
+    told(false).await;
+    cluster.heal();
+    told(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_away_for_long_comes_back_by_snapshot() {
     let mut cluster = Cluster::new(3).await;
     cluster.db(1).execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)", ()).await.unwrap();
