@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::log_store::LogStore;
@@ -15,33 +16,50 @@ const LOG_BYTES_MAX: u64 = 32 << 20;
 const LOG_BYTES_WHILE_SENDING: u64 = 1 << 30;
 /// How much of it is kept.
 const LOG_BYTES_KEPT: u64 = 8 << 20;
-/// How often its size is looked at.
+/// How often its size is looked at while entries are applied, or while it is too large.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How long syncing the state may take.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Looks after the log until cancelled.
-pub(crate) async fn run(raft: Raft, log: LogStore, sending: Sending, cancelled: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = cancelled.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+/// Looks after the log until cancelled. `applied` tells of new entries.
+pub(crate) async fn run(
+    raft: Raft,
+    log: LogStore,
+    sending: Sending,
+    mut applied: watch::Receiver<u64>,
+    cancelled: CancellationToken,
+) {
+    let look = async {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            shorten(&raft, &log, &sending).await;
+            if log.stats().bytes < LOG_BYTES_MAX && applied.changed().await.is_err() {
+                return;
+            }
         }
-        let stats = log.stats();
-        let (Some(first), Some(last)) = (stats.first_index, stats.last_index) else { continue };
-        let limit = if sending.is_recent() { LOG_BYTES_WHILE_SENDING } else { LOG_BYTES_MAX };
-        if stats.bytes < limit {
-            continue;
-        }
-        let applied = raft.metrics().borrow().last_applied.map_or(0, |log_id| log_id.index);
-        let kept = (last - first + 1).saturating_mul(LOG_BYTES_KEPT) / stats.bytes;
-        let purge_upto = applied.min(last.saturating_sub(kept));
-        if purge_upto < first {
-            continue;
-        }
-        if let Err(error) = purge(&raft, purge_upto).await {
-            tracing::warn!(%error, bytes = stats.bytes, "the log could not be shortened");
-        }
+    };
+    tokio::select! {
+        () = cancelled.cancelled() => {}
+        () = look => {}
+    }
+}
+
+/// Drops what the log need not keep, if it is too large.
+async fn shorten(raft: &Raft, log: &LogStore, sending: &Sending) {
+    let stats = log.stats();
+    let (Some(first), Some(last)) = (stats.first_index, stats.last_index) else { return };
+    let limit = if sending.is_recent() { LOG_BYTES_WHILE_SENDING } else { LOG_BYTES_MAX };
+    if stats.bytes < limit {
+        return;
+    }
+    let applied = raft.metrics().borrow().last_applied.map_or(0, |log_id| log_id.index);
+    let kept = (last - first + 1).saturating_mul(LOG_BYTES_KEPT) / stats.bytes;
+    let purge_upto = applied.min(last.saturating_sub(kept));
+    if purge_upto < first {
+        return;
+    }
+    if let Err(error) = purge(raft, purge_upto).await {
+        tracing::warn!(%error, bytes = stats.bytes, "the log could not be shortened");
     }
 }
 

@@ -143,7 +143,8 @@ impl Database {
             cancelled.clone(),
         );
         tasks.spawn(task);
-        tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, cancelled.clone()));
+        let applied = shared.applied.subscribe();
+        tasks.spawn(janitor::run(raft.clone(), log.clone(), sending, applied, cancelled.clone()));
 
         let (forwarder, task) = Forwarder::new(
             sequencer.clone(),
