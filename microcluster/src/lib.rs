@@ -103,6 +103,7 @@ mod config;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod looks;
 mod memory;
 mod steps;
 mod tasks;

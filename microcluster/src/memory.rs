@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use crate::looks;
 use crate::tasks::blocking;
 
 /// How often it is looked what the process does.
@@ -26,7 +27,7 @@ pub(crate) async fn give_back_after_work() {
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
         return;
     }
-    let pause = || tokio::time::sleep(INTERVAL);
+    let pause = || looks::due(INTERVAL);
     after_work(pause, processor_time, || async { drop(blocking("giving memory back", give_back).await) }).await;
 }
 

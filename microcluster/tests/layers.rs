@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of each layer, lowest first.
 const LAYERS: &[&[&str]] = &[
-    &["backoff", "config", "error", "fuzz", "memory", "steps", "tasks"],
+    &["backoff", "config", "error", "fuzz", "looks", "memory", "steps", "tasks"],
     &["state_dir", "tls", "token", "trust"],
     &["db"],
     &["cluster", "hooks", "state"],
@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// Modules of one layer that use each other, as (user, used). The other direction would be a loop.
 const SIBLINGS: &[(&str, &str)] = &[
+    ("memory", "looks"),
     ("memory", "tasks"),
     ("trust", "state_dir"),
     ("trust", "tls"),

@@ -17,6 +17,7 @@ use crate::cluster::Node;
 use crate::error::Chain;
 use crate::extension::Additional;
 use crate::listener::{self, Listener};
+use crate::looks;
 use crate::state::State;
 use crate::state_dir::FileError;
 use crate::tasks::{TaskLost, Tasks, blocking};
@@ -238,7 +239,7 @@ pub(super) async fn keep_certificates(servers: Arc<Servers>) {
     loop {
         tokio::select! {
             () = servers.state.stopping().cancelled() => return,
-            () = tokio::time::sleep(LOOK_INTERVAL) => servers.reload_certificates().await,
+            () = looks::due(LOOK_INTERVAL) => servers.reload_certificates().await,
         }
     }
 }
@@ -257,7 +258,7 @@ pub(super) async fn keep_servers(servers: Arc<Servers>, node: Arc<Node>, tasks: 
         tokio::select! {
             () = tasks.stopping() => return,
             changed = config.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = looks::due(LOOK_INTERVAL) => {}
         }
     }
 }

@@ -20,13 +20,16 @@ use super::message::{self, COMPANY_MAX, Call, Frame, Hello, MessageError, Reply,
 use super::{PeerConnector, PeerStream};
 use crate::db::gathering::Gathering;
 use crate::db::raft_types::NodeId;
+use crate::looks;
 
 /// How long connecting, TLS and the greeting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How long a peer that was asked something may be silent before its connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// How often it is looked whether it is, and after how long it is asked whether it is there.
-const LOOK_INTERVAL: Duration = Duration::from_millis(750);
+/// How often it is looked whether it is.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// After how much silence it is asked at a look whether it is there.
+const ASK_AFTER: Duration = Duration::from_millis(500);
 /// How long what is large may stand still on its way, while the peer is heard elsewhere.
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long the connection for what is large is kept without any.
@@ -186,16 +189,15 @@ impl Connection {
     /// Done when the peer was asked something and nothing has moved for long, and says so: a network that drops everything tells nobody.
     /// On its own clock, however often the peer is asked meanwhile. A peer that takes long over a call answers besides whether it is there.
     async fn stall(&self, in_flight: &InFlight, moved: &Mutex<Instant>) -> Arc<str> {
-        let mut looks = tokio::time::interval(LOOK_INTERVAL);
         // A call whose answer nobody waits for is not sent.
         let mut _asked = None;
         loop {
-            looks.tick().await;
+            looks::due(LOOK_INTERVAL).await;
             if !is_waiting(in_flight) {
                 continue;
             }
             let quiet = moved.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-            if quiet >= LOOK_INTERVAL
+            if quiet >= ASK_AFTER
                 && let Some(prompt) = self.prompt.upgrade()
             {
                 let (reply, receiver) = oneshot::channel();
