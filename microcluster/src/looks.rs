@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 /// When the first one was waited for.
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Done at the next multiple of `interval` since this process has begun to look: after less than that, or just as long.
+/// Done at the next multiple of `interval` since this process has begun to look: after less than that, or just as long. By the system's clock, also where a
+/// test has tokio's stand still.
 pub(crate) async fn due(interval: Duration) {
     let begun = *BEGUN;
     let due = begun + next(begun.elapsed(), interval);

@@ -28,6 +28,8 @@ pub(crate) async fn give_back_after_work() {
         return;
     }
     let pause = || looks::due(INTERVAL);
+    // Until then it may be less than an interval.
+    pause().await;
     after_work(pause, processor_time, || async { drop(blocking("giving memory back", give_back).await) }).await;
 }
 

@@ -7,25 +7,34 @@
 //! A leader that falls silent is waited for. The end of its connection says more than silence: its process is gone. Then nobody waits for
 //! the random time; the voters ask one after the other instead. None of this weakens an election: who stands needs the votes of a
 //! majority as ever, and who has heard of the leader during the lease does not vote.
+//!
+//! A vote is synced before it counts, and openraft waits for one no longer than for a lease. So that disks which are slower than that elect a leader
+//! too, the others are asked for their votes first, for as long as it takes, and then by openraft, whom they answer at once. Until
+//! then nobody else stands: who gives a vote waits for what comes of it, the longer the slower its disk is.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::ServerState;
-use tokio::time::sleep_until;
+use openraft::error::RaftError;
+use openraft::raft::{VoteRequest, VoteResponse};
+use tokio::time::{sleep_until, timeout};
 
 use super::log_store::LogStore;
 use super::network::{Call, Peers, Reply};
 use super::options::Timings;
-use super::raft_types::{LogId, NodeId, Raft, Vote};
+use super::raft_types::{LogId, NodeId, Peer, Raft, Vote};
 use super::read_index::is_majority;
 use super::writer::Shared;
 
-/// For how long nothing else is done about an election that was begun.
+/// For how long nothing else is done about an election that was begun, and how long votes may take.
 const BEGUN_MAX: Duration = Duration::from_secs(5);
+/// How often whoever is elected syncs before it can be heard of, and once more: its own vote, and that it leads.
+const SYNCS: u32 = 3;
 
 /// Decides when this member stands for election, and whether another one may.
 pub(crate) struct Elections {
@@ -50,8 +59,28 @@ pub(crate) struct Elections {
 struct VoteSince {
     vote: Vote,
     since: Instant,
-    /// When Raft was told to stand for election, which changes the vote once that is on stable storage.
+    /// When this member began to stand for election, which changes the vote once that is on stable storage.
     stood: Option<Instant>,
+    /// How many votes are being given to others.
+    giving: usize,
+    /// How long the last one took that was given to another, or to this member.
+    took: Duration,
+}
+
+impl VoteSince {
+    /// Whether nobody else is being elected, as far as this member knows.
+    fn is_free(&self) -> bool {
+        self.giving == 0 && self.stood.is_none_or(|stood| stood.elapsed() >= BEGUN_MAX)
+    }
+}
+
+/// A vote is being given, for as long as this is held.
+struct Giving<'a>(&'a Elections);
+
+impl Drop for Giving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().giving -= 1;
+    }
 }
 
 impl Elections {
@@ -64,7 +93,8 @@ impl Elections {
         shared: Arc<Shared>,
         timings: &Timings,
     ) -> Elections {
-        let vote = Mutex::new(VoteSince { vote: raft.metrics().borrow().vote, since: Instant::now(), stood: None });
+        let (vote, since) = (raft.metrics().borrow().vote, Instant::now());
+        let vote = Mutex::new(VoteSince { vote, since, stood: None, giving: 0, took: Duration::ZERO });
         let (lease, pause) = (timings.election.1, timings.election);
         let (margin, turn) = (timings.heartbeat / 2, timings.heartbeat);
         Elections { node_id, raft, log, peers, shared, lease, pause, margin, turn, vote }
@@ -80,11 +110,9 @@ impl Elections {
                 (now.state, now.vote)
             };
             self.note(vote);
-            // Raft waits so long for the votes, and who is elected has to sync that before it is heard of.
-            let least = if vote.is_committed() { Duration::ZERO } else { self.lease };
             let due = async {
                 match state {
-                    ServerState::Follower | ServerState::Candidate => self.due(tried, least).await,
+                    ServerState::Follower | ServerState::Candidate => self.due(tried).await,
                     _ => std::future::pending().await,
                 }
             };
@@ -93,8 +121,8 @@ impl Elections {
                     return;
                 },
                 () = due => {
-                    tried = Some(Instant::now());
                     self.stand().await;
+                    tried = Some(Instant::now());
                 }
             }
         }
@@ -132,45 +160,112 @@ impl Elections {
             let answered = metrics.millis_since_quorum_ack.map(Duration::from_millis);
             metrics.state == ServerState::Leader && answered.is_some_and(|since| since <= self.lease)
         };
-        !leads && self.lease_ends() <= now && last >= self.log.ends().1
+        !leads && self.lock().is_free() && self.lease_ends() <= now && last >= self.log.ends().1
     }
 
-    /// Stands for election if a majority would vote for this member.
+    /// What Raft answers to one that stands for election.
+    ///
+    /// # Errors
+    /// Raft's, when it has stopped.
+    pub async fn vote(&self, request: VoteRequest<NodeId>) -> Result<VoteResponse<NodeId>, RaftError<NodeId>> {
+        let is_synced = self.log.vote().is_some_and(|own| own >= request.vote);
+        let begun = Instant::now();
+        self.lock().giving += 1;
+        let _giving = Giving(self);
+        let response = self.raft.vote(request).await?;
+        if response.vote_granted && !is_synced {
+            self.lock().took = begun.elapsed().min(BEGUN_MAX);
+        }
+        Ok(response)
+    }
+
+    /// Stands for election if a majority would vote for this member, and then does.
     async fn stand(&self) {
         // One whose state is damaged must not decide what comes of writes, if others can.
         if self.shared.damage.borrow().is_some() && !self.is_alone() {
             return;
         }
-        let now = || (self.raft.server_metrics().borrow().vote, self.shared.heard.last());
+        let now = || {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow();
+            (metrics.vote, metrics.state, self.shared.heard.last())
+        };
         let before = now();
-        let has_begun = |at: Instant| at.elapsed() < BEGUN_MAX;
-        if !self.would_be_elected().await || now() != before || self.lock().stood.is_some_and(has_begun) {
+        let (vote, state, _) = before;
+        if !self.lock().is_free() || !self.would_be_elected().await || now() != before || !self.begin() {
+            return;
+        }
+        tracing::info!("no leader is heard of: this member stands for election");
+        // One that stands already may still be elected in its term, and openraft does not cope with votes for its own node in a later one. It is not
+        // asked twice, therefore, and has to hope for quick disks; another member has its turn as well.
+        if state != ServerState::Candidate && (!self.is_voted_for(vote).await || now() != before) {
+            self.lock().stood = None;
             return;
         }
         self.lock().stood = Some(Instant::now());
-        tracing::info!("no leader is heard of: this member stands for election");
         if let Err(error) = self.raft.trigger().elect().await {
             tracing::debug!(%error, "this member could not stand for election");
         }
     }
 
-    /// Asks all voters at once, and waits for as many as are needed.
+    /// Notes that this member stands for election, unless somebody else does.
+    fn begin(&self) -> bool {
+        let mut state = self.lock();
+        let is_free = state.is_free();
+        if is_free {
+            state.stood = Some(Instant::now());
+        }
+        is_free
+    }
+
+    /// Whether a majority would vote for this member.
     async fn would_be_elected(&self) -> bool {
+        let last = self.log.ends().1;
+        self.has_majority(|id, peer: Peer| async move {
+            let answer = timeout(self.pause.0, self.peers.call(id, &peer.address, Call::PreVote(last))).await;
+            // One of an earlier build does not know the question.
+            matches!(answer, Ok(Ok(Reply::WouldVote(true) | Reply::Failed(_))))
+        })
+        .await
+    }
+
+    /// Whether a majority votes for this member in the term after that of its own vote, which is to stay as it is meanwhile. This counts for nothing
+    /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync.
+    async fn is_voted_for(&self, own: Vote) -> bool {
+        let request = VoteRequest::new(Vote::new(own.leader_id.term + 1, self.node_id), self.log.ends().1);
+        let given = self.has_majority(|id, peer: Peer| {
+            let call = Call::Vote(request.clone());
+            async move {
+                let answer = timeout(BEGUN_MAX, self.peers.call(id, &peer.address, call)).await;
+                matches!(answer, Ok(Ok(Reply::Vote(VoteResponse { vote_granted: true, .. }))))
+            }
+        });
+        let begun = Instant::now();
+        let mut metrics = self.raft.server_metrics();
+        let given = tokio::select! {
+            given = given => given,
+            _ = metrics.wait_for(|now| now.vote != own) => false,
+        };
+        if given {
+            self.lock().took = begun.elapsed();
+        }
+        given
+    }
+
+    /// Asks all other voters at once, and waits for as many as are needed for a majority together with this one.
+    async fn has_majority<A: Future<Output = bool>>(&self, ask: impl Fn(NodeId, Peer) -> A) -> bool {
         let membership = Arc::clone(&self.raft.server_metrics().borrow().membership_config);
         let membership = membership.membership();
-        let last = self.log.ends().1;
-        let mut willing = BTreeSet::from([self.node_id]);
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         if !voters.contains(&self.node_id) {
             return false;
         }
+        let mut willing = BTreeSet::from([self.node_id]);
         let others = membership.nodes().filter(|(id, _)| **id != self.node_id && voters.contains(id));
         let mut asked: FuturesUnordered<_> = others
-            .map(|(&id, peer)| async move {
-                let call = self.peers.call(id, &peer.address, Call::PreVote(last));
-                let answer = tokio::time::timeout(self.pause.0, call).await;
-                // One of an earlier build does not know the question.
-                matches!(answer, Ok(Ok(Reply::WouldVote(true) | Reply::Failed(_)))).then_some(id)
+            .map(|(&id, peer)| {
+                let answer = ask(id, peer.clone());
+                async move { answer.await.then_some(id) }
             })
             .collect();
         while !is_majority(membership.get_joint_config(), &willing) {
@@ -182,21 +277,28 @@ impl Elections {
         true
     }
 
-    /// Done when the lease is over and, since then and since it was `tried` last, `least` and a random time. The only voter does without
-    /// that at first.
-    async fn due(&self, tried: Option<Instant>, least: Duration) {
+    /// Done when the lease is over and, since then and since it was `tried` last, a random time, and after a vote as long as it may take until who got it
+    /// is heard of. The only voter does without that at first.
+    async fn due(&self, tried: Option<Instant>) {
         let pause = match tried {
-            None if self.is_alone() => Duration::ZERO,
-            _ => least + rand::random_range(self.pause.0..self.pause.1),
+            None if self.is_alone() => None,
+            _ => Some(rand::random_range(self.pause.0..self.pause.1)),
         };
         loop {
             let ended = self.lease_ends();
+            let pause = pause.map_or(Duration::ZERO, |pause| pause + self.least());
             let due = tried.map_or(ended, |tried| tried.max(ended)) + pause;
             if due <= Instant::now() {
                 return;
             }
             sleep_until(due.into()).await;
         }
+    }
+
+    /// How long is waited at least for what comes of this member's vote: nothing more does of that for a leader.
+    fn least(&self) -> Duration {
+        let VoteSince { vote, took, .. } = *self.lock();
+        if vote.is_committed() { Duration::ZERO } else { self.lease.max(took * SYNCS) }
     }
 
     /// Whether nobody else votes.
@@ -217,7 +319,7 @@ impl Elections {
     fn note(&self, vote: Vote) {
         let mut known = self.lock();
         if known.vote != vote {
-            *known = VoteSince { vote, since: Instant::now(), stood: None };
+            *known = VoteSince { vote, since: Instant::now(), stood: None, ..*known };
         }
     }
 

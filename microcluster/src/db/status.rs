@@ -158,21 +158,20 @@ impl Heard {
 /// How often a quorum is looked for where there is none; only that the leader is heard of again is told.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How soon it is looked again, at the earliest.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+
 /// After which time a look may show another quorum than `status` does, of which nothing tells. Nothing tells when it is lost either, but it is
-/// not before the last answer or the last word of the leader is older than `quorum_timeout`.
-fn changes_after(
-    status: &Status,
-    metrics: &RaftMetrics<NodeId, Peer>,
-    quorum_timeout: Duration,
-    heard: &Heard,
-) -> Duration {
-    let since = match status.state {
+/// not before the last answer or the last word of the leader is older than `quorum_timeout`. A leader's Raft may say nothing new since the last
+/// look, when it was `acked` so long ago: it waits for the disk.
+fn changes_after(status: &Status, acked: [Option<u64>; 2], quorum_timeout: Duration, heard: &Heard) -> Duration {
+    let since = match (status.state, acked) {
         _ if !status.has_quorum => return LOOK,
-        RaftState::Leader => metrics.millis_since_quorum_ack.map_or(Duration::ZERO, Duration::from_millis),
-        _ => heard.last().map_or(Duration::ZERO, |last| last.elapsed()),
+        (RaftState::Leader, [before, now]) if before == now => return LOOK,
+        (RaftState::Leader, [_, now]) => now.map(Duration::from_millis),
+        _ => heard.last().map(|last| last.elapsed()),
     };
-    // What is just as old is not too old yet.
-    quorum_timeout.checked_sub(since).map_or(LOOK, |left| left + Duration::from_millis(1))
+    quorum_timeout.checked_sub(since.unwrap_or_default()).map_or(LOOK, |left| left.max(LOOK_MIN))
 }
 
 /// Keeps `status` up to date until cancelled. Who leads, who is a member and whether there is a quorum is told at once;
@@ -186,6 +185,7 @@ pub(crate) async fn watch_metrics(
 ) {
     let mut metrics = raft.metrics();
     let mut server_metrics = raft.server_metrics();
+    let mut acked = None;
     loop {
         // openraft tells the change here first, and the whole a moment later.
         let server = server_metrics.borrow_and_update().clone();
@@ -197,7 +197,8 @@ pub(crate) async fn watch_metrics(
         let (now, changes_after) = {
             let metrics = metrics.borrow();
             let now = Status::from_metrics(&metrics, quorum_timeout, &shared.heard);
-            let after = changes_after(&now, &metrics, quorum_timeout, &shared.heard);
+            let acked_before = std::mem::replace(&mut acked, metrics.millis_since_quorum_ack);
+            let after = changes_after(&now, [acked_before, acked], quorum_timeout, &shared.heard);
             (now, after)
         };
         let stopped = now.is_shut_down();

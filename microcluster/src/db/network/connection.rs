@@ -187,7 +187,7 @@ impl Connection {
     }
 
     /// Done when the peer was asked something and nothing has moved for long, and says so: a network that drops everything tells nobody.
-    /// On its own clock, however often the peer is asked meanwhile. A peer that takes long over a call answers besides whether it is there.
+    /// On a timer of its own, however often the peer is asked meanwhile. A peer that takes long over a call answers besides whether it is there.
     async fn stall(&self, in_flight: &InFlight, moved: &Mutex<Instant>) -> Arc<str> {
         // A call whose answer nobody waits for is not sent.
         let mut _asked = None;

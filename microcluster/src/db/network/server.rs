@@ -198,7 +198,7 @@ async fn run(service: &Service, submits: &Semaphore, followed: Option<&Mutex<Opt
                 Err(error) => Reply::Failed(error.to_string()),
             }
         }
-        Call::Vote(request) => match service.raft.vote(request).await {
+        Call::Vote(request) => match service.elections.vote(request).await {
             Ok(response) => Reply::Vote(response),
             Err(error) => Reply::Failed(error.to_string()),
         },

@@ -329,6 +329,23 @@ async fn a_large_write_on_a_thin_network_takes_its_time_and_stops_nothing_else()
     cluster.wait_same().await;
 }
 
+/// Raft waits for a vote no longer than for a lease, and each is synced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_are_slow_together_elect_a_leader_too() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let leader = cluster.leader().await;
+    cluster.kill(leader).await;
+    let left: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+    for id in &left {
+        cluster.db(*id).inner.log.slow_down(Duration::from_millis(900));
+    }
+    for id in left {
+        let written = async || cluster.db(id).execute("INSERT INTO t VALUES (1)", ()).await.is_ok();
+        until("a leader is elected", written).await;
+    }
+}
+
 /// A disk that needs longer for a sync than a leader is waited for: of the followers, and of all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disks_that_are_slow_together_make_writes_slow_and_cost_nobody_the_lead() {

@@ -145,7 +145,7 @@ async fn who_watches_is_told_that_the_quorum_is_lost_and_found_again() {
         for id in 1..=3 {
             let mut watch = cluster.db(id).status_watch();
             let told = watch.wait_for(|status| status.has_quorum == has_quorum);
-            let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+            let told = tokio::time::timeout(kit::DEADLINE, told).await;
             assert!(told.is_ok(), "member {id} is not told that it has a quorum: {has_quorum}");
         }
     };
