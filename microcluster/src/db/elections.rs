@@ -9,11 +9,12 @@
 //! majority as ever, and who has heard of the leader during the lease does not vote.
 //!
 //! A vote is synced before it counts, and openraft waits for one no longer than for a lease. So that disks which are slower than that elect a leader
-//! too, the others are asked for their votes first, for as long as it takes, and then by openraft, whom they answer at once. Until
-//! then nobody else stands: who gives a vote waits for what comes of it, the longer the slower its disk is.
+//! too, the others are asked for their votes first, for as long as it takes, and then by openraft, whom they answer at once. Meanwhile
+//! nobody else stands: who gives a vote waits for what comes of it, the longer the slower its disk is. Of two that stand at once one gives way.
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use futures_util::stream::FuturesUnordered;
 use openraft::ServerState;
 use openraft::error::RaftError;
 use openraft::raft::{VoteRequest, VoteResponse};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::log_store::LogStore;
 use super::network::{Call, Peers, Reply};
@@ -59,18 +60,38 @@ pub(crate) struct Elections {
 struct VoteSince {
     vote: Vote,
     since: Instant,
-    /// When this member began to stand for election, which changes the vote once that is on stable storage.
-    stood: Option<Instant>,
+    /// What this member stands for election with, and since when: its vote will be that once it is on stable storage.
+    stands: Option<(Vote, Instant)>,
     /// How many votes are being given to others.
     giving: usize,
-    /// How long the last one took that was given to another, or to this member.
+    /// How long votes took at most since there was a leader.
     took: Duration,
 }
 
 impl VoteSince {
-    /// Whether nobody else is being elected, as far as this member knows.
+    /// Whether nobody is being elected, as far as this member knows.
     fn is_free(&self) -> bool {
-        self.giving == 0 && self.stood.is_none_or(|stood| stood.elapsed() >= BEGUN_MAX)
+        let is_decided = self.vote.is_committed() || self.since.elapsed() >= self.patience();
+        self.giving == 0 && self.stands().is_none() && is_decided
+    }
+
+    /// What this member stands for election with.
+    fn stands(&self) -> Option<Vote> {
+        self.stands.filter(|(_, since)| since.elapsed() < BEGUN_MAX).map(|(vote, _)| vote)
+    }
+
+    /// How long it may take until whoever got a vote is heard of, by how long that one took.
+    fn patience(&self) -> Duration {
+        (self.took * SYNCS).min(BEGUN_MAX)
+    }
+}
+
+/// This member stands for election, for as long as this is held.
+struct Standing<'a>(&'a Elections);
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.0.lock().stands = None;
     }
 }
 
@@ -94,9 +115,10 @@ impl Elections {
         timings: &Timings,
     ) -> Elections {
         let (vote, since) = (raft.metrics().borrow().vote, Instant::now());
-        let vote = Mutex::new(VoteSince { vote, since, stood: None, giving: 0, took: Duration::ZERO });
+        let vote = Mutex::new(VoteSince { vote, since, stands: None, giving: 0, took: Duration::ZERO });
         let (lease, pause) = (timings.election.1, timings.election);
-        let (margin, turn) = (timings.heartbeat / 2, timings.heartbeat);
+        // One of them may have heard a heartbeat more than the next one.
+        let (margin, turn) = (timings.heartbeat / 2, timings.heartbeat * 3 / 2);
         Elections { node_id, raft, log, peers, shared, lease, pause, margin, turn, vote }
     }
 
@@ -152,7 +174,7 @@ impl Elections {
 
     /// Whether this member would vote for one whose log ends with `last`.
     pub fn would_vote(&self, last: Option<LogId>) -> bool {
-        self.note(self.raft.server_metrics().borrow().vote);
+        self.standing();
         let now = Instant::now();
         let leads = {
             let metrics = self.raft.metrics();
@@ -163,65 +185,96 @@ impl Elections {
         !leads && self.lock().is_free() && self.lease_ends() <= now && last >= self.log.ends().1
     }
 
-    /// What Raft answers to one that stands for election.
+    /// What Raft answers to one that stands for election. While this member stands itself, with a greater vote, it gives none.
     ///
     /// # Errors
     /// Raft's, when it has stopped.
     pub async fn vote(&self, request: VoteRequest<NodeId>) -> Result<VoteResponse<NodeId>, RaftError<NodeId>> {
-        let is_synced = self.log.vote().is_some_and(|own| own >= request.vote);
+        let (own, last) = (self.log.vote(), self.log.ends().1);
+        let is_synced = own.is_some_and(|own| own >= request.vote);
+        let _giving = {
+            let mut state = self.lock();
+            if state.stands().is_some_and(|stands| stands > request.vote) {
+                return Ok(VoteResponse::new(own.unwrap_or_default(), last, false));
+            }
+            state.giving += 1;
+            Giving(self)
+        };
         let begun = Instant::now();
-        self.lock().giving += 1;
-        let _giving = Giving(self);
         let response = self.raft.vote(request).await?;
         if response.vote_granted && !is_synced {
-            self.lock().took = begun.elapsed().min(BEGUN_MAX);
+            self.took(begun.elapsed());
         }
         Ok(response)
     }
 
-    /// Stands for election if a majority would vote for this member, and then does.
+    /// Stands for election, unless somebody else does: the leader wishes to be succeeded by this member.
+    pub async fn campaign(&self) {
+        let before = self.standing();
+        if before.1 == ServerState::Follower {
+            self.elect(before).await;
+        }
+    }
+
+    /// Stands for election if a majority would vote for this member.
     async fn stand(&self) {
         // One whose state is damaged must not decide what comes of writes, if others can.
         if self.shared.damage.borrow().is_some() && !self.is_alone() {
             return;
         }
-        let now = || {
-            let metrics = self.raft.server_metrics();
-            let metrics = metrics.borrow();
-            (metrics.vote, metrics.state, self.shared.heard.last())
-        };
-        let before = now();
-        let (vote, state, _) = before;
-        if !self.lock().is_free() || !self.would_be_elected().await || now() != before || !self.begin() {
+        let (before, heard) = (self.standing(), self.shared.heard.last());
+        if !matches!(before.1, ServerState::Follower | ServerState::Candidate) || !self.lock().is_free() {
             return;
         }
-        tracing::info!("no leader is heard of: this member stands for election");
-        // One that stands already may still be elected in its term, and openraft does not cope with votes for its own node in a later one. It is not
-        // asked twice, therefore, and has to hope for quick disks; another member has its turn as well.
-        if state != ServerState::Candidate && (!self.is_voted_for(vote).await || now() != before) {
-            self.lock().stood = None;
-            return;
-        }
-        self.lock().stood = Some(Instant::now());
-        if let Err(error) = self.raft.trigger().elect().await {
-            tracing::debug!(%error, "this member could not stand for election");
+        if self.would_be_elected().await && (self.standing(), self.shared.heard.last()) == (before, heard) {
+            self.elect(before).await;
         }
     }
 
-    /// Notes that this member stands for election, unless somebody else does.
-    fn begin(&self) -> bool {
-        let mut state = self.lock();
-        let is_free = state.is_free();
-        if is_free {
-            state.stood = Some(Instant::now());
+    /// Has this member elected, which has that vote and that state, unless something else comes of that meanwhile.
+    async fn elect(&self, before: (Vote, ServerState)) {
+        let (own, state) = before;
+        let vote = Vote::new(own.leader_id.term + 1, self.node_id);
+        let Some(standing) = self.begin(vote) else { return };
+        // One that stands already may still be elected in its term, and openraft does not cope with votes for its own node in a later one. Others
+        // are not asked before Raft does, therefore: disks have to be quick this time. If they are not, another member stands before this one does again.
+        let is_asked = state == ServerState::Candidate || self.is_voted_for(own, vote).await;
+        if !is_asked || self.standing() != before || self.lock().giving > 0 {
+            return;
         }
-        is_free
+        tracing::info!(?vote, "this member stands for election");
+        self.lock().stands = Some((vote, Instant::now()));
+        match self.raft.trigger().elect().await {
+            // Until its vote has changed.
+            Ok(()) => std::mem::forget(standing),
+            Err(error) => tracing::debug!(%error, "this member could not stand for election"),
+        }
+    }
+
+    /// The vote of this member, and what it is.
+    fn standing(&self) -> (Vote, ServerState) {
+        let (vote, state) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow();
+            (metrics.vote, metrics.state)
+        };
+        self.note(vote);
+        (vote, state)
+    }
+
+    /// Notes that this member stands for election with `vote`, unless somebody else does.
+    fn begin(&self, vote: Vote) -> Option<Standing<'_>> {
+        let mut state = self.lock();
+        state.is_free().then(|| {
+            state.stands = Some((vote, Instant::now()));
+            Standing(self)
+        })
     }
 
     /// Whether a majority would vote for this member.
     async fn would_be_elected(&self) -> bool {
         let last = self.log.ends().1;
-        self.has_majority(|id, peer: Peer| async move {
+        self.has_majority(|id, peer| async move {
             let answer = timeout(self.pause.0, self.peers.call(id, &peer.address, Call::PreVote(last))).await;
             // One of an earlier build does not know the question.
             matches!(answer, Ok(Ok(Reply::WouldVote(true) | Reply::Failed(_))))
@@ -229,52 +282,64 @@ impl Elections {
         .await
     }
 
-    /// Whether a majority votes for this member in the term after that of its own vote, which is to stay as it is meanwhile. This counts for nothing
-    /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync.
-    async fn is_voted_for(&self, own: Vote) -> bool {
-        let request = VoteRequest::new(Vote::new(own.leader_id.term + 1, self.node_id), self.log.ends().1);
-        let given = self.has_majority(|id, peer: Peer| {
-            let call = Call::Vote(request.clone());
+    /// Whether a majority gives `vote`, which is of the term after this member's `own`; that is to stay as it is meanwhile. This counts for nothing
+    /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync. So it does where somebody has
+    /// a later vote: then it is Raft that has to learn of that.
+    async fn is_voted_for(&self, own: Vote, vote: Vote) -> bool {
+        let (last, heard, has_later) = (self.log.ends().1, self.shared.heard.last(), AtomicBool::new(false));
+        let given = self.has_majority(|id, peer| {
+            let has_later = &has_later;
             async move {
-                let answer = timeout(BEGUN_MAX, self.peers.call(id, &peer.address, call)).await;
-                matches!(answer, Ok(Ok(Reply::Vote(VoteResponse { vote_granted: true, .. }))))
+                loop {
+                    let call = Call::Vote(VoteRequest::new(vote, last));
+                    let Ok(Reply::Vote(answer)) = self.peers.call(id, &peer.address, call).await else { return false };
+                    has_later.fetch_or(answer.vote > vote, Ordering::Relaxed);
+                    let is_final = answer.vote > vote || answer.last_log_id > last;
+                    if answer.vote_granted || is_final || self.shared.heard.last() != heard {
+                        return answer.vote_granted;
+                    }
+                    // Its lease is over later than this member's.
+                    sleep(self.margin).await;
+                }
             }
         });
         let begun = Instant::now();
         let mut metrics = self.raft.server_metrics();
         let given = tokio::select! {
-            given = given => given,
-            _ = metrics.wait_for(|now| now.vote != own) => false,
+            given = timeout(BEGUN_MAX, given) => given == Ok(true),
+            _ = metrics.wait_for(|now| now.vote != own) => return false,
         };
         if given {
-            self.lock().took = begun.elapsed();
+            self.took(begun.elapsed());
         }
-        given
+        given || has_later.into_inner()
     }
 
-    /// Asks all other voters at once, and waits for as many as are needed for a majority together with this one.
+    /// Asks all other voters at once, and waits for as many as are needed for a majority together with this one, or until there can be none.
     async fn has_majority<A: Future<Output = bool>>(&self, ask: impl Fn(NodeId, Peer) -> A) -> bool {
         let membership = Arc::clone(&self.raft.server_metrics().borrow().membership_config);
         let membership = membership.membership();
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        if !voters.contains(&self.node_id) {
+        let mut possible: BTreeSet<NodeId> = membership.voter_ids().collect();
+        if !possible.contains(&self.node_id) {
             return false;
         }
         let mut willing = BTreeSet::from([self.node_id]);
-        let others = membership.nodes().filter(|(id, _)| **id != self.node_id && voters.contains(id));
+        let others = membership.nodes().filter(|(id, _)| **id != self.node_id && possible.contains(id));
         let mut asked: FuturesUnordered<_> = others
             .map(|(&id, peer)| {
                 let answer = ask(id, peer.clone());
-                async move { answer.await.then_some(id) }
+                async move { (id, answer.await) }
             })
             .collect();
-        while !is_majority(membership.get_joint_config(), &willing) {
+        let is_majority = |of: &BTreeSet<NodeId>| is_majority(membership.get_joint_config(), of);
+        while !is_majority(&willing) && is_majority(&possible) {
             match asked.next().await {
-                Some(answer) => willing.extend(answer),
+                Some((id, true)) => _ = willing.insert(id),
+                Some((id, false)) => _ = possible.remove(&id),
                 None => return false,
             }
         }
-        true
+        is_majority(&willing)
     }
 
     /// Done when the lease is over and, since then and since it was `tried` last, a random time, and after a vote as long as it may take until who got it
@@ -295,10 +360,14 @@ impl Elections {
         }
     }
 
-    /// How long is waited at least for what comes of this member's vote: nothing more does of that for a leader.
+    /// How long is waited at least for what comes of this member's vote, unless that is for a leader already. Who stood in vain lets others go first.
     fn least(&self) -> Duration {
-        let VoteSince { vote, took, .. } = *self.lock();
-        if vote.is_committed() { Duration::ZERO } else { self.lease.max(took * SYNCS) }
+        let state = *self.lock();
+        match state.vote.leader_id.voted_for() {
+            _ if state.vote.is_committed() => Duration::ZERO,
+            Some(id) if id == self.node_id => self.lease.max(state.patience() * 2),
+            _ => self.lease.max(state.patience()),
+        }
     }
 
     /// Whether nobody else votes.
@@ -318,9 +387,19 @@ impl Elections {
 
     fn note(&self, vote: Vote) {
         let mut known = self.lock();
-        if known.vote != vote {
-            *known = VoteSince { vote, since: Instant::now(), stood: None, ..*known };
+        if known.vote == vote {
+            return;
         }
+        let own =
+            known.stands.filter(|(stands, _)| *stands == vote).map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        let took = if vote.is_committed() { Duration::ZERO } else { known.took.max(own) };
+        *known = VoteSince { vote, since: Instant::now(), stands: None, took, ..*known };
+    }
+
+    /// Notes how long a vote took.
+    fn took(&self, time: Duration) {
+        let mut state = self.lock();
+        state.took = state.took.max(time);
     }
 
     fn lock(&self) -> MutexGuard<'_, VoteSince> {
@@ -367,6 +446,43 @@ mod tests {
         assert!(!elections.would_vote(Some(LogId::new(CommittedLeaderId::new(0, 9), u64::MAX))), "of an earlier term");
     }
 
+    /// Or they would vote for one another, and then both wait for that to be of use.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_two_that_stand_at_once_one_gives_way() {
+        let mut cluster = Cluster::new(3).await;
+        let leader = cluster.leader().await;
+        let one = leader % 3 + 1;
+        cluster.isolate(one);
+        cluster.kill(leader).await;
+        let inner = cluster.db(one).inner.clone();
+        let (elections, last) = (&inner.service.elections, inner.log.ends().1);
+        let vote = |term, id| VoteRequest::new(Vote::new(term, id), last);
+        let term = elections.standing().0.leader_id.term + 1;
+        until("it may stand", async || elections.begin(Vote::new(term, 9)).map(std::mem::forget).is_some()).await;
+        assert!(elections.begin(Vote::new(term, 9)).is_none(), "it does already");
+        assert!(!elections.vote(vote(term, 8)).await.unwrap().vote_granted);
+        until("its lease is over", async || elections.vote(vote(term, 10)).await.unwrap().vote_granted).await;
+        assert!(elections.standing().0 == Vote::new(term, 10) && elections.lock().stands.is_none());
+    }
+
+    /// One of which a majority knows too little to be asked by it: its log is shorter than that of the only other one that is left.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_later_vote_of_one_that_cannot_be_elected_stops_nobody() {
+        let mut cluster = Cluster::new(3).await;
+        cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+        let leader = cluster.leader().await;
+        let (longer, shorter) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+        cluster.isolate(shorter);
+        cluster.db(longer).execute("INSERT INTO t VALUES (1)", ()).await.unwrap();
+        cluster.kill(leader).await;
+        let (inner, last) = (cluster.db(shorter).inner.clone(), cluster.db(longer).inner.log.ends().1);
+        let elections = &inner.service.elections;
+        let later = VoteRequest::new(Vote::new(elections.standing().0.leader_id.term + 5, leader), last);
+        until("it votes", async || elections.vote(later.clone()).await.unwrap().vote_granted).await;
+        cluster.heal();
+        until("the other one leads", async || cluster.db(longer).status().is_leader()).await;
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_voter_that_is_cut_off_counts_no_terms_up() {
         let cluster = Cluster::new(3).await;
@@ -376,7 +492,7 @@ mod tests {
         until("it knows of no leader", async || cluster.db(away).status().leader.is_none()).await;
         let term = cluster.db(away).status().term;
         // It would stand three times a second.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(2)).await;
         assert_eq!(cluster.db(away).status().term, term);
         cluster.heal();
         until("it follows", async || cluster.db(away).status().leader.is_some()).await;

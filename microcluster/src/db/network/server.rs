@@ -229,9 +229,9 @@ async fn run(service: &Service, submits: &Semaphore, followed: Option<&Mutex<Opt
         Call::Campaign if service.shared.damage.borrow().is_some() => {
             Reply::Failed("the state of this member is damaged".to_owned())
         }
-        Call::Campaign => match service.raft.trigger().elect().await {
-            Ok(()) => Reply::Campaigning,
-            Err(error) => Reply::Failed(error.to_string()),
-        },
+        Call::Campaign => {
+            service.elections.campaign().await;
+            Reply::Campaigning
+        }
     }
 }

@@ -335,15 +335,30 @@ async fn disks_that_are_slow_together_elect_a_leader_too() {
     let mut cluster = Cluster::new(3).await;
     cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
     let leader = cluster.leader().await;
-    cluster.kill(leader).await;
     let left: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
     for id in &left {
         cluster.db(*id).inner.log.slow_down(Duration::from_millis(900));
     }
+    cluster.kill(leader).await;
     for id in left {
         let written = async || cluster.db(id).execute("INSERT INTO t VALUES (1)", ()).await.is_ok();
         until("a leader is elected", written).await;
     }
+}
+
+/// The leader may give up waiting before that; it leaves a cluster that elects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_are_slow_together_let_the_leadership_be_handed_over_too() {
+    let cluster = Cluster::new(3).await;
+    cluster.db(1).execute("CREATE TABLE t(a)", ()).await.unwrap();
+    let leader = cluster.leader().await;
+    for id in 1..=3 {
+        cluster.db(id).inner.log.slow_down(Duration::from_millis(900));
+    }
+    cluster.db(leader).transfer_leadership().await.ok();
+    until("another one leads", async || cluster.leader().await != leader).await;
+    let written = async || cluster.db(leader).execute("INSERT INTO t VALUES (1)", ()).await.is_ok();
+    until("it takes writes", written).await;
 }
 
 /// A disk that needs longer for a sync than a leader is waited for: of the followers, and of all.
