@@ -9,20 +9,21 @@
 //! majority as ever, and who has heard of the leader during the lease does not vote.
 //!
 //! A vote is synced before it counts, and openraft waits for one no longer than for a lease. So that disks which are slower than that elect a leader
-//! too, the others are asked for their votes first, for as long as it takes, and then by openraft, whom they answer at once. Meanwhile
+//! too, the others are asked for their votes first, for up to [`BEGUN_MAX`], and then by openraft, whom they answer at once. Meanwhile
 //! nobody else stands: who gives a vote waits for what comes of it, the longer the slower its disk is. Of two that stand at once one gives way.
+//! Where openraft asked in vain all the same, this member steps back, and begins anew.
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use openraft::ServerState;
 use openraft::error::RaftError;
 use openraft::raft::{VoteRequest, VoteResponse};
+use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::log_store::LogStore;
@@ -34,8 +35,10 @@ use super::writer::Shared;
 
 /// For how long nothing else is done about an election that was begun, and how long votes may take.
 const BEGUN_MAX: Duration = Duration::from_secs(5);
-/// How often whoever is elected syncs before it can be heard of, and once more: its own vote, and that it leads.
+/// The syncs until whoever is elected is heard of: its own vote, that it leads, and one to spare.
 const SYNCS: u32 = 3;
+/// Whom a vote is for that is for nobody.
+const NOBODY: NodeId = NodeId::MAX;
 
 /// Decides when this member stands for election, and whether another one may.
 pub(crate) struct Elections {
@@ -71,7 +74,7 @@ struct VoteSince {
 impl VoteSince {
     /// Whether nobody is being elected, as far as this member knows.
     fn is_free(&self) -> bool {
-        let is_decided = self.vote.is_committed() || self.since.elapsed() >= self.patience();
+        let is_decided = self.is_of_no_candidate() || self.since.elapsed() >= self.patience();
         self.giving == 0 && self.stands().is_none() && is_decided
     }
 
@@ -80,18 +83,36 @@ impl VoteSince {
         self.stands.filter(|(_, since)| since.elapsed() < BEGUN_MAX).map(|(vote, _)| vote)
     }
 
+    /// Whether there is nobody who may be elected by this vote.
+    fn is_of_no_candidate(&self) -> bool {
+        self.vote.is_committed() || self.vote.leader_id.voted_for() == Some(NOBODY)
+    }
+
     /// How long it may take until whoever got a vote is heard of, by how long that one took.
     fn patience(&self) -> Duration {
         (self.took * SYNCS).min(BEGUN_MAX)
     }
 }
 
-/// This member stands for election, for as long as this is held.
-struct Standing<'a>(&'a Elections);
+/// This member stands for election with that vote, for as long as this is held.
+struct Standing<'a>(&'a Elections, (Vote, Instant));
+
+impl Standing<'_> {
+    /// Makes sure that no vote is being given to another, nor will be while Raft is about to stand.
+    fn renew(&mut self) -> bool {
+        let mut state = self.0.lock();
+        if state.giving > 0 || state.stands != Some(self.1) {
+            return false;
+        }
+        self.1.1 = Instant::now();
+        state.stands = Some(self.1);
+        true
+    }
+}
 
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
-        self.0.lock().stands = None;
+        self.0.lock().stands.take_if(|stands| *stands == self.1);
     }
 }
 
@@ -223,31 +244,45 @@ impl Elections {
             return;
         }
         let (before, heard) = (self.standing(), self.shared.heard.last());
-        if !matches!(before.1, ServerState::Follower | ServerState::Candidate) || !self.lock().is_free() {
+        if !self.lock().is_free() {
             return;
         }
-        if self.would_be_elected().await && (self.standing(), self.shared.heard.last()) == (before, heard) {
-            self.elect(before).await;
+        match before.1 {
+            ServerState::Candidate => self.step_back(before.0).await,
+            ServerState::Follower if self.would_be_elected().await => {
+                if (self.standing(), self.shared.heard.last()) == (before, heard) {
+                    self.elect(before).await;
+                }
+            }
+            _ => {}
         }
     }
 
-    /// Has this member elected, which has that vote and that state, unless something else comes of that meanwhile.
+    /// Has this member elected, a follower with that vote, unless something else comes of that meanwhile.
     async fn elect(&self, before: (Vote, ServerState)) {
-        let (own, state) = before;
+        let (own, heard) = (before.0, self.shared.heard.last());
         let vote = Vote::new(own.leader_id.term + 1, self.node_id);
-        let Some(standing) = self.begin(vote) else { return };
-        // One that stands already may still be elected in its term, and openraft does not cope with votes for its own node in a later one. Others
-        // are not asked before Raft does, therefore: disks have to be quick this time. If they are not, another member stands before this one does again.
-        let is_asked = state == ServerState::Candidate || self.is_voted_for(own, vote).await;
-        if !is_asked || self.standing() != before || self.lock().giving > 0 {
+        let Some(mut standing) = self.begin(vote) else { return };
+        let is_asked = self.is_voted_for(own, vote).await;
+        // Raft may be about to follow another one.
+        let is_led = || self.shared.heard.last() != heard && self.shared.heard.leader() > Some(own);
+        if !is_asked || self.standing() != before || is_led() || !standing.renew() {
             return;
         }
         tracing::info!(?vote, "this member stands for election");
-        self.lock().stands = Some((vote, Instant::now()));
         match self.raft.trigger().elect().await {
             // Until its vote has changed.
             Ok(()) => std::mem::forget(standing),
             Err(error) => tracing::debug!(%error, "this member could not stand for election"),
+        }
+    }
+
+    /// Ends a candidacy with `own` of which nothing came, by a vote for nobody. Asked to stand once more, Raft would do so in the next term at once. Nobody can be
+    /// asked for that before: openraft does not cope with votes for its own node in a later term than it is elected in, as it still may be.
+    async fn step_back(&self, own: Vote) {
+        let nobody = VoteRequest::new(Vote::new(own.leader_id.term, NOBODY), self.log.ends().1);
+        if let Err(error) = self.raft.vote(nobody).await {
+            tracing::debug!(%error, "this member could not step back from an election");
         }
     }
 
@@ -265,10 +300,7 @@ impl Elections {
     /// Notes that this member stands for election with `vote`, unless somebody else does.
     fn begin(&self, vote: Vote) -> Option<Standing<'_>> {
         let mut state = self.lock();
-        state.is_free().then(|| {
-            state.stands = Some((vote, Instant::now()));
-            Standing(self)
-        })
+        state.is_free().then(|| Standing(self, *state.stands.insert((vote, Instant::now()))))
     }
 
     /// Whether a majority would vote for this member.
@@ -283,36 +315,39 @@ impl Elections {
     }
 
     /// Whether a majority gives `vote`, which is of the term after this member's `own`; that is to stay as it is meanwhile. This counts for nothing
-    /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync. So it does where somebody has
+    /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync. Also true where somebody has
     /// a later vote: then it is Raft that has to learn of that.
     async fn is_voted_for(&self, own: Vote, vote: Vote) -> bool {
-        let (last, heard, has_later) = (self.log.ends().1, self.shared.heard.last(), AtomicBool::new(false));
+        let (last, heard, later) = (self.log.ends().1, self.shared.heard.last(), Notify::new());
         let given = self.has_majority(|id, peer| {
-            let has_later = &has_later;
+            let later = &later;
             async move {
                 loop {
+                    let begun = Instant::now();
                     let call = Call::Vote(VoteRequest::new(vote, last));
                     let Ok(Reply::Vote(answer)) = self.peers.call(id, &peer.address, call).await else { return false };
-                    has_later.fetch_or(answer.vote > vote, Ordering::Relaxed);
-                    let is_final = answer.vote > vote || answer.last_log_id > last;
-                    if answer.vote_granted || is_final || self.shared.heard.last() != heard {
-                        return answer.vote_granted;
+                    if answer.vote_granted {
+                        self.took(begun.elapsed());
+                        return true;
                     }
-                    // Its lease is over later than this member's.
+                    if answer.vote > vote {
+                        later.notify_one();
+                    }
+                    if answer.vote > vote || answer.last_log_id > last || self.shared.heard.last() != heard {
+                        return false;
+                    }
+                    // Its lease is over later than this member's, or it stands too and is to win.
                     sleep(self.margin).await;
                 }
             }
         });
-        let begun = Instant::now();
         let mut metrics = self.raft.server_metrics();
-        let given = tokio::select! {
-            given = timeout(BEGUN_MAX, given) => given == Ok(true),
-            _ = metrics.wait_for(|now| now.vote != own) => return false,
-        };
-        if given {
-            self.took(begun.elapsed());
+        tokio::select! {
+            biased;
+            _ = metrics.wait_for(|now| now.vote != own) => false,
+            () = later.notified() => true,
+            given = timeout(BEGUN_MAX, given) => given == Ok(true) || later.notified().now_or_never().is_some(),
         }
-        given || has_later.into_inner()
     }
 
     /// Asks all other voters at once, and waits for as many as are needed for a majority together with this one, or until there can be none.
@@ -342,17 +377,21 @@ impl Elections {
         is_majority(&willing)
     }
 
-    /// Done when the lease is over and, since then and since it was `tried` last, a random time, and after a vote as long as it may take until who got it
-    /// is heard of. The only voter does without that at first.
+    /// Done when the lease is over, after a vote as long as it may take until who got it is heard of, and since then and since it was `tried` last a random
+    /// time. The only voter does without that at first.
     async fn due(&self, tried: Option<Instant>) {
         let pause = match tried {
             None if self.is_alone() => None,
             _ => Some(rand::random_range(self.pause.0..self.pause.1)),
         };
         loop {
-            let ended = self.lease_ends();
-            let pause = pause.map_or(Duration::ZERO, |pause| pause + self.least());
-            let due = tried.map_or(ended, |tried| tried.max(ended)) + pause;
+            let due = pause.map_or_else(
+                || self.lease_ends(),
+                |pause| {
+                    let ended = self.lease_ends() + self.least();
+                    tried.map_or(ended, |tried| tried.max(ended)) + pause
+                },
+            );
             if due <= Instant::now() {
                 return;
             }
@@ -360,11 +399,11 @@ impl Elections {
         }
     }
 
-    /// How long is waited at least for what comes of this member's vote, unless that is for a leader already. Who stood in vain lets others go first.
+    /// How long is waited at least for what comes of this member's vote. Who stood in vain lets others go first.
     fn least(&self) -> Duration {
         let state = *self.lock();
         match state.vote.leader_id.voted_for() {
-            _ if state.vote.is_committed() => Duration::ZERO,
+            _ if state.is_of_no_candidate() => Duration::ZERO,
             Some(id) if id == self.node_id => self.lease.max(state.patience() * 2),
             _ => self.lease.max(state.patience()),
         }
@@ -387,7 +426,8 @@ impl Elections {
 
     fn note(&self, vote: Vote) {
         let mut known = self.lock();
-        if known.vote == vote {
+        // It only grows; who notes it may have looked at it a while ago.
+        if known.vote >= vote {
             return;
         }
         let own =
@@ -458,14 +498,16 @@ mod tests {
         let (elections, last) = (&inner.service.elections, inner.log.ends().1);
         let vote = |term, id| VoteRequest::new(Vote::new(term, id), last);
         let term = elections.standing().0.leader_id.term + 1;
+        until("its lease is over", async || elections.lease_ends() <= Instant::now()).await;
         until("it may stand", async || elections.begin(Vote::new(term, 9)).map(std::mem::forget).is_some()).await;
         assert!(elections.begin(Vote::new(term, 9)).is_none(), "it does already");
         assert!(!elections.vote(vote(term, 8)).await.unwrap().vote_granted);
-        until("its lease is over", async || elections.vote(vote(term, 10)).await.unwrap().vote_granted).await;
-        assert!(elections.standing().0 == Vote::new(term, 10) && elections.lock().stands.is_none());
+        until("it votes", async || elections.vote(vote(term, 10)).await.unwrap().vote_granted).await;
+        until("its vote is known", async || elections.standing().0 == Vote::new(term, 10)).await;
+        assert!(elections.lock().stands.is_none());
     }
 
-    /// One of which a majority knows too little to be asked by it: its log is shorter than that of the only other one that is left.
+    /// It cannot be elected itself, for its log is shorter than that of the other one, which has to learn of that vote.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_later_vote_of_one_that_cannot_be_elected_stops_nobody() {
         let mut cluster = Cluster::new(3).await;
@@ -481,6 +523,26 @@ mod tests {
         until("it votes", async || elections.vote(later.clone()).await.unwrap().vote_granted).await;
         cluster.heal();
         until("the other one leads", async || cluster.db(longer).status().is_leader()).await;
+    }
+
+    /// It would stand in one term after the other without an answer in time, where disks are slow.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_stood_in_vain_steps_back() {
+        let mut cluster = Cluster::new(3).await;
+        let leader = cluster.leader().await;
+        let one = leader % 3 + 1;
+        cluster.isolate(one);
+        cluster.kill(leader).await;
+        let inner = cluster.db(one).inner.clone();
+        let elections = &inner.service.elections;
+        inner.raft.trigger().elect().await.unwrap();
+        until("it stands", async || elections.standing().1 == ServerState::Candidate).await;
+        let term = elections.standing().0.leader_id.term;
+        until("it stepped back", async || elections.standing().1 == ServerState::Follower).await;
+        assert_eq!(elections.standing().0, Vote::new(term, NOBODY));
+        cluster.heal();
+        cluster.leader().await;
+        cluster.db(one).execute("CREATE TABLE t(a)", ()).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -123,8 +123,10 @@ impl Database {
             });
             let Some((id, peer)) = best.and_then(|id| Some((*id, status.nodes.get(id)?))) else { break };
             let ask = async {
-                let asked = self.inner.peers.call(id, &peer.address, Call::Campaign).await;
-                if let Err(error) = asked {
+                // Who was asked before may be about to lead.
+                if status.is_leader()
+                    && let Err(error) = self.inner.peers.call(id, &peer.address, Call::Campaign).await
+                {
                     tracing::debug!(%error, "the successor could not be asked");
                 }
                 let other_leads = |status: &Status| status.leader.is_some_and(|leader| leader != status.node_id);

@@ -141,7 +141,8 @@ impl Heard {
         self.lock().map(|(at, _)| at)
     }
 
-    fn leader(&self) -> Option<Vote> {
+    /// Which one that was.
+    pub fn leader(&self) -> Option<Vote> {
         self.lock().map(|(_, vote)| vote).filter(Vote::is_committed)
     }
 
