@@ -354,6 +354,7 @@ mod tests {
         assert_eq!(warned(None), [""; 0]);
         assert_eq!(warned(Some((2, 3, true))), [""; 0], "its entries are here");
         assert_eq!(warned(Some((1, 9, false))), [""; 0], "it has stood for election itself");
+        assert_eq!(warned(Some((u64::MAX, 9, false))), [""; 0], "in vain");
         for (id, has_led, expected) in [
             (2, true, "c2 led in term 5, and the log here ends in term 3, at entry 20"),
             (2, false, "c2 stood for election in term 5"),

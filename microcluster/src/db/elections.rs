@@ -29,7 +29,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::log_store::LogStore;
 use super::network::{Call, Peers, Reply};
 use super::options::Timings;
-use super::raft_types::{LogId, NodeId, Peer, Raft, Vote};
+use super::raft_types::{LogId, NOBODY, NodeId, Peer, Raft, Vote};
 use super::read_index::is_majority;
 use super::writer::Shared;
 
@@ -37,8 +37,6 @@ use super::writer::Shared;
 const BEGUN_MAX: Duration = Duration::from_secs(5);
 /// The syncs until whoever is elected is heard of: its own vote, that it leads, and one to spare.
 const SYNCS: u32 = 3;
-/// Whom a vote is for that is for nobody.
-const NOBODY: NodeId = NodeId::MAX;
 
 /// Decides when this member stands for election, and whether another one may.
 pub(crate) struct Elections {
@@ -98,7 +96,7 @@ impl VoteSince {
 struct Standing<'a>(&'a Elections, (Vote, Instant));
 
 impl Standing<'_> {
-    /// Makes sure that no vote is being given to another, nor will be while Raft is about to stand.
+    /// Makes sure that no vote is being given to another, nor a lesser one while Raft is about to stand.
     fn renew(&mut self) -> bool {
         let mut state = self.0.lock();
         if state.giving > 0 || state.stands != Some(self.1) {
@@ -183,6 +181,7 @@ impl Elections {
         let Some((place, last)) = place.zip(self.shared.heard.last()).filter(|_| follows) else { return };
         let turn = last + self.lease + self.margin + self.turn * place;
         tokio::select! {
+            biased;
             // Somebody else stands.
             _ = metrics.wait_for(|now| now.vote != vote) => return,
             () = sleep_until(turn.into()) => {}
@@ -247,14 +246,15 @@ impl Elections {
         if !self.lock().is_free() {
             return;
         }
+        if !matches!(before.1, ServerState::Follower | ServerState::Candidate) || !self.would_be_elected().await {
+            return;
+        }
+        if (self.standing(), self.shared.heard.last()) != (before, heard) {
+            return;
+        }
         match before.1 {
             ServerState::Candidate => self.step_back(before.0).await,
-            ServerState::Follower if self.would_be_elected().await => {
-                if (self.standing(), self.shared.heard.last()) == (before, heard) {
-                    self.elect(before).await;
-                }
-            }
-            _ => {}
+            _ => self.elect(before).await,
         }
     }
 
@@ -280,7 +280,13 @@ impl Elections {
     /// Ends a candidacy with `own` of which nothing came, by a vote for nobody. Asked to stand once more, Raft would do so in the next term at once. Nobody can be
     /// asked for that before: openraft does not cope with votes for its own node in a later term than it is elected in, as it still may be.
     async fn step_back(&self, own: Vote) {
-        let nobody = VoteRequest::new(Vote::new(own.leader_id.term, NOBODY), self.log.ends().1);
+        let last = self.log.ends().1;
+        let is_elected = last.is_some_and(|last| last.leader_id == own.leader_id);
+        // Raft has not told yet that it is: it waits for the disk.
+        if is_elected || !self.lock().is_free() {
+            return;
+        }
+        let nobody = VoteRequest::new(Vote::new(own.leader_id.term, NOBODY), last);
         if let Err(error) = self.raft.vote(nobody).await {
             tracing::debug!(%error, "this member could not step back from an election");
         }
@@ -535,11 +541,16 @@ mod tests {
         cluster.kill(leader).await;
         let inner = cluster.db(one).inner.clone();
         let elections = &inner.service.elections;
+        let own = Vote::new(elections.standing().0.leader_id.term + 1, one);
         inner.raft.trigger().elect().await.unwrap();
-        until("it stands", async || elections.standing().1 == ServerState::Candidate).await;
-        let term = elections.standing().0.leader_id.term;
-        until("it stepped back", async || elections.standing().1 == ServerState::Follower).await;
-        assert_eq!(elections.standing().0, Vote::new(term, NOBODY));
+        until("it stands", async || elections.standing() == (own, ServerState::Candidate)).await;
+        let nobody = Vote::new(own.leader_id.term, NOBODY);
+        let is_back = async || {
+            // It does so by itself when it hears that it would be elected.
+            elections.step_back(own).await;
+            elections.standing() == (nobody, ServerState::Follower)
+        };
+        until("it stepped back", is_back).await;
         cluster.heal();
         cluster.leader().await;
         cluster.db(one).execute("CREATE TABLE t(a)", ()).await.unwrap();

@@ -10,6 +10,8 @@ use super::state_machine::{IncomingSnapshot, PinnedSnapshot};
 
 /// Identifies a member in the Raft log. Taken from the log, never reused.
 pub type NodeId = u64;
+/// Whom a vote is for that is for nobody.
+pub(crate) const NOBODY: NodeId = NodeId::MAX;
 
 openraft::declare_raft_types!(
     /// How openraft is instantiated here.

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::apply::{Applier, ApplyError, Position, put_position, read_position};
 use super::damage;
 use super::log_store::{LogError, LogOptions, LogStore, LogView};
-use super::raft_types::{ERA_TERMS, LogId, NodeId, Peer, StoredMembership, Vote};
+use super::raft_types::{ERA_TERMS, LogId, NOBODY, NodeId, Peer, StoredMembership, Vote};
 use super::readers::{Readers, open_read_only};
 use super::state_file;
 use super::state_machine::{IncomingSnapshot, PinnedSnapshot, SnapshotError};
@@ -98,12 +98,13 @@ pub(crate) struct Outline {
 }
 
 impl Outline {
-    /// The member that led, or stood for election, in a later term than that of the last entry here: it may have more.
+    /// The member that led, or stood for election, in a later term than that of the last entry here: it may have more. None where that was this
+    /// member, which stood in vain.
     pub fn newer(&self) -> Option<(NodeId, u64, bool)> {
         let vote = self.vote?;
         let (candidate, term) = (vote.leader_id.voted_for()?, vote.leader_id.term);
         let last_term = self.last.map_or(0, |last| last.leader_id.term);
-        (term > last_term).then_some((candidate, term, vote.committed))
+        (term > last_term && candidate != NOBODY).then_some((candidate, term, vote.committed))
     }
 
     /// A vote as a member has it on its disk.
