@@ -11,7 +11,7 @@
 //! A vote is synced before it counts, and openraft waits for one no longer than for a lease. So that disks which are slower than that elect a leader
 //! too, the others are asked for their votes first, for up to [`BEGUN_MAX`], and then by openraft, whom they answer at once. Meanwhile
 //! nobody else stands: who gives a vote waits for what comes of it, the longer the slower its disk is. Of two that stand at once one gives way.
-//! Where openraft asked in vain all the same, this member steps back, and begins anew.
+//! Where openraft asked in vain all the same, this member steps back once a majority would vote for it, and begins anew.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -96,7 +96,7 @@ impl VoteSince {
 struct Standing<'a>(&'a Elections, (Vote, Instant));
 
 impl Standing<'_> {
-    /// Makes sure that no vote is being given to another, nor a lesser one while Raft is about to stand.
+    /// Makes sure that no vote is being given to another member, and that no lesser one will be while Raft is about to stand.
     fn renew(&mut self) -> bool {
         let mut state = self.0.lock();
         if state.giving > 0 || state.stands != Some(self.1) {
@@ -277,12 +277,14 @@ impl Elections {
         }
     }
 
-    /// Ends a candidacy with `own` of which nothing came, by a vote for nobody. Asked to stand once more, Raft would do so in the next term at once. Nobody can be
-    /// asked for that before: openraft does not cope with votes for its own node in a later term than it is elected in, as it still may be.
+    /// Ends a candidacy with `own` of which nothing came, by a vote for nobody. Asked to stand once more, Raft would do so in the next term at once. The others cannot
+    /// be asked for votes of that term before: this member may still be elected in its own, and openraft does not cope with a leader whose followers
+    /// have voted for it in a later term.
     async fn step_back(&self, own: Vote) {
         let last = self.log.ends().1;
         let is_elected = last.is_some_and(|last| last.leader_id == own.leader_id);
-        // Raft has not told yet that it is: it waits for the disk.
+        // It may be, and Raft has not told yet: it waits for the disk. Where its first entry as the leader is not in the log yet Raft refuses what it is
+        // asked below, for `last` is older than what Raft knows of: so it has to be this one.
         if is_elected || !self.lock().is_free() {
             return;
         }
@@ -322,7 +324,7 @@ impl Elections {
 
     /// Whether a majority gives `vote`, which is of the term after this member's `own`; that is to stay as it is meanwhile. This counts for nothing
     /// yet, for its own vote is not synced; but Raft, which asks them again, gets the same answer without a sync. Also true where somebody has
-    /// a later vote: then it is Raft that has to learn of that.
+    /// a greater vote: then it is Raft that has to learn of that.
     async fn is_voted_for(&self, own: Vote, vote: Vote) -> bool {
         let (last, heard, later) = (self.log.ends().1, self.shared.heard.last(), Notify::new());
         let given = self.has_majority(|id, peer| {
@@ -546,7 +548,7 @@ mod tests {
         until("it stands", async || elections.standing() == (own, ServerState::Candidate)).await;
         let nobody = Vote::new(own.leader_id.term, NOBODY);
         let is_back = async || {
-            // It does so by itself when it hears that it would be elected.
+            // By itself it does so only once a majority would vote for it, and nobody answers here.
             elections.step_back(own).await;
             elections.standing() == (nobody, ServerState::Follower)
         };

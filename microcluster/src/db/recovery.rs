@@ -98,8 +98,8 @@ pub(crate) struct Outline {
 }
 
 impl Outline {
-    /// The member that led, or stood for election, in a later term than that of the last entry here: it may have more. None where that was this
-    /// member, which stood in vain.
+    /// The member that led, or stood for election, in a later term than that of the last entry here: it may have more. It may be this one.
+    /// None where the vote is for nobody: that tells of no other log.
     pub fn newer(&self) -> Option<(NodeId, u64, bool)> {
         let vote = self.vote?;
         let (candidate, term) = (vote.leader_id.voted_for()?, vote.leader_id.term);
